@@ -1,0 +1,138 @@
+"""The queue discipline of the gate, as plain functions on values: who runs, who waits, who is turned away.
+
+Classes: FOREGROUND before BACKGROUND, first come first served inside a class. A BACKGROUND request that has waited
+`aging_seconds` counts as a FOREGROUND one that arrived when it did. Clocks are arguments, nothing here waits.
+
+`leave` is both release and give-up, so a ticket that is granted and cancelled in the same instant has no case of its
+own: leaving gives back whatever the ticket holds, a slot or a place.
+"""
+
+from bisect import bisect_left, bisect_right
+from operator import attrgetter
+from typing import NamedTuple
+
+from eidproxy.vocabulary import Priority
+
+
+class Ticket:
+    """One request's claim on a slot. `number` is its order of arrival; times are seconds of the caller's clock."""
+
+    __slots__ = ("arrived_at", "granted_at", "left", "number", "priority")
+
+    def __init__(self, number: int, priority: Priority, arrived_at: float) -> None:
+        self.number = number
+        self.priority = priority
+        self.arrived_at = arrived_at
+        self.granted_at: float | None = None
+        self.left = False
+
+
+class Admission(NamedTuple):
+    """What came of a request: its ticket (granted, waiting, or None: the queue is full) and who lost a place to it."""
+
+    ticket: Ticket | None
+    displaced: Ticket | None = None
+
+
+_by_number = attrgetter("number")
+_by_arrival = attrgetter("arrived_at")
+
+
+class AdmissionQueue:
+    """Slots and the two lines before them.
+
+    A line is a list in order of arrival: the next is at its head, a place is found by bisection. Taking one out moves
+    what stands behind it, which is one memmove and cheaper than any tree at the lengths that `max_waiting` allows.
+    """
+
+    def __init__(self, capacity: int = 1, max_waiting: int = 64, aging_seconds: float = 60.0) -> None:
+        self.capacity = capacity
+        self.max_waiting = max_waiting
+        self.aging_seconds = aging_seconds
+        """0 means that a BACKGROUND request never counts as FOREGROUND."""
+        self.holders: dict[int, Ticket] = {}
+        self._foreground: list[Ticket] = []
+        self._background: list[Ticket] = []
+        self._arrivals = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many wait in both classes."""
+        return len(self._foreground) + len(self._background)
+
+    def line(self, priority: Priority) -> list[Ticket]:
+        """Those who wait in a class, in order of arrival. The caller must not change the list."""
+        return self._foreground if priority is Priority.FOREGROUND else self._background
+
+    def request(self, priority: Priority, now: float) -> Admission:
+        """Ask for a slot: granted at once only when one is free and nobody waits, so that nobody is overtaken."""
+        ticket = Ticket(self._arrivals, priority, now)
+        displaced = None
+        if len(self.holders) < self.capacity and not self.waiting:
+            self._grant(ticket, now)
+        elif self.waiting >= self.max_waiting:
+            displaced = self._youngest_background(now) if priority is Priority.FOREGROUND else None
+            if displaced is None:
+                return Admission(None)
+            self._background.pop()
+            displaced.left = True
+            self._foreground.append(ticket)
+        else:
+            self.line(priority).append(ticket)
+        self._arrivals += 1
+        return Admission(ticket, displaced)
+
+    def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
+        """Give back what the ticket holds and return those who may run now. Leaving twice does nothing."""
+        if ticket.left:
+            return []
+        ticket.left = True
+        if ticket.granted_at is not None:
+            del self.holders[ticket.number]
+        else:
+            line = self.line(ticket.priority)
+            del line[bisect_left(line, ticket.number, key=_by_number)]
+        granted = []
+        while len(self.holders) < self.capacity and self.waiting:
+            granted.append(self._next(now))
+            self._grant(granted[-1], now)
+        return granted
+
+    def position(self, ticket: Ticket, now: float) -> int:
+        """How many slots must be given out until this waiter has one: 1 is the next. 0 for a ticket not waiting.
+
+        It can rise, when a newcomer of a better class arrives or a BACKGROUND waiter comes of age.
+        """
+        if ticket.left or ticket.granted_at is not None:
+            return 0
+        aged = self._aged(now)
+        own = bisect_left(self.line(ticket.priority), ticket.number, key=_by_number)
+        if ticket.priority is Priority.FOREGROUND:
+            older = min(bisect_left(self._background, ticket.number, key=_by_number), aged)
+            return own + older + 1
+        if own < aged:
+            return own + bisect_left(self._foreground, ticket.number, key=_by_number) + 1
+        return own + len(self._foreground) + 1
+
+    def _grant(self, ticket: Ticket, now: float) -> None:
+        ticket.granted_at = now
+        self.holders[ticket.number] = ticket
+
+    def _next(self, now: float) -> Ticket:
+        foreground, background = self._foreground, self._background
+        if not foreground:
+            return background.pop(0)
+        if self._aged(now) and background[0].number < foreground[0].number:
+            return background.pop(0)
+        return foreground.pop(0)
+
+    def _aged(self, now: float) -> int:
+        """How many of the BACKGROUND line count as FOREGROUND: its oldest part."""
+        if not self.aging_seconds or not self._background:
+            return 0
+        return bisect_right(self._background, now - self.aging_seconds, key=_by_arrival)
+
+    def _youngest_background(self, now: float) -> Ticket | None:
+        if len(self._background) > self._aged(now):
+            return self._background[-1]
+        return None

@@ -1,0 +1,301 @@
+"""The closed chunk: what of an upstream event may pass, as types. Everything else vanishes by construction.
+
+An upstream event is decoded into structs that have a field for each thing that may pass and for the few that must be
+noticed (errors, usage, the model's name). Unknown fields are skipped by the decoder and never exist as a value. What
+goes out is encoded from those structs behind a head that is the same for the whole stream.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from eidproxy.errors import reason_in_event
+from eidproxy.sse import ErrorData
+from eidproxy.vocabulary import FINISH_REASONS, Dropped, Stripped, TokenKind
+
+
+class Function(Struct, omit_defaults=True):
+    """The call of a function, or a piece of it."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(Struct, omit_defaults=True):
+    """A tool call, or a piece of it. `type` is always `function`: no other kind can be asked for."""
+
+    index: int | None = None
+    id: str | None = None
+    type: str | None = None
+    function: Function | None = None
+
+
+class Delta(Struct, omit_defaults=True):
+    """What a chunk adds to the message. `reasoning` is read and leaves as `reasoning_content`."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class Choice(Struct):
+    """One choice, both as it is read and as it is sent: `finish_reason` stands in every chunk, null until the end."""
+
+    index: int | None = 0
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Chunk(Struct):
+    choices: list[Choice] | None = None
+    model: Raw | UnsetType = UNSET
+    usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+    detail: Raw | UnsetType = UNSET
+
+
+class UpstreamFailed(Exception):
+    """The router reported an error inside the stream; `reason` is its word or `upstream_error`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_usage = msgspec.json.Decoder(_Usage).decode
+_encode = msgspec.json.Encoder().encode
+
+_KNOWN_FIELDS = frozenset(
+    {"id", "object", "created", "choices", "model", "usage", "index", "delta", "finish_reason"}
+    | {"role", "content", "reasoning_content", "reasoning", "refusal", "tool_calls"}
+)
+
+
+class Sanitizer:
+    """Reads the events of one upstream stream and rebuilds what may pass of them.
+
+    `head` is what stands before `choices` in each chunk (see `chunk_head`). The counts are for the metrics.
+    """
+
+    __slots__ = ("dropped", "finish_reason", "finished", "head", "said_done", "stripped", "tokens")
+
+    def __init__(self, head: bytes) -> None:
+        self.head = head
+        self.finish_reason: str | None = None
+        self.finished = False  # the finish reason came: nothing changes the outcome any more
+        self.said_done = False
+        self.dropped: dict[Dropped, int] = {}
+        self.stripped: dict[Stripped, int] = {}
+        self.tokens: dict[TokenKind, int] = {}
+
+    def read(self, data: bytes) -> Choice | None:
+        """Read one event's data and return what may pass of it, or None.
+
+        Raises UpstreamFailed for an error in any dialect, unless the answer is already whole.
+        """
+        if data == b"[DONE]" and type(data) is bytes:
+            self.said_done = True
+            return None
+        if type(data) is ErrorData:
+            return self._fail(data)
+        try:
+            chunk = _decode_chunk(data)
+        except msgspec.ValidationError:
+            return self._misfit(data)
+        except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
+            self._drop(Dropped.NOT_JSON if data else Dropped.EMPTY)
+            return None
+        if (chunk.error is not UNSET or chunk.detail is not UNSET) and (_says(chunk.error) or _says(chunk.detail)):
+            return self._fail(data)
+        if chunk.model is not UNSET:
+            self.stripped[Stripped.MODEL] = self.stripped.get(Stripped.MODEL, 0) + 1
+        if chunk.usage is not UNSET:
+            self._count_usage(chunk.usage)
+        choices = chunk.choices
+        if not choices or self.finished:
+            if not choices:
+                self._drop(Dropped.EMPTY)
+            return None
+        choice = choices[0]
+        if choice.index:
+            # Only index 0 is read; a router that ignores n=1 may send others, and in any order.
+            for choice in choices:
+                if not choice.index:
+                    break
+            else:
+                self._drop(Dropped.EMPTY)
+                return None
+        self._close(choice, data)
+        return choice
+
+    def encode(self, choice: Choice) -> bytes:
+        """One choice as an event of the stream."""
+        return self.head + _encode(choice) + b"]}\n\n"
+
+    def _close(self, choice: Choice, data: bytes) -> None:
+        """Bring the values of what passes into their closed sets."""
+        choice.index = 0
+        delta = choice.delta
+        if delta is None:
+            delta = choice.delta = Delta()
+        elif delta.role is not None:
+            delta.role = "assistant"
+        if delta.reasoning is not None:
+            if delta.reasoning_content is None:
+                delta.reasoning_content = delta.reasoning
+            delta.reasoning = None
+        if delta.tool_calls is not None:
+            for at, call in enumerate(delta.tool_calls):
+                if call.index is None:
+                    call.index = at
+                if call.type is not None:
+                    call.type = "function"
+        if choice.finish_reason is not None:
+            if choice.finish_reason not in FINISH_REASONS:
+                choice.finish_reason = "stop"
+            self.finish_reason = choice.finish_reason
+            self.finished = True
+        if self.finished or Stripped.OTHER not in self.stripped:
+            self._count_others(data)
+
+    def _count_others(self, data: bytes) -> None:
+        """Count the unknown fields of an event. Done until the first is found and for the last event of a stream.
+
+        The decoder skips unknown fields without a trace, which is what makes it safe and fast; a second, full decode of
+        each event would double its cost only to count.
+        """
+        value: dict[str, Any] = _parsed(data) or {}
+        unknown = len(value.keys() - _KNOWN_FIELDS)
+        for choice in value.get("choices") or ():
+            unknown += len(choice.keys() - _KNOWN_FIELDS) + len((choice.get("delta") or {}).keys() - _KNOWN_FIELDS)
+        self.stripped[Stripped.OTHER] = self.stripped.get(Stripped.OTHER, 0) + unknown
+
+    def _count_usage(self, raw: Raw) -> None:
+        self.stripped[Stripped.USAGE] = self.stripped.get(Stripped.USAGE, 0) + 1
+        try:
+            usage = _decode_usage(raw)
+        except (ValueError, RecursionError):
+            return  # usage is only for the metrics: a strange one costs nobody the text beside it
+        # The last usage of a stream is its sum; servers that send one in every chunk count up.
+        self.tokens = {
+            TokenKind.PROMPT: max(usage.prompt_tokens, 0),
+            TokenKind.COMPLETION: max(usage.completion_tokens, 0),
+        }
+
+    def _misfit(self, data: bytes) -> None:
+        """An event that is JSON but no chunk: an error whose other fields have strange types, or nothing of use."""
+        value = _parsed(data)
+        if isinstance(value, dict) and (value.get("error") is not None or value.get("detail") is not None):
+            return self._fail(data)
+        self._drop(Dropped.NOT_OBJECT)
+        return None
+
+    def _fail(self, data: bytes) -> None:
+        if not self.finished:
+            raise UpstreamFailed(reason_in_event(data))
+
+    def _drop(self, kind: Dropped) -> None:
+        self.dropped[kind] = self.dropped.get(kind, 0) + 1
+
+
+def _says(field: Raw | UnsetType) -> bool:
+    return field is not UNSET and bytes(field) != b"null"
+
+
+def _parsed(data: bytes) -> Any:
+    """The whole value, or None where a part that the typed decoder skips is not valid."""
+    try:
+        return msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def chunk_head(request_id: str, created: int, model: str) -> bytes:
+    """What each chunk of a stream begins with, up to the open bracket of `choices`."""
+    head = {"id": f"chatcmpl-{request_id}", "object": "chat.completion.chunk", "created": created, "model": model}
+    return b"data: " + _encode(head)[:-1] + b',"choices":['
+
+
+def progress_chunk(head: bytes, eid: dict[str, str | int | None]) -> bytes:
+    """A chunk without a choice that tells where the request stands."""
+    return head + b'],"eid":' + _encode(eid) + b"}\n\n"
+
+
+class _Call(Struct):
+    id: str | None = None
+    name: str | None = None
+    arguments: list[str] = []
+
+
+class Completion:
+    """Gathers the choices of a stream into the one message of a caller that asked for no stream."""
+
+    __slots__ = ("_calls", "_content", "_reasoning", "_refusal", "size")
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._refusal: list[str] = []
+        self._calls: dict[int, _Call] = {}
+        self.size = 0
+        """Code points held so far: what the caller bounds."""
+
+    def add(self, choice: Choice) -> None:
+        """Take what one chunk adds."""
+        delta = choice.delta or Delta()
+        for text, texts in (
+            (delta.content, self._content),
+            (delta.reasoning_content, self._reasoning),
+            (delta.refusal, self._refusal),
+        ):
+            if text is not None:
+                texts.append(text)
+                self.size += len(text)
+        for piece in delta.tool_calls or ():
+            function = piece.function or Function()
+            call = self._calls.setdefault(piece.index or 0, _Call())
+            # The first piece has the id and the name; some servers repeat them in each piece.
+            call.id = call.id or piece.id
+            call.name = call.name or function.name
+            if function.arguments is not None:
+                call.arguments.append(function.arguments)
+                self.size += len(function.arguments)
+
+    def encode(self, request_id: str, created: int, model: str, finish_reason: str | None) -> bytes:
+        """The whole answer as a `chat.completion` object."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._content)}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self._refusal:
+            message["refusal"] = "".join(self._refusal)
+        if self._calls:
+            if not self._content:
+                message["content"] = None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": "".join(call.arguments)},
+                }
+                for _, call in sorted(self._calls.items())
+            ]
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+        return _encode(
+            {
+                "id": f"chatcmpl-{request_id}",
+                "object": "chat.completion",
+                "created": created,
+                "model": model,
+                "choices": [choice],
+            }
+        )
