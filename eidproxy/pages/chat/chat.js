@@ -397,6 +397,8 @@ function notice(exchange, last) {
   const { kind, requestId, live, readyAt, wait } = exchange.notice;
   const { quiet, refused } = NOTICES[kind];
   const { title, body } = words.notices[kind];
+  // Once the conversation has gone on, one line is enough.
+  if (!last) return element("p", { className: "past", text: title });
   const box = element("section", { className: quiet ? "notice quiet" : "notice" });
   // Only what has just happened is an alert; what is drawn again from the past is not.
   const said = element("div", {}, element("strong", { text: title }));
@@ -407,7 +409,7 @@ function notice(exchange, last) {
   let sentence = body;
   if (kind === "unknown" && !requestId) sentence = words.later;
   if (kind === "stopped" && !exchange.answer) sentence = "";
-  const counting = last && readyAt !== null && readyAt !== undefined;
+  const counting = readyAt !== null && readyAt !== undefined;
   const line = element("p");
   if (sentence.includes("{s}") && !counting) {
     line.textContent = words.later;
@@ -422,25 +424,24 @@ function notice(exchange, last) {
   }
   if (sentence) said.append(line);
 
-  if (last) {
-    const names = NOTICES[kind].buttons.filter((name) => name !== "edit" || !exchange.answer);
-    // Whatever stopped an answer, the part that came can be continued.
-    if (exchange.answer && !refused && !names.includes("resume") && !kind.startsWith("login")) names.push("resume");
-    const row = element("div", { className: "row" });
-    names.forEach((name, index) => {
-      const button = element("button", {
-        type: "button",
-        className: index === 0 ? "main" : "second",
-        text: words.buttons[name],
-      });
-      button.dataset.action = name;
-      button.addEventListener("click", () => act(name, exchange));
-      row.append(button);
+  const names = NOTICES[kind].buttons.filter((name) => name !== "edit" || !exchange.answer);
+  // Whatever stopped an answer, the part that came can be continued.
+  if (exchange.answer && !refused && !names.includes("resume") && !kind.startsWith("login")) names.push("resume");
+  const row = element("div", { className: "row" });
+  names.forEach((name, index) => {
+    const button = element("button", {
+      type: "button",
+      className: index === 0 ? "main" : "second",
+      text: words.buttons[name],
     });
-    if (names.length) box.append(row);
-    if (counting) countDown(exchange.notice, box, line);
-  }
-  if (requestId) {
+    button.dataset.action = name;
+    button.addEventListener("click", () => act(name, exchange));
+    row.append(button);
+  });
+  if (names.length) box.append(row);
+  if (counting) countDown(exchange.notice, box, line);
+  // The number to ask about, where asking helps and the sentence does not have it.
+  if (requestId && !sentence.includes("{request_id}") && !refused && !kind.startsWith("login")) {
     const id = element("p", { text: `${words.page.request_id} ${requestId}` });
     box.append(element("details", {}, element("summary", { text: words.page.more }), id));
   }
@@ -488,6 +489,7 @@ function drawRun() {
     }
   }
   drawTiming();
+  followEnd();
 }
 
 function drawTiming() {
@@ -543,6 +545,7 @@ function onDraft() {
   else if (count >= COUNTER_FROM) counter.textContent = fill(words.page.counter, { n: digits(count), max: digits(MAX_MESSAGE) });
   else counter.textContent = "";
   $("send").disabled = count === 0 || over;
+  followEnd();
 }
 
 function onKey(event) {
