@@ -103,6 +103,8 @@ CLIENT_GONE = "client_gone"
 METRIC_REASONS = ("none", CLIENT_GONE, *RULES, "router_http", "other")
 """The closed set of `reason` labels."""
 
+_METRIC_REASONS = frozenset(METRIC_REASONS) - {"other"}
+
 DEADLINES = {
     "gate_wait_timeout": Deadline.QUEUE,
     "router_ConnectTimeout": Deadline.CONNECT,
@@ -132,14 +134,17 @@ class Refusal(Exception):
 
     `reason` is a key of `RULES`, `router_http_<status>` or a word a router said within the alphabet `[a-z0-9_]{1,64}`.
     `param` names the field at fault, where that is safe to repeat. `retry_seconds` is the advice of a reason whose
-    rule is `Retry.LATER`.
+    rule is `Retry.LATER`; `allow` names the methods that a path does take.
     """
 
-    def __init__(self, reason: str, param: str | None = None, retry_seconds: float | None = None) -> None:
+    def __init__(
+        self, reason: str, param: str | None = None, *, retry_seconds: float | None = None, allow: bytes = b""
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.param = param
         self.retry_seconds = retry_seconds
+        self.allow = allow
 
     @property
     def status(self) -> int:
@@ -156,6 +161,8 @@ class Refusal(Exception):
             headers.append((b"x-should-retry", b"false"))
         elif self.reason == "unauthorized":
             headers.append((b"WWW-Authenticate", b"Bearer"))
+        elif self.allow:
+            headers.append((b"Allow", self.allow))
         return headers
 
     def body(self, request_id: str) -> bytes:
@@ -180,7 +187,7 @@ def rule(reason: str) -> Rule:
 
 
 def retry_after(seconds: float | None) -> int:
-    """Whole seconds for `Retry-After`, within 1 to 60: clients ignore more (openai-node), or give up (openai-python)."""
+    """Whole seconds for `Retry-After`, 1 to 60: openai-node ignores more, openai-python then gives up."""
     if seconds is None or not math.isfinite(seconds):
         return _DEFAULT_RETRY_SECONDS
     return min(max(math.ceil(seconds), 1), _MAX_RETRY_SECONDS)
@@ -188,7 +195,7 @@ def retry_after(seconds: float | None) -> int:
 
 def metric_reason(reason: str) -> str:
     """The label of a reason: a member of `METRIC_REASONS`."""
-    if reason in RULES or reason == CLIENT_GONE:
+    if reason in _METRIC_REASONS:
         return reason
     return "router_http" if reason.startswith("router_http_") else "other"
 

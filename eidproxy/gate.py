@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from eidproxy.admission import AdmissionQueue, Ticket
 from eidproxy.errors import Refusal
 from eidproxy.metrics import Metrics
-from eidproxy.vocabulary import Mode, Priority, WaitOutcome
+from eidproxy.vocabulary import Priority, WaitOutcome
 
 _MEAN_WEIGHT = 0.2
 """How much the newest hold counts in the mean: about the last ten decide."""
@@ -50,8 +50,6 @@ class GateStatistics(NamedTuple):
 class Pass(Protocol):
     """One request's claim on a slot."""
 
-    moved: Callable[[], None] | None
-    """Called when the place in the queue may have changed."""
     lost: Callable[[str], None] | None
     """Called with a reason when a slot that was granted is taken away; it is no longer held then."""
 
@@ -65,8 +63,11 @@ class Pass(Protocol):
 class Gate(Protocol):
     """What a relay, the metrics and the operator's views need of a gate."""
 
-    def request(self, priority: Priority) -> Pass:
-        """Ask for a slot. Raises Refusal `gate_queue_full` or `draining` when that is known at once."""
+    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> Pass:
+        """Ask for a slot. Raises Refusal `gate_queue_full` or `draining` when that is known at once.
+
+        `moved` is called, at most once a tick, when the place in the queue may have changed.
+        """
 
     def leave(self, claim: Pass) -> None:
         """Give back what the pass holds, a slot or a place. Never waits; leaving twice does nothing."""
@@ -105,12 +106,11 @@ class MeanHold:
 class LocalPass:
     """A pass of `LocalGate`."""
 
-    __slots__ = ("_expiry", "_gate", "_turn", "_watchdog", "lost", "moved", "ticket")
+    __slots__ = ("_expiry", "_gate", "_turn", "_watchdog", "lost", "ticket")
 
     def __init__(self, gate: "LocalGate", ticket: Ticket) -> None:
         self._gate = gate
         self.ticket = ticket
-        self.moved: Callable[[], None] | None = None
         self.lost: Callable[[str], None] | None = None
         self._turn: asyncio.Future[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -141,12 +141,13 @@ class LocalGate:
         self._wait_timeout_seconds = wait_timeout_seconds
         self._max_hold_seconds = max_hold_seconds
         self._passes: dict[int, LocalPass] = {}
+        self._watchers: dict[int, Callable[[], None]] = {}
         self._mean_hold = MeanHold()
         self._draining = False
         self._news_due = False
         self._loop = asyncio.get_running_loop()
 
-    def request(self, priority: Priority) -> LocalPass:
+    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> LocalPass:
         """See `Gate.request`."""
         if self._draining:
             self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
@@ -163,6 +164,8 @@ class LocalGate:
         else:
             claim._turn = self._loop.create_future()
             claim._expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, claim)
+            if moved is not None:
+                self._watchers[ticket.number] = moved
             self._tell_waiters()
         return claim
 
@@ -172,6 +175,7 @@ class LocalGate:
         ticket, now = claim.ticket, self._loop.time()
         if self._passes.pop(ticket.number, None) is None:
             return
+        self._watchers.pop(ticket.number, None)
         for timer in (claim._expiry, claim._watchdog):
             if timer is not None:
                 timer.cancel()
@@ -235,6 +239,7 @@ class LocalGate:
     def _grant(self, claim: LocalPass) -> None:
         if claim._expiry is not None:
             claim._expiry.cancel()
+        self._watchers.pop(claim.ticket.number, None)
         self._begin_hold(claim)
         if claim._turn is not None and not claim._turn.done():
             claim._turn.set_result(None)
@@ -253,6 +258,7 @@ class LocalGate:
         """End a wait with a refusal. The place is given up here, so that nobody waits behind a ghost."""
         ticket, now = claim.ticket, self._loop.time()
         self._passes.pop(ticket.number, None)
+        self._watchers.pop(ticket.number, None)
         if claim._expiry is not None:
             claim._expiry.cancel()
         self._queue.leave(ticket, now)
@@ -271,14 +277,11 @@ class LocalGate:
 
     def _tell_waiters(self) -> None:
         """Let those who asked know, once a tick, that places may have changed."""
-        if not self._news_due and self._queue.waiting:
+        if self._watchers and not self._news_due:
             self._news_due = True
             self._loop.call_soon(self._tell)
 
     def _tell(self) -> None:
         self._news_due = False
-        for priority in Priority:
-            for ticket in list(self._queue.line(priority)):
-                moved = self._passes[ticket.number].moved
-                if moved is not None:
-                    moved()
+        for moved in list(self._watchers.values()):
+            moved()

@@ -92,7 +92,7 @@ class Metrics(Collector):
     """Every metric of the contract's section 8. Children are made here, once."""
 
     def __init__(self, version: str) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry(auto_describe=False)
         self.streams = {mode: StreamCounters() for mode in Mode}
         self.in_progress = {(mode, phase): 0 for mode in Mode for phase in Phase}

@@ -107,16 +107,19 @@ class Sanitizer:
             self.said_done = True
             return None
         if type(data) is ErrorData:
-            return self._fail(data)
+            self._fail(data)
+            return None
         try:
             chunk = _decode_chunk(data)
         except msgspec.ValidationError:
-            return self._misfit(data)
+            self._misfit(data)
+            return None
         except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
             self._drop(Dropped.NOT_JSON if data else Dropped.EMPTY)
             return None
         if (chunk.error is not UNSET or chunk.detail is not UNSET) and (_says(chunk.error) or _says(chunk.detail)):
-            return self._fail(data)
+            self._fail(data)
+            return None
         if chunk.model is not UNSET:
             self.stripped[Stripped.MODEL] = self.stripped.get(Stripped.MODEL, 0) + 1
         if chunk.usage is not UNSET:
@@ -196,9 +199,9 @@ class Sanitizer:
         """An event that is JSON but no chunk: an error whose other fields have strange types, or nothing of use."""
         value = _parsed(data)
         if isinstance(value, dict) and (value.get("error") is not None or value.get("detail") is not None):
-            return self._fail(data)
-        self._drop(Dropped.NOT_OBJECT)
-        return None
+            self._fail(data)
+        else:
+            self._drop(Dropped.NOT_OBJECT)
 
     def _fail(self, data: bytes) -> None:
         if not self.finished:

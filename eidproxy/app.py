@@ -1,0 +1,230 @@
+"""The one place that builds the parts and joins them."""
+
+import asyncio
+import gc
+import ssl
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import httpx
+
+from eidproxy.admission import AdmissionQueue
+from eidproxy.chat import Defaults
+from eidproxy.config import Settings
+from eidproxy.endpoints import Endpoints, build_pages
+from eidproxy.gate import Gate, LocalGate
+from eidproxy.logs import Event, Log
+from eidproxy.metrics import Metrics, loop_lag_sampler
+from eidproxy.relay import Relay, RelayLimits, RelayServices
+from eidproxy.server import Roster, Server, connection_limit
+from eidproxy.upstream import EgressBlocked, Resolver, Upstream
+from eidproxy.vocabulary import Mode, Phase
+
+VERSION = version("eidproxy")
+
+_WATCHDOG_SECONDS = 5.0
+"""How long after the deadline a slot that is still held is taken back (contract, 6)."""
+
+_CHECK_SECONDS = 10.0
+"""How old the last look at the router may be before `/status` has another taken."""
+
+_FLUSH_SECONDS = 1.0
+"""How long callers have to take the errors that a drain ends with."""
+
+
+def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upstream:
+    """The way to the router."""
+    host, port, secure = settings.router_address
+    router = settings.router
+    return Upstream(
+        host,
+        port,
+        settings.egress,
+        api_key=router.api_key,
+        tls=ssl.create_default_context(cafile=router.ca_file) if secure else None,
+        connect_timeout=router.connect_timeout_seconds,
+        write_timeout=router.write_timeout_seconds,
+        resolver=resolver,
+    )
+
+
+def build_gate(settings: Settings, metrics: Metrics) -> Gate:
+    """The gate before `daily`."""
+    gate = settings.gate
+    return LocalGate(
+        AdmissionQueue(gate.capacity, gate.max_waiting, gate.aging_seconds),
+        metrics,
+        gate.wait_timeout_seconds,
+        settings.stream.deadline_seconds + _WATCHDOG_SECONDS,
+    )
+
+
+class Application:
+    """The proxy: everything that one process holds. Build it inside a running event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._started_at = self._loop.time()
+        self._ready: bool | None = None
+        self.metrics = Metrics(VERSION)
+        self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc)
+        self.upstream = build_upstream(settings)
+        self.gate = build_gate(settings, self.metrics)
+        self.metrics.queue_states = self.gate.statistics
+        self.running: set[Relay] = set()
+        self.roster = Roster(connection_limit())
+        services = RelayServices(
+            gate=self.gate,
+            upstream=self.upstream,
+            metrics=self.metrics,
+            log=self.log,
+            limits=RelayLimits(
+                settings.stream.deadline_seconds,
+                settings.stream.keepalive_seconds,
+                settings.router.read_timeout_seconds,
+            ),
+            aliases={mode: settings.alias(mode) for mode in Mode},
+            ask_usage=settings.router.ask_usage,
+            running=self.running,
+            clock=time.time,
+        )
+        pages = build_pages(
+            metrics=self.metrics, ready=self.ready, status=self.status, created=int(time.time()), extra=[]
+        )
+        self.endpoints = Endpoints(
+            services,
+            pages,
+            allowed_hosts=settings.allowed_hosts,
+            api_key=settings.server.api_key,
+            defaults=Defaults(settings.models.max_tokens, settings.models.temperature),
+            max_body_bytes=settings.server.max_body_bytes,
+            buffer_bytes=settings.stream.buffer_bytes,
+        )
+        self.server = Server(self.endpoints, self, self.roster)
+        self._background: set[asyncio.Task[None]] = set()
+
+    # server.Process
+
+    async def started(self) -> None:
+        """See `server.Process`."""
+        self._loop.set_exception_handler(self._unexpected)
+        loop_lag_sampler(self.metrics, self._loop.call_later, self._loop.time)
+        # What was built until now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 100)
+        self.log.state(Event.STARTED, version=VERSION)
+
+    async def drain(self) -> None:
+        """See `server.Process`."""
+        self.endpoints.draining = True
+        self.metrics.draining = True
+        self.log.state(Event.DRAINING, running=len(self.running))
+        self.gate.drain()
+        try:
+            async with asyncio.timeout(self.settings.server.drain_seconds):
+                await self._until(lambda: not self.running and not self._owed())
+        except TimeoutError:
+            pass
+        finally:
+            for relay in list(self.running):
+                relay.conclude("draining")
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await self._until(lambda: not self._owed())
+        except TimeoutError:
+            pass
+
+    async def stopped(self) -> None:
+        """See `server.Process`."""
+        await self.gate.aclose()
+        self.log.state(Event.STOPPED)
+
+    def _owed(self) -> bool:
+        return any(connection.owes_answer for connection in self.roster.connections)
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        while not reached():  # noqa: ASYNC110  # only while the process stops
+            await asyncio.sleep(0.02)
+
+    # What the pages show
+
+    async def ready(self) -> str | None:
+        """The reason why requests would fail now, or None."""
+        if self.endpoints.draining:
+            return "draining"
+        try:
+            await self.upstream.check()
+        except EgressBlocked:
+            reason: str | None = "egress_blocked"
+        except httpx.TransportError as error:
+            reason = f"router_{type(error).__name__}"
+        else:
+            reason = None
+        if self._ready is not (reason is None):
+            self._ready = reason is None
+            self.log.state(Event.ROUTER_REACHABLE if self._ready else Event.ROUTER_UNREACHABLE)
+        return reason
+
+    def status(self) -> dict[str, Any]:
+        """What `/status` tells."""
+        now = self._loop.time()
+        upstream, statistics = self.upstream, self.gate.statistics()
+        age = None if upstream.checked_at is None else now - upstream.checked_at
+        if age is None or age > _CHECK_SECONDS:
+            self._in_background(self._look_at_router())
+        in_progress = self.metrics.in_progress
+        return {
+            "version": VERSION,
+            "uptime_seconds": round(now - self._started_at, 3),
+            "draining": self.endpoints.draining,
+            "gate": {
+                "slots": statistics.slots,
+                "in_use": statistics.in_use,
+                "queue_limit": statistics.queue_limit,
+                "holders": [
+                    {"mode": Mode.DAILY, "priority": holder.priority, "age_seconds": round(holder.age_seconds, 3)}
+                    for holder in self.gate.holders()
+                ],
+                "waiting": [
+                    {
+                        "priority": waiter.priority,
+                        "position": waiter.position,
+                        "age_seconds": round(waiter.age_seconds, 3),
+                    }
+                    for waiter in self.gate.waiters()
+                ],
+                "mean_hold_seconds": _rounded(statistics.mean_hold_seconds),
+            },
+            "streams": {mode: in_progress[mode, Phase.UPSTREAM] + in_progress[mode, Phase.STREAMING] for mode in Mode},
+            "outcomes": self.metrics.outcomes(),
+            "deadlines": {
+                "stream_seconds": self.settings.stream.deadline_seconds,
+                "gate_wait_seconds": self.settings.gate.wait_timeout_seconds,
+            },
+            "router": {"reachable": upstream.reachable, "checked_seconds_ago": _rounded(age)},
+        }
+
+    async def _look_at_router(self) -> None:
+        if not self.endpoints.draining:
+            await self.ready()
+
+    def _in_background(self, work: Any) -> None:
+        if not self._background:
+            task = self._loop.create_task(work)
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+        else:
+            work.close()
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The loop's own way to report prints values; ours names the class."""
+        error = context.get("exception")
+        self.log.fault("loop", error if isinstance(error, BaseException) else RuntimeError())
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

@@ -1,0 +1,171 @@
+"""The commands: serve, check, demo, top, token, version."""
+
+import asyncio
+import os
+import resource
+import socket
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import httpx
+import uvloop
+
+from eidproxy.config import FIELDS, Loaded, Settings, SettingsError, load, shown
+
+EX_CONFIG = 78
+"""sysexits.h: something is wrong with the configuration."""
+
+_HIJACKERS = ("HOSTALIASES", "LOCALDOMAIN", "RES_OPTIONS")
+"""Variables by which the C library's resolver would let the environment choose where a name leads."""
+
+_BACKLOG = 2048
+
+
+def _setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each setting but the secrets."""
+    for field in reversed([field for field in FIELDS if not field.secret]):
+        command = click.option(
+            field.flag, field.path.replace(".", "__"), metavar="VALUE", help=f"{field.path} ({field.env})"
+        )(command)
+    return click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")(command)
+
+
+def _load(config: Path | None, flags: Mapping[str, str | None]) -> Loaded:
+    given = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    try:
+        return load(config, os.environ, given)
+    except SettingsError as error:
+        for fault in error.faults:
+            click.echo(f"eidproxy: {fault}", err=True)
+        sys.exit(EX_CONFIG)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """A local-only proxy for self-hosted language models."""
+
+
+@cli.command()
+@click.option("--workers", type=int, default=1, metavar="N", help="must be 1: the gate lives in the process")
+@_setting_flags
+def serve(config: Path | None, workers: int, **flags: str | None) -> None:
+    """Serve until SIGTERM."""
+    if workers != 1:
+        click.echo("eidproxy: one process has the gate: run one worker, or replicas with gate.url", err=True)
+        sys.exit(EX_CONFIG)
+    settings = _load(config, flags).settings
+    harden()
+    try:
+        sockets = listen(settings)
+    except OSError as error:
+        where = settings.server.uds or f"{settings.server.host}:{settings.server.port}"
+        click.echo(f"eidproxy: cannot listen on {where}: {error.strerror}", err=True)
+        sys.exit(1)
+    uvloop.run(run(settings, sockets))
+
+
+async def run(settings: Settings, sockets: list[socket.socket]) -> None:
+    """Serve on open sockets until a signal."""
+    from eidproxy.app import Application
+
+    application = Application(settings)
+    application.upstream.own_addresses = frozenset(
+        sock.getsockname()[:2] for sock in sockets if sock.family != socket.AF_UNIX
+    )
+    await application.server.serve(sockets)
+
+
+def harden() -> None:
+    """Take away what could tell or redirect: core dumps hold prompts, libraries print, variables lead astray."""
+    from eidproxy.logs import silence_libraries
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name in _HIJACKERS:
+        os.environ.pop(name, None)
+    silence_libraries()
+
+
+def listen(settings: Settings) -> list[socket.socket]:
+    """The listening sockets. Raises OSError."""
+    server = settings.server
+    if server.uds is not None:
+        return [_listen_unix(server.uds)]
+    sockets = []
+    answers = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, _, _, _, address in dict.fromkeys(answers):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+        sockets.append(sock)
+    return sockets
+
+
+def _listen_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)  # what an earlier run left
+    except FileNotFoundError:
+        pass
+    sock.bind(path)
+    os.chmod(path, 0o660)
+    sock.listen(_BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+@cli.command()
+@_setting_flags
+def check(config: Path | None, **flags: str | None) -> None:
+    """Show the settings with their origin and what would be dialled. Exit 0 or 78."""
+    loaded = _load(config, flags)
+    rows = list(shown(loaded))
+    width = max(len(path) for path, _, _ in rows)
+    for path, value, origin in rows:
+        click.echo(f"{path:<{width}}  {value}  ({origin})")
+    sys.exit(asyncio.run(_check(loaded.settings)))
+
+
+async def _check(settings: Settings) -> int:
+    from eidproxy.app import build_upstream
+    from eidproxy.upstream import EgressBlocked
+
+    click.echo(
+        "chat surface: on" if settings.chat.enabled else "chat surface: off (chat.jwt_secret and chat.rules_file)"
+    )
+    upstream = build_upstream(settings)
+    try:
+        async with asyncio.timeout(settings.router.connect_timeout_seconds):
+            addresses = await upstream.addresses()
+    except EgressBlocked as blocked:
+        decision = blocked.decision
+        click.echo(f"router: egress_blocked: {decision.address or upstream.host}: {decision.verdict}", err=True)
+        return EX_CONFIG
+    except (httpx.TransportError, TimeoutError):
+        click.echo(f"router: the name {upstream.host} cannot be resolved now", err=True)
+        return EX_CONFIG
+    for address in addresses:
+        click.echo(f"router: would dial {address} port {upstream.port}")
+    return 0
+
+
+@cli.command(name="version")
+def show_version() -> None:
+    """Print the version."""
+    from eidproxy.app import VERSION
+
+    click.echo(VERSION)
+
+
+def main() -> NoReturn:
+    """The entry point of the console script."""
+    cli(prog_name="eidproxy")
+    raise SystemExit(0)

@@ -1,0 +1,552 @@
+"""One request of the main job on its way: gate, connection to the router, stream, end.
+
+A `Relay` owns the slot, the upstream exchange and the deadline of one request, and gives all three back in one place:
+`conclude`. Whatever ends a request (the answer, a fault, a clock, a caller that left, a drain) calls it; only the first
+call counts. A task exists only while there is something to wait for, the slot and the connection; after that the relay
+runs in the callbacks of the upstream connection, so that one event costs one callback: bytes are framed, sanitized and
+written to the caller's transport where they arrive (the splice).
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+import httpx
+
+from eidproxy.chat import ChatRequest, upstream_body
+from eidproxy.errors import (
+    CLIENT_GONE,
+    DEADLINES,
+    STREAM_ENDS,
+    Refusal,
+    metric_reason,
+    reason_of_status,
+)
+from eidproxy.gate import Gate, Pass
+from eidproxy.logs import Event, Log
+from eidproxy.metrics import Metrics
+from eidproxy.sanitize import Completion, Sanitizer, UpstreamFailed, chunk_head, progress_chunk
+from eidproxy.server import Connection
+from eidproxy.sse import EventParser, EventTooLarge
+from eidproxy.upstream import EgressBlocked, Exchange, Upstream
+from eidproxy.vocabulary import Dropped, Mode, Outcome, Phase, Priority, StreamEnd, Surface
+
+_LINGER_SECONDS = 5.0
+"""How long usage and `[DONE]` are waited for after the finish reason (contract, 4)."""
+
+_ERROR_BODY_SECONDS = 5.0
+_MAX_ERROR_BODY_BYTES = 64 * 1024
+_MAX_STREAM_BYTES = 64 * 1024 * 1024
+_PROGRESS_SECONDS = 10.0
+_FLUSH_SECONDS = 0.5
+"""How long a caller has to take what ends its answer after the wall clock ran out."""
+
+_DONE = b"data: [DONE]\n\n"
+_KEEPALIVE = b": keepalive\n\n"
+
+
+class RelayLimits(NamedTuple):
+    """The clocks of one request, in seconds."""
+
+    deadline: float = 300.0
+    keepalive: float = 15.0
+    read_timeout: float = 120.0
+
+
+class RelayServices(NamedTuple):
+    """What every relay of a process shares."""
+
+    gate: Gate
+    upstream: Upstream
+    metrics: Metrics
+    log: Log
+    limits: RelayLimits
+    aliases: dict[Mode, str]
+    ask_usage: bool
+    running: "set[Relay]"
+    clock: Callable[[], float]
+    """Seconds of the epoch, for `created`."""
+
+
+class Relay:
+    """One request of the main job, from its admission to its end."""
+
+    __slots__ = (
+        "_answer",
+        "_arrived_at",
+        "_claim",
+        "_completion",
+        "_concluded",
+        "_connection",
+        "_created",
+        "_deadline_at",
+        "_deadline_timer",
+        "_error_body",
+        "_exchange",
+        "_finished_at",
+        "_first_event_at",
+        "_granted_at",
+        "_last_sent_at",
+        "_loop",
+        "_mode",
+        "_parser",
+        "_phase",
+        "_place",
+        "_place_timer",
+        "_priority",
+        "_progress",
+        "_request",
+        "_sanitizer",
+        "_services",
+        "_status",
+        "_stream_bytes",
+        "_streaming",
+        "_surface",
+        "_task",
+        "_tick",
+        "_trace_id",
+        "chunks",
+        "paused",
+        "sent_bytes",
+    )
+
+    def __init__(
+        self,
+        services: RelayServices,
+        connection: Connection,
+        request: ChatRequest,
+        *,
+        priority: Priority = Priority.FOREGROUND,
+        progress: bool = False,
+        surface: Surface = Surface.PROXY,
+        trace_id: str | None = None,
+    ) -> None:
+        self._services = services
+        self._connection = connection
+        self._request: ChatRequest | None = request
+        self._mode = request.mode
+        self._priority = priority
+        self._progress = progress and request.stream
+        self._surface = surface
+        self._trace_id = trace_id
+        self._loop = asyncio.get_running_loop()
+        self._arrived_at = self._loop.time()
+        self._created = int(services.clock())
+        self._completion = None if request.stream else Completion()
+        self._sanitizer = Sanitizer(chunk_head(connection.request_id, self._created, request.mode))
+        self._parser = EventParser()
+        self._claim: Pass | None = None
+        self._exchange: Exchange | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._tick: asyncio.TimerHandle | None = None
+        self._place_timer: asyncio.TimerHandle | None = None
+        self._place: int | None = None
+        self._phase = Phase.QUEUED
+        self._granted_at: float | None = None
+        self._deadline_at = 0.0
+        self._first_event_at: float | None = None
+        self._finished_at: float | None = None
+        self._last_sent_at = 0.0
+        self._status: int | None = None
+        self._error_body: bytearray | None = None
+        self._streaming = False  # a head with status 200 went to the caller
+        self._stream_bytes = 0
+        self._concluded = False
+        self.chunks = 0
+        self.sent_bytes = 0
+        self.paused = False
+
+    @property
+    def mode(self) -> Mode:
+        """What was asked for."""
+        return self._mode
+
+    @property
+    def queued(self) -> bool:
+        """Whether the request still waits for its slot."""
+        return self._phase is Phase.QUEUED
+
+    # From the request to the connected router
+
+    def start(self) -> None:
+        """Begin. Everything that follows ends in `conclude`."""
+        self._services.running.add(self)
+        self._services.metrics.in_progress[self._mode, self._phase] += 1
+        self._connection.departed = self.depart
+        self._connection.writing_paused = self.pause
+        self._connection.writing_resumed = self.resume
+        try:
+            if self._mode is Mode.DAILY:
+                self._claim = self._services.gate.request(self._priority, self._tell_place if self._progress else None)
+                self._claim.lost = self.conclude
+        except Refusal as refusal:
+            self.refuse(refusal)
+            return
+        self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        """Wait for the slot, then for the connection; the callbacks do the rest."""
+        try:
+            if self._progress:
+                self._begin(b"")
+                self._tell_place()
+            if self._claim is not None:
+                await self._claim.granted()
+            self._granted()
+            exchange = await self._services.upstream.connect()
+            if self._concluded:  # by something that ran between the connect and here
+                exchange.abort()
+                return
+            self._exchange = exchange
+            self._send(exchange)
+        except Refusal as refusal:
+            self.refuse(refusal)
+        except EgressBlocked as blocked:
+            self._services.log.alarm(Event.EGRESS_BLOCKED, verdict=blocked.decision.verdict)
+            self.conclude("egress_blocked")
+        except httpx.TransportError as error:
+            self._services.metrics.responses[self._mode, "none"].inc()
+            self.conclude(f"router_{type(error).__name__}")
+        except Exception as error:  # noqa: BLE001  # nothing may end a request without an answer
+            self.fail("relay", error)
+        finally:
+            self._task = None
+            if not self._concluded and self._exchange is None:  # cancelled from outside
+                self.conclude(CLIENT_GONE)
+
+    def _granted(self) -> None:
+        now = self._granted_at = self._loop.time()
+        self._deadline_at = now + self._services.limits.deadline
+        self._deadline_timer = self._loop.call_at(self._deadline_at, self.conclude, "stream_deadline_exceeded")
+        self._enter(Phase.UPSTREAM)
+        if self._place_timer is not None:
+            self._place_timer.cancel()
+        if self._progress:
+            self._say({"state": "upstream"})
+
+    def _send(self, exchange: Exchange) -> None:
+        request, self._request = self._request, None
+        assert request is not None  # noqa: S101  # a relay sends once
+        services = self._services
+        body = upstream_body(request, services.aliases[self._mode], services.ask_usage)
+        self._last_sent_at = self._loop.time()
+        exchange.start(services.upstream.request(body), self)
+        limits = services.limits
+        self._watch(self._last_sent_at + (limits.keepalive if self._streaming else limits.read_timeout))
+
+    # What the router sends: the sink of the exchange
+
+    def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
+        """See `upstream.Sink`."""
+        self._services.metrics.responses[self._mode, f"{status // 100}xx"].inc()
+        self._status = status
+        if status == 200:
+            media_type = content_type.partition(b";")[0].strip().lower()
+            if encoded or media_type != b"text/event-stream":
+                self.conclude("upstream_protocol_error")
+        elif status < 401:  # its body says nothing that counts
+            self.conclude(reason_of_status(status, b"") or "upstream_protocol_error")
+        else:
+            self._error_body = bytearray()
+            self._watch(self._loop.time() + _ERROR_BODY_SECONDS)
+
+    def upstream_body(self, data: bytes) -> None:
+        """See `upstream.Sink`. This is what each event costs."""
+        if self._error_body is not None:
+            self._error_body += data
+            if len(self._error_body) >= _MAX_ERROR_BODY_BYTES:
+                self._conclude_status()
+            return
+        try:
+            self._stream_bytes += len(data)
+            if self._stream_bytes > _MAX_STREAM_BYTES:
+                self.conclude("upstream_protocol_error")
+                return
+            self._take(self._parser.feed(data))
+        except UpstreamFailed as failed:
+            self.conclude(failed.reason)
+        except EventTooLarge:
+            self._services.metrics.dropped[Dropped.TOO_LARGE].inc()
+            self.conclude("upstream_protocol_error")
+        except Exception as error:  # noqa: BLE001  # a callback has nobody above it
+            self.fail("relay", error)
+
+    def upstream_end(self, error: httpx.TransportError | None) -> None:
+        """See `upstream.Sink`."""
+        if self._status is None:
+            self._services.metrics.responses[self._mode, "none"].inc()
+        if self._sanitizer.finished:
+            self.conclude(None)
+        elif self._error_body is not None:
+            self._conclude_status()
+        elif error is not None:
+            self.conclude(f"router_{type(error).__name__}")
+        else:
+            self.conclude("upstream_truncated")
+
+    def _take(self, events: list[bytes]) -> None:
+        """Sanitize what one read brought and pass it on in one write."""
+        sanitizer = self._sanitizer
+        read, encode, completion = sanitizer.read, sanitizer.encode, self._completion
+        frames: list[bytes] = []
+        failure: UpstreamFailed | None = None
+        try:
+            for data in events:
+                choice = read(data)
+                if choice is not None:
+                    if completion is None:
+                        frames.append(encode(choice))
+                    else:
+                        completion.add(choice)
+                        self.chunks += 1
+                if sanitizer.said_done:
+                    break
+        except UpstreamFailed as failed:
+            failure = failed  # what came before it in the same read is passed on first
+        if frames:
+            self._deliver(frames)
+        elif completion is not None and self.chunks and self._first_event_at is None:
+            self._first_event(self._loop.time())
+        if failure is not None:
+            raise failure
+        if sanitizer.said_done:
+            self.conclude(None if sanitizer.finished else "upstream_truncated")
+        elif sanitizer.finished and self._finished_at is None:
+            self._finished_at = self._loop.time()
+            self._watch(self._finished_at + _LINGER_SECONDS)
+
+    def _deliver(self, frames: list[bytes]) -> None:
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        now = self._exchange.last_read_at if self._exchange is not None else self._loop.time()
+        counters = self._services.metrics.streams[self._mode]
+        if self._first_event_at is None:
+            self._first_event(now)
+            counters.delivered(len(frames), len(data), None)
+        else:
+            counters.delivered(len(frames), len(data), now - self._last_sent_at)
+        self.chunks += len(frames)
+        self._last_sent_at = now
+        if self._streaming:
+            self.sent_bytes += len(data)
+            self._connection.write_chunk(data)
+        else:
+            self._begin(data)
+
+    def _first_event(self, now: float) -> None:
+        self._first_event_at = now
+        metrics = self._services.metrics
+        metrics.first_token[self._mode].observe(now - self._connection.began_at)
+        if self._exchange is not None and self._exchange.first_byte_at is not None and self._granted_at is not None:
+            metrics.first_byte[self._mode].observe(self._exchange.first_byte_at - self._granted_at)
+        self._enter(Phase.STREAMING)
+        self._watch(now + self._services.limits.keepalive)
+
+    # What the caller gets
+
+    def _begin(self, first: bytes) -> None:
+        """Send the head of a stream, and its first event in the same write."""
+        self._streaming = True
+        self._last_sent_at = self._loop.time()
+        self.sent_bytes += len(first)
+        self._connection.begin_stream(b"" if self._progress else self._server_timing(), first)
+
+    def _say(self, eid: dict[str, str | int | None]) -> None:
+        if self._streaming and not self.paused:
+            self._last_sent_at = self._loop.time()
+            self._connection.write_chunk(progress_chunk(self._sanitizer.head, eid))
+
+    def _tell_place(self) -> None:
+        """Tell a caller that asked for it where it stands: at each change, and every 10 s."""
+        claim = self._claim
+        if claim is None or self._concluded or self._phase is not Phase.QUEUED or not self._streaming:
+            return
+        position, wait = claim.place()
+        now = self._loop.time()
+        if position == 0 or (
+            self._place is not None and position >= self._place and now - self._last_sent_at < _PROGRESS_SECONDS - 0.5
+        ):
+            return
+        # A newcomer of a better class can push a place back. What a caller was told only falls.
+        self._place = position if self._place is None else min(position, self._place)
+        eta = None if wait is None else max(round(wait * self._place / position), 0)
+        self._say({"state": "queued", "position": self._place, "eta_seconds": eta})
+        if self._place_timer is not None:
+            self._place_timer.cancel()
+        self._place_timer = self._loop.call_later(_PROGRESS_SECONDS, self._tell_place)
+
+    def _server_timing(self) -> bytes:
+        granted_at = self._granted_at or self._arrived_at
+        first = self._first_event_at or granted_at
+        return b"gate;dur=%.1f, upstream;dur=%.1f" % ((granted_at - self._arrived_at) * 1e3, (first - granted_at) * 1e3)
+
+    def pause(self) -> None:
+        """The caller reads too slowly: stop reading from the router until it has caught up."""
+        self.paused = True
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume(self) -> None:
+        """The caller has caught up."""
+        self.paused = False
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    # Clocks
+
+    def _watch(self, when: float) -> None:
+        """Look again at `when`, or earlier if a look is due earlier."""
+        if self._tick is not None:
+            if self._tick.when() <= when:
+                return
+            self._tick.cancel()
+        self._tick = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        """One timer serves every clock but the deadline; it looks when the next of them could run out."""
+        self._tick = None
+        exchange = self._exchange
+        if exchange is None or self._concluded:
+            return
+        now = self._loop.time()
+        limits = self._services.limits
+        if self._error_body is not None:
+            self._conclude_status()
+            return
+        if self._finished_at is not None:
+            next_look = self._finished_at + _LINGER_SECONDS
+            if now >= next_look:
+                self.conclude(None)
+                return
+        else:
+            next_look = now + limits.read_timeout if self.paused else exchange.last_read_at + limits.read_timeout
+            if now >= next_look:
+                self.conclude("router_ReadTimeout")
+                return
+            if self._streaming:
+                if now >= self._last_sent_at + limits.keepalive:
+                    if not self.paused:
+                        self._connection.write_chunk(_KEEPALIVE)
+                    self._last_sent_at = now
+                next_look = min(next_look, self._last_sent_at + limits.keepalive)
+        self._watch(next_look)
+
+    # The end
+
+    def depart(self) -> None:
+        """The caller left."""
+        self.conclude(CLIENT_GONE)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """End with a refusal that has advice of its own."""
+        self.conclude(refusal.reason, refusal)
+
+    def fail(self, where: str, error: BaseException) -> None:
+        """End because of a fault of our own."""
+        self._services.log.fault(where, error)
+        self.conclude("internal_error")
+
+    def _conclude_status(self) -> None:
+        assert self._status is not None  # noqa: S101  # an error body follows a status
+        body = bytes(self._error_body or b"")
+        self.conclude(reason_of_status(self._status, body) or "upstream_protocol_error")
+
+    def conclude(self, reason: str | None, refusal: Refusal | None = None) -> None:
+        """Give back the slot, the connection and the timers, and end the answer. None means that it is whole."""
+        if self._concluded:
+            return
+        self._concluded = True
+        if self._exchange is not None:
+            self._exchange.abort()
+        if self._claim is not None:
+            self._services.gate.leave(self._claim)
+        for timer in (self._deadline_timer, self._tick, self._place_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        self._services.running.discard(self)
+        self._services.metrics.in_progress[self._mode, self._phase] -= 1
+        connection = self._connection
+        connection.departed = connection.writing_paused = connection.writing_resumed = None
+        status = 200
+        try:
+            status = self._end_answer(reason, refusal)
+        except Exception as error:  # noqa: BLE001  # the answer is lost, the slot must not be
+            self._services.log.fault("answer", error)
+            connection.abort()
+        self._record(reason, status)
+
+    def _end_answer(self, reason: str | None, refusal: Refusal | None) -> int:
+        """Write what ends the answer and return its status."""
+        connection = self._connection
+        if reason == CLIENT_GONE:
+            connection.abort()
+            return 499
+        left = self._deadline_at - self._loop.time() if self._granted_at is not None else None
+        flush = max(left, _FLUSH_SECONDS) if left is not None else None
+        if reason is not None:
+            refusal = refusal or Refusal(reason)
+            if not self._streaming:
+                connection.refuse(refusal, flush)
+                return refusal.status
+            connection.end_stream(refusal.event(connection.request_id), flush)
+        elif self._completion is not None:
+            body = self._completion.encode(
+                connection.request_id, self._created, self._mode, self._sanitizer.finish_reason
+            )
+            self.sent_bytes += len(body)
+            connection.respond(
+                200, [(b"Content-Type", b"application/json"), (b"Server-Timing", self._server_timing())], body, flush
+            )
+        else:
+            connection.end_stream(_DONE, flush)
+        return 200
+
+    def _enter(self, phase: Phase) -> None:
+        in_progress = self._services.metrics.in_progress
+        in_progress[self._mode, self._phase] -= 1
+        in_progress[self._mode, phase] += 1
+        self._phase = phase
+
+    def _record(self, reason: str | None, status: int) -> None:
+        """Count the request and write its one line."""
+        metrics, mode, now = self._services.metrics, self._mode, self._loop.time()
+        sanitizer = self._sanitizer
+        for kind, count in sanitizer.dropped.items():
+            metrics.dropped[kind].inc(count)
+        for field, count in sanitizer.stripped.items():
+            metrics.stripped[field].inc(count)
+        for token, count in sanitizer.tokens.items():
+            metrics.tokens[mode, token].inc(count)
+        label = "none" if reason is None else metric_reason(reason)
+        total = now - self._connection.began_at
+        metrics.count_request(self._surface, mode, label, total)
+        if self._granted_at is not None:
+            metrics.deadline_margin[mode].observe(max(self._deadline_at - now, 0))
+        if reason is not None and (clock := DEADLINES.get(reason)) is not None:
+            metrics.deadline_exceeded[mode, clock].inc()
+        if self._status == 200:
+            if reason is None:
+                end = StreamEnd.DONE if sanitizer.said_done else StreamEnd.NO_DONE
+            else:
+                end = STREAM_ENDS.get(reason, StreamEnd.UPSTREAM_ERROR)
+            metrics.stream_ends[mode, end].inc()
+        outcome = Outcome.OK if reason is None else Outcome.CLIENT_GONE if reason == CLIENT_GONE else Outcome.ERROR
+        waited = (self._granted_at or now) - self._arrived_at
+        first = self._first_event_at
+        self._services.log.request(
+            label if label == "other" else reason or "none",
+            request_id=self._connection.request_id,
+            surface=self._surface,
+            mode=mode,
+            priority=self._priority,
+            outcome=outcome,
+            status=status,
+            gate_wait_ms=round(waited * 1e3, 1),
+            ttft_ms=None if first is None else round((first - self._connection.began_at) * 1e3, 1),
+            total_ms=round(total * 1e3, 1),
+            chunks=self.chunks,
+            bytes=self.sent_bytes,
+            trace_id=self._trace_id,
+        )

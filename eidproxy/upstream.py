@@ -1,0 +1,422 @@
+"""The connection to the router: resolve, decide on every address, dial the literal, check the peer, send, listen.
+
+One connection carries one request: a connection that was kept could be closed by the router at the very moment a
+request is written on it, and such a request must never be sent twice. What arrives is handed on in the callback in
+which it arrives. Every failure leaves as one of httpx's exception classes, the words of this field.
+"""
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import httptools
+import httpx
+
+from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+
+_MAX_HEAD_BYTES = 64 * 1024
+_MAX_INTERIM = 8
+_MAX_ABANDONED_LOOKUPS = 8
+
+
+class EgressBlocked(Exception):
+    """The router's name or address leads somewhere that is not permitted."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.verdict)
+        self.decision = decision
+
+
+class Sink(Protocol):
+    """Who listens to an exchange. Nothing is called after `upstream_end`, or after the exchange was aborted."""
+
+    def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
+        """The head of the final response arrived."""
+
+    def upstream_body(self, data: bytes) -> None:
+        """Bytes of the body arrived: those of one read."""
+
+    def upstream_end(self, error: httpx.TransportError | None) -> None:
+        """The response is over: whole or closed (None), or failed."""
+
+
+class Exchange(asyncio.Protocol):
+    """One request on one connection."""
+
+    __slots__ = (
+        "_coding",
+        "_content_type",
+        "_encoded",
+        "_head_bytes",
+        "_head_done",
+        "_interim",
+        "_length",
+        "_loop",
+        "_over",
+        "_parser",
+        "_parts",
+        "_request",
+        "_sink",
+        "_transport",
+        "_write_timeout",
+        "_write_timer",
+        "first_byte_at",
+        "last_read_at",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, write_timeout: float) -> None:
+        self._loop = loop
+        self._write_timeout = write_timeout
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._sink: Sink | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._parts: list[bytes] = []
+        self._head_done = False
+        self._head_bytes = 0
+        self._interim = 0
+        self._over = False
+        self._content_type = b""
+        self._coding: bytes | None = None
+        self._length = False
+        self._encoded = False
+        self.first_byte_at: float | None = None
+        self.last_read_at = 0.0
+
+    def start(self, request: bytes, sink: Sink) -> None:
+        """Send the request; the sink hears what comes back."""
+        assert self._transport is not None  # noqa: S101  # start is called on a connected exchange
+        self._sink = sink
+        self._parser = httptools.HttpResponseParser(self)
+        self.last_read_at = self._loop.time()
+        if self._over:  # the router hung up between the connect and now
+            self._end(httpx.ReadError(""))
+        else:
+            self._transport.write(request)
+
+    def abort(self) -> None:
+        """Close the connection now. The sink hears nothing more."""
+        self._sink = None
+        self._release()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause(self) -> None:
+        """Read no further for now."""
+        if self._transport is not None and not self._over and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self.last_read_at = self._loop.time()
+        if self._transport is not None and not self._over and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected. Any byte left in the write buffer counts as a router that does not read."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=0)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the router: parse, and hand on what is body."""
+        if self._sink is None or self._parser is None:
+            return
+        self.last_read_at = self._loop.time()
+        if self.first_byte_at is None:
+            self.first_byte_at = self.last_read_at
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._end(httpx.RemoteProtocolError("the router switched protocols"))
+            return
+        except httptools.HttpParserError:
+            self._hand_on()  # what was whole before the fault
+            self._end(httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
+            return
+        if not self._head_done:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self._end(httpx.RemoteProtocolError("the router's response head is too large"))
+                return
+        self._hand_on()
+        if self._over:
+            self._end(None)
+
+    def eof_received(self) -> None:
+        """The router closed its side: the end of a body without a length, or of anything else that was cut."""
+        if self._head_done:
+            self._end(None)
+        else:
+            self._end(httpx.RemoteProtocolError("the router closed the connection without an answer"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._over = True
+        if exc is None:
+            self.eof_received()
+        elif self._write_timer is not None:
+            self._end(httpx.WriteError(""))
+        else:
+            self._end(httpx.ReadError(""))
+        self._release()
+
+    def pause_writing(self) -> None:
+        """The router does not take the request as fast as it is written."""
+        if self._write_timer is None and self._sink is not None:
+            self._write_timer = self._loop.call_later(self._write_timeout, self._write_timed_out)
+
+    def resume_writing(self) -> None:
+        """The request is with the router."""
+        self._release()
+
+    # httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        """A response begins; after an interim one, the next."""
+        self._content_type, self._coding, self._length, self._encoded = b"", None, False, False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One field of the head. Only framing and media type matter."""
+        name = name.lower()
+        if name == b"content-type":
+            self._content_type = value
+        elif name == b"content-encoding":
+            self._encoded = self._encoded or value.strip().lower() not in (b"", b"identity")
+        elif name == b"content-length":
+            self._length = True
+        elif name == b"transfer-encoding":
+            self._coding = value if self._coding is None else self._coding + b"," + value
+
+    def on_headers_complete(self) -> None:
+        """A head is whole: pass it on unless it is interim."""
+        assert self._parser is not None  # noqa: S101  # the parser is who calls
+        status = self._parser.get_status_code()
+        if self._coding is not None and (self._length or self._coding.strip().lower() != b"chunked"):
+            # A coding that is not undone, or two lengths: the body would be read as something else.
+            raise httptools.HttpParserError("ambiguous framing")
+        if 100 <= status < 200:
+            self._interim += 1
+            if self._interim > _MAX_INTERIM or status == 101:
+                raise httptools.HttpParserError("too many interim responses")
+            return
+        if status < 100 or status > 599:
+            raise httptools.HttpParserError("no such status")
+        self._head_done = True
+        if self._sink is not None:
+            self._sink.upstream_head(status, self._content_type, self._encoded)
+
+    def on_body(self, body: bytes) -> None:
+        """Bytes of the body."""
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """The response is whole. What a router sends after it belongs to nobody."""
+        if self._head_done:
+            self._over = True
+
+    def _hand_on(self) -> None:
+        parts = self._parts
+        if parts and self._sink is not None:
+            self._parts = []
+            self._sink.upstream_body(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _end(self, error: httpx.TransportError | None) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.upstream_end(error)
+
+    def _write_timed_out(self) -> None:
+        self._end(httpx.WriteTimeout(""))
+
+    def _release(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+
+class Resolver:
+    """Looks a name up in a thread of its own: one look-up at a time, shared by all who ask meanwhile.
+
+    `getaddrinfo` cannot be cancelled and the default executor has few threads, so a silent name server would stall
+    everything that uses it, and the exit of the process. A look-up that overran its asker's deadline is left behind;
+    of those there are at most a few.
+    """
+
+    def __init__(self, lookup: Callable[[str, int], list[str]] | None = None) -> None:
+        self._lookup = lookup or _lookup
+        self._current: asyncio.Future[list[str]] | None = None
+        self._running = 0
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """The addresses of a name. Raises httpx.ConnectError; the caller has a deadline round it."""
+        if self._current is None:
+            if self._running >= _MAX_ABANDONED_LOOKUPS:
+                raise httpx.ConnectTimeout("the name server does not answer")
+            loop = asyncio.get_running_loop()
+            self._current = loop.create_future()
+            self._running += 1
+            threading.Thread(
+                target=self._run, args=(loop, self._current, host, port), name="resolver", daemon=True
+            ).start()
+        current = self._current
+        try:
+            return await asyncio.shield(current)
+        except asyncio.CancelledError:
+            if self._current is current:
+                self._current = None  # whoever asks next shall not wait behind a look-up that overran
+            raise
+
+    def _run(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[str]], host: str, port: int) -> None:
+        addresses: list[str] | None
+        try:
+            addresses = self._lookup(host, port)
+        except (OSError, UnicodeError):
+            addresses = None
+        try:
+            loop.call_soon_threadsafe(self._done, future, addresses)
+        except RuntimeError:
+            return  # the loop is closed: nobody asks any more
+
+    def _done(self, future: asyncio.Future[list[str]], addresses: list[str] | None) -> None:
+        self._running -= 1
+        if self._current is future:
+            self._current = None
+        if addresses is None:
+            future.set_exception(httpx.ConnectError("the router's name is not known"))
+            future.exception()  # all who asked may be gone
+        else:
+            future.set_result(addresses)
+
+
+def _lookup(host: str, port: int) -> list[str]:
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+
+
+class Upstream:
+    """The router: knows how to reach it, and nothing else can be reached."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        policy: EgressPolicy,
+        *,
+        api_key: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        connect_timeout: float = 5.0,
+        write_timeout: float = 30.0,
+        resolver: Resolver | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.policy = policy
+        self.own_addresses: frozenset[tuple[str, int]] = frozenset()
+        """Where eidproxy itself listens: a router there would be a loop."""
+        self._tls = tls
+        self._connect_timeout = connect_timeout
+        self._write_timeout = write_timeout
+        self._literal = literal(host) is not None
+        self._resolver = resolver or Resolver()
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        lines = [
+            "POST /v1/chat/completions HTTP/1.1",
+            f"Host: {authority}",
+            "Content-Type: application/json",
+            "Accept: text/event-stream",
+            "Accept-Encoding: identity",
+            "Connection: close",
+        ]
+        if api_key is not None:
+            lines.append(f"Authorization: Bearer {api_key}")
+        self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
+        self.reachable: bool | None = None
+        self.checked_at: float | None = None
+        self._check: asyncio.Task[None] | None = None
+
+    def request(self, body: bytes) -> bytes:
+        """The whole request with a body: its head is the same but for the length."""
+        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+
+    async def addresses(self) -> list[str]:
+        """What may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
+        found = [self.host] if self._literal else await self._resolver.resolve(self.host, self.port)
+        decisions = self.policy.decide_all(found)
+        if not decisions[0].permitted:
+            raise EgressBlocked(decisions[0])
+        return [str(decision.address) for decision in decisions]
+
+    async def connect(self) -> Exchange:
+        """A connected exchange. Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                exchange = await self._dial(loop)
+        except TimeoutError:
+            self._checked(loop, False)
+            raise httpx.ConnectTimeout("the router does not answer") from None
+        except httpx.ConnectError:
+            self._checked(loop, False)
+            raise
+        self._checked(loop, True)
+        return exchange
+
+    async def check(self) -> None:
+        """Connect and hang up. Raises as `connect` does. Those who ask at once share one attempt."""
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self._probe())
+        await asyncio.shield(self._check)
+
+    async def _probe(self) -> None:
+        (await self.connect()).abort()
+
+    async def _dial(self, loop: asyncio.AbstractEventLoop) -> Exchange:
+        for address in await self.addresses():
+            exchange = Exchange(loop, self._write_timeout)
+            try:
+                transport, _ = await loop.create_connection(
+                    lambda made=exchange: made,
+                    address,
+                    self.port,
+                    ssl=self._tls,
+                    server_hostname=self.host if self._tls is not None else None,
+                )
+            except OSError:  # refused, unreachable, reset, or TLS that does not check out
+                continue
+            try:
+                self._check_peer(address, transport)
+            except BaseException:
+                transport.abort()
+                raise
+            return exchange
+        raise httpx.ConnectError("the router refuses connections")
+
+    def _check_peer(self, address: str, transport: asyncio.BaseTransport) -> None:
+        """The address that was judged must be the one at the other end, and that end must not be this program."""
+        peer = transport.get_extra_info("peername")
+        if peer is None or peer == transport.get_extra_info("sockname"):
+            # Gone already; or nobody listens and the kernel joined the socket with itself (TCP simultaneous open).
+            raise httpx.ConnectError("the router hung up")
+        if peer[0] != address:
+            raise EgressBlocked(Decision(Verdict.OUTSIDE))
+        if self.own_addresses and self._is_own(address, transport):
+            raise EgressBlocked(Decision(Verdict.LOOP))
+
+    def _is_own(self, address: str, transport: asyncio.BaseTransport) -> bool:
+        for host, port in self.own_addresses:
+            if port != self.port:
+                continue
+            if host == address:
+                return True
+            if host in ("0.0.0.0", "::"):  # noqa: S104  # a listener on every address of this machine
+                local = transport.get_extra_info("sockname")
+                return local is not None and local[0] == address
+        return False
+
+    def _checked(self, loop: asyncio.AbstractEventLoop, reachable: bool) -> None:
+        self.reachable, self.checked_at = reachable, loop.time()
