@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import socket
 import ssl
 import subprocess
@@ -187,6 +188,30 @@ def test_leaving_then_asking_elsewhere_counts_one(router: Router, leave: str) ->
             two.read_head()
         router.wait_for(lambda: router.concurrent == 0)
     assert router.max_concurrent == 1
+
+
+def test_no_false_alarm_from_callers_that_leave_while_they_post(router: Router, seed: int) -> None:
+    """Callers that take turns under one lock, and leave before or after the router has read what they sent."""
+    router.script = [Send(head(200)), Stall()]
+    turn = threading.Lock()
+
+    def call(choose: random.Random) -> None:
+        for _ in range(150):
+            early = RawClient(router) if choose.random() < 0.5 else None
+            with turn:
+                client = early or RawClient(router)
+                client.send(POST)
+                if choose.random() < 0.7:
+                    client.read_head()
+                (client.rst if choose.random() < 0.5 else client.close)()
+
+    callers = [threading.Thread(target=call, args=(random.Random(seed + number),)) for number in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    router.wait_for(lambda: router.open_sockets == 0)
+    assert (router.max_concurrent, router.concurrent, router.connections) == (1, 0, 900)
 
 
 def test_half_a_request_is_no_inference(router: Router) -> None:
