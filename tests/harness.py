@@ -166,7 +166,7 @@ class Told:
 
 
 def told(body: bytes) -> Told:
-    """Read a chat stream. Only the choice with index 0 counts, as CONTRACT says; both names of reasoning are one."""
+    """Read a chat stream. Only the choice with index 0 counts; both names of reasoning are one."""
     found = Told()
     for item in parse_sse(body):
         if item.data == "[DONE]":

@@ -684,6 +684,38 @@ def test_proxy_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not {"EIDPROXY_LOG_LEVEL", "HTTP_PROXY"} & set(seen)
 
 
+def test_proxy_starts_eidproxy_and_asks_it(router: Router) -> None:
+    with Proxy(router, EIDPROXY_SERVER_API_KEY="k" * 32) as proxy:
+        key = {"Authorization": f"Bearer {'k' * 32}"}
+        router.script = stream([ANSWER_CANARY])
+        answer = ask(proxy, "POST", CHAT, chat(), key)
+        assert (answer.status, answer.clean, answer.reason) == (200, True, None)
+        assert answer.told().text == ANSWER_CANARY
+        refused = ask(proxy, "POST", CHAT, chat("gpt"), key)
+        assert (refused.status, refused.reason) == (404, "model_not_found")
+        assert proxy.metric("eidproxy_gate_slots") == 1
+        assert proxy.status()["draining"] is False
+        assert proxy.fds() > 3
+        assert proxy.rss() > 1 << 20
+    assert router.posts == 1
+
+
+def test_control_router_sees_two_where_the_gate_lets_two_in(router: Router) -> None:
+    """A suite that asserts `max_concurrent == 1` would notice."""
+    router.script = [Wait("go"), *stream()]
+    with Proxy(router, EIDPROXY_GATE_CAPACITY=2) as proxy:
+        clients = [RawClient(proxy) for _ in range(3)]
+        for client in clients:
+            client.send(POST)
+        router.wait_for(lambda: router.waiting("go") == 2)
+        router.release("go")
+        for client in clients:
+            assert client.read_head().status == 200
+            assert told(client.read_body()).done
+            client.close()
+    assert router.max_concurrent_by_model == {"mac-mini-default": 2}
+
+
 def test_free_port_is_free() -> None:
     with socket.create_server(("127.0.0.1", free_port())):
         pass
