@@ -19,6 +19,7 @@ from eidproxy.logs import Event, Log
 from eidproxy.metrics import Metrics, loop_lag_sampler
 from eidproxy.relay import Relay, RelayLimits, RelayServices
 from eidproxy.server import Roster, Server, connection_limit
+from eidproxy.surface import ChatSurface
 from eidproxy.upstream import EgressBlocked, Resolver, Upstream
 from eidproxy.vocabulary import Mode, Phase
 
@@ -94,14 +95,16 @@ class Application:
         pages = build_pages(
             metrics=self.metrics, ready=self.ready, status=self.status, created=int(time.time()), extra=[]
         )
+        defaults = Defaults(settings.models.max_tokens, settings.models.temperature)
         self.endpoints = Endpoints(
             services,
             pages,
             allowed_hosts=settings.allowed_hosts,
             api_key=settings.server.api_key,
-            defaults=Defaults(settings.models.max_tokens, settings.models.temperature),
+            defaults=defaults,
             max_body_bytes=settings.server.max_body_bytes,
             buffer_bytes=settings.stream.buffer_bytes,
+            chat=ChatSurface(settings.chat, defaults) if settings.chat.enabled else None,
         )
         self.server = Server(self.endpoints, self, self.roster)
         self._background: set[asyncio.Task[None]] = set()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import resource
 import socket
 import stat
@@ -155,6 +156,30 @@ async def _check(settings: Settings) -> int:
     for address in addresses:
         click.echo(f"router: would dial {address} port {upstream.port}")
     return 0
+
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@cli.command()
+@click.option("--sub", required=True, metavar="NAME", help="the subject")
+@click.option("--ttl", default="1h", show_default=True, metavar="TIME", help="how long it is valid: 90s, 15m, 1h, 7d")
+@_setting_flags
+def token(sub: str, ttl: str, config: Path | None, **flags: str | None) -> None:
+    """Issue a token for the chat surface, for development."""
+    from eidproxy.tokens import Tokens
+
+    chat = _load(config, flags).settings.chat
+    duration = _DURATION.fullmatch(ttl)
+    if chat.jwt_secret is None:
+        click.echo("eidproxy: chat.jwt_secret is not set: there is nothing to sign with", err=True)
+        sys.exit(EX_CONFIG)
+    if duration is None or not sub or not sub.isprintable():
+        click.echo("eidproxy: --ttl is a number with s, m, h or d; --sub a printable name", err=True)
+        sys.exit(2)
+    issuer = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds)
+    click.echo(issuer.issue(sub, float(duration[1]) * _UNITS[duration[2]]))
 
 
 @cli.command(name="version")

@@ -21,6 +21,7 @@ from eidproxy.http1 import RequestHead
 from eidproxy.metrics import Metrics
 from eidproxy.relay import Relay, RelayServices
 from eidproxy.server import Connection
+from eidproxy.surface import ChatSurface
 from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Priority, Surface
 
 CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -32,14 +33,6 @@ _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
 _PRIORITIES = {word.value.encode(): word for word in Priority}
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _JSON = re.compile(rb'application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
-
-
-class ChatSurface:
-    """What the endpoints need of the chat surface."""
-
-    def answer(self, endpoints: "Endpoints", connection: Connection, head: RequestHead, body: bytes) -> None:
-        """Answer `POST /api/eid/chat`. Raises Refusal."""
-        raise NotImplementedError
 
 
 class Endpoints:
@@ -87,7 +80,7 @@ class Endpoints:
                 self._complete(connection, head, body)
                 return
             if head.path == CHAT_API and self._chat is not None:
-                self._chat.answer(self, connection, head, body)
+                self._converse(connection, head, body)
                 return
         task = asyncio.get_running_loop().create_task(self._ask_pages(connection, head, body))
         connection.departed = task.cancel
@@ -123,6 +116,21 @@ class Endpoints:
             progress=head.headers.get(b"x-eid-progress") == b"1",
             trace_id=trace_id(head),
         ).start()
+
+    def _converse(self, connection: Connection, head: RequestHead, body: bytes) -> None:
+        """`POST /api/eid/chat`: the token first, then everything else, before the gate."""
+        assert self._chat is not None  # noqa: S101  # asked by the caller
+        try:
+            self._chat.authorize(head)
+            check_media_type(head)
+            request = self._chat.request(body)
+        except Refusal as refusal:
+            if refusal.reason == "rules_missing":
+                self.services.metrics.rules_missing.inc()
+            connection.refuse(refusal)
+            self._record(connection, Surface.CHAT, refusal.status, refusal.reason)
+            return
+        Relay(self.services, connection, request, progress=True, surface=Surface.CHAT, trace_id=trace_id(head)).start()
 
     async def _ask_pages(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """Ask Starlette's router for a request that is whole and an answer that is small."""

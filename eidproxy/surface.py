@@ -1,0 +1,125 @@
+"""The chat surface: `POST /api/eid/chat`, the assistant with its persona and rules in front.
+
+A request is checked in a fixed order (token, JSON, fields, roles, number, length of each, total). The system message
+is composed here, from files that are read for each request, and from nothing that a caller sends; without the rules
+nothing reaches the router.
+"""
+
+import os
+import stat
+from typing import Any, NamedTuple
+
+from eidproxy.chat import ChatRequest, Defaults, Object, parse_mode, parse_object, refuse_unknown
+from eidproxy.config import ChatSettings
+from eidproxy.errors import Refusal
+from eidproxy.http1 import RequestHead
+from eidproxy.tokens import Tokens
+
+_FIELDS = frozenset({"mode", "messages"})
+_MESSAGE_FIELDS = frozenset({"role", "content"})
+_FORBIDDEN_ROLES = frozenset({"system", "developer", "tool"})
+_MAX_FILE_BYTES = 256 * 1024
+_READS = 3
+
+
+class Caps(NamedTuple):
+    """How much a caller may send, in Unicode code points."""
+
+    message_chars: int = 8000
+    messages: int = 40
+    total_chars: int = 32000
+
+
+class ChatSurface:
+    """Turns a request of the page into one of the main job."""
+
+    def __init__(self, settings: ChatSettings, defaults: Defaults) -> None:
+        assert settings.jwt_secret is not None and settings.rules_file is not None  # noqa: S101, PT018  # enabled
+        self.tokens = Tokens(
+            settings.jwt_secret, settings.jwt_audience, settings.jwt_issuer, settings.jwt_leeway_seconds
+        )
+        self._caps = Caps(settings.max_message_chars, settings.max_messages, settings.max_total_chars)
+        self._defaults = defaults
+        # The persona says who speaks, the rules come last and have the last word.
+        self._files = [name for name in (settings.persona_file, settings.rules_file) if name is not None]
+
+    def authorize(self, head: RequestHead) -> None:
+        """Raise Refusal `unauthorized` unless there is one valid bearer token."""
+        scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or b"authorization" in head.repeated:
+            raise Refusal("unauthorized")
+        self.tokens.check(token)
+
+    def request(self, body: bytes) -> ChatRequest:
+        """The request for the relay. Raises Refusal."""
+        value = parse_object(body)
+        refuse_unknown(value, _FIELDS)
+        mode = parse_mode(value, body, "mode")
+        messages = check_messages(value.get("messages"), self._caps)
+        system: Object = {"role": "system", "content": self.compose()}
+        fields = {
+            "messages": [system, *messages],
+            "max_tokens": self._defaults.max_tokens,
+            "temperature": self._defaults.temperature,
+        }
+        return ChatRequest(mode, stream=True, fields=fields)
+
+    def compose(self) -> str:
+        """The system message as the files have it now. Raises Refusal `rules_missing`."""
+        return "\n\n".join(read_text(name) for name in self._files)
+
+
+def check_messages(value: Any, caps: Caps) -> list[Object]:
+    """The messages of a conversation, rebuilt. Raises Refusal, in the order of the contract's section 9."""
+    if not isinstance(value, list) or not value:
+        raise Refusal("invalid_request", "messages")
+    for at, message in enumerate(value):
+        here = f"messages[{at}]"
+        if not isinstance(message, dict):
+            raise Refusal("invalid_request", here)
+        refuse_unknown(message, _MESSAGE_FIELDS)
+        for name in ("role", "content"):
+            if not isinstance(message.get(name), str):
+                raise Refusal("invalid_request", f"{here}.{name}")
+    for at, message in enumerate(value):
+        if message["role"] in _FORBIDDEN_ROLES:
+            raise Refusal("system_role_forbidden", f"messages[{at}].role")
+        if message["role"] not in ("user", "assistant"):
+            raise Refusal("invalid_request", f"messages[{at}].role")
+    if len(value) > caps.messages:
+        raise Refusal("too_many_turns", "messages")
+    for at, message in enumerate(value):
+        if len(message["content"]) > caps.message_chars:
+            raise Refusal("message_too_long", f"messages[{at}].content")
+    if sum(len(message["content"]) for message in value) > caps.total_chars:
+        raise Refusal("conversation_too_long", "messages")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def read_text(path: str) -> str:
+    """A small text file, whole. Raises Refusal `rules_missing` when it is not there, not text or blank.
+
+    A file that changes while it is read is read again: half an old and half a new text is neither.
+    """
+    try:
+        for _ in range(_READS):
+            # Not blocking, so that a pipe in the file's place cannot hold the loop.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                before = os.fstat(descriptor)
+                if not stat.S_ISREG(before.st_mode) or before.st_size > _MAX_FILE_BYTES:
+                    break
+                data = os.read(descriptor, _MAX_FILE_BYTES + 1)
+                after = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+            if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size) and len(
+                data
+            ) == after.st_size:
+                text = data.decode("utf-8-sig").strip()
+                if text:
+                    return text
+                break
+    except (OSError, ValueError):
+        pass
+    raise Refusal("rules_missing")
