@@ -15,7 +15,7 @@ import click
 import httpx
 import uvloop
 
-from eidproxy.config import FIELDS, Loaded, Settings, SettingsError, load, shown
+from eidproxy.config import FIELDS, Loaded, ServerSettings, Settings, SettingsError, load, shown
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
@@ -121,6 +121,22 @@ def _listen_unix(path: str) -> socket.socket:
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="end after the show")
+@click.option("--port", type=click.IntRange(0, 65535), default=8790, show_default=True, metavar="PORT")
+def demo(once: bool, port: int) -> None:
+    """Show the proxy with an embedded router, then serve it until Ctrl-C."""
+    from eidproxy.demo import demo as show
+
+    harden()
+    try:
+        (listener,) = listen(Settings(server=ServerSettings(port=0 if once else port)))
+    except OSError as error:
+        click.echo(f"eidproxy: cannot listen on port {port}: {error.strerror}; try --port 0", err=True)
+        sys.exit(1)
+    uvloop.run(show(listener, once))
 
 
 @cli.command()

@@ -546,6 +546,10 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """A signal to stop."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Begin to drain; asked again, stop at once."""
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:

@@ -1,0 +1,54 @@
+# Everything a fresh machine needs is Python 3.11 or later and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test check lint fuzz soak bench lock clean
+
+demo: $(VENV)/ready
+	$(BIN)/eidproxy demo $(DEMO)
+
+test: $(VENV)/ready-test
+	$(BIN)/pytest $(TEST)
+
+check: $(VENV)/ready-test lint
+	$(BIN)/python -m tests.coverage_pure
+
+lint: $(VENV)/ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fuzz: $(VENV)/ready-test
+	$(BIN)/python -m tests.fuzz --frames $(or $(FRAMES),1000000)
+
+soak: $(VENV)/ready-test
+	$(BIN)/python -m tests.soak
+
+bench: $(VENV)/ready-test
+	$(BIN)/python -m tests.bench
+
+# The locks hold exact versions with hashes and name no index. Updating them takes uv (pip install uv).
+lock:
+	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	    --extra redis --group build -o requirements.lock
+	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	    --extra redis --extra test --group build -o requirements-test.lock
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "eidproxy needs Python 3.11 or later; choose one with: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready: requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/ready-test: requirements-test.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-test.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@ $(VENV)/ready
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
