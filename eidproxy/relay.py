@@ -180,10 +180,11 @@ class Relay:
             if self._mode is Mode.DAILY:
                 self._claim = self._services.gate.request(self._priority, self._tell_place if self._progress else None)
                 self._claim.lost = self.conclude
+            self._task = self._loop.create_task(self._run())
         except Refusal as refusal:
             self.refuse(refusal)
-            return
-        self._task = self._loop.create_task(self._run())
+        except Exception as error:  # noqa: BLE001  # what was taken until here must be given back
+            self.fail("relay", error)
 
     async def _run(self) -> None:
         """Wait for the slot, then for the connection; the callbacks do the rest."""
@@ -232,6 +233,8 @@ class Relay:
         body = upstream_body(request, services.aliases[self._mode], services.ask_usage)
         self._last_sent_at = self._loop.time()
         exchange.start(services.upstream.request(body), self)
+        if self.paused:
+            exchange.pause()
         limits = services.limits
         self._watch(self._last_sent_at + (limits.keepalive if self._streaming else limits.read_timeout))
 
@@ -456,26 +459,39 @@ class Relay:
         if self._concluded:
             return
         self._concluded = True
-        if self._exchange is not None:
-            self._exchange.abort()
-        if self._claim is not None:
-            self._services.gate.leave(self._claim)
-        for timer in (self._deadline_timer, self._tick, self._place_timer):
-            if timer is not None:
-                timer.cancel()
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
-        self._services.running.discard(self)
-        self._services.metrics.in_progress[self._mode, self._phase] -= 1
-        connection = self._connection
-        connection.departed = connection.writing_paused = connection.writing_resumed = None
+        for give_back in (self._hang_up, self._leave_gate, self._stop, self._sign_off):
+            try:
+                give_back()
+            except Exception as error:  # noqa: BLE001  # whatever fails, the rest is given back
+                self._services.log.fault("conclude", error)
         status = 200
         try:
             status = self._end_answer(reason, refusal)
         except Exception as error:  # noqa: BLE001  # the answer is lost, the slot must not be
             self._services.log.fault("answer", error)
-            connection.abort()
+            self._connection.abort()
         self._record(reason, status)
+
+    def _hang_up(self) -> None:
+        if self._exchange is not None:
+            self._exchange.abort()
+
+    def _leave_gate(self) -> None:
+        if self._claim is not None:
+            self._services.gate.leave(self._claim)
+
+    def _stop(self) -> None:
+        for timer in (self._deadline_timer, self._tick, self._place_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    def _sign_off(self) -> None:
+        connection = self._connection
+        connection.departed = connection.writing_paused = connection.writing_resumed = None
+        self._services.running.discard(self)
+        self._services.metrics.in_progress[self._mode, self._phase] -= 1
 
     def _end_answer(self, reason: str | None, refusal: Refusal | None) -> int:
         """Write what ends the answer and return its status."""

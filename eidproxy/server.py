@@ -106,14 +106,17 @@ class Roster:
     def enter(self, connection: "Connection", state: State, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         """A connection waits for its caller until a deadline."""
         self._waiting[state][connection] = deadline
-        if self._timer is None or self._timer.when() > deadline:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(deadline, self._sweep, loop)
+        self._set_timer(deadline, loop)
 
     def leave(self, connection: "Connection", state: State) -> None:
         """A connection waits no longer."""
         self._waiting[state].pop(connection, None)
+
+    def _set_timer(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is None or self._timer.when() > deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(deadline, self._sweep, loop)
 
     def _oldest(self) -> "Connection | None":
         fronts = [next(iter(line)) for line in self._waiting.values() if line]
@@ -131,8 +134,8 @@ class Roster:
                     break
                 del line[connection]
                 connection.expire()
-        if upcoming and self._timer is None:
-            self._timer = loop.call_at(min(upcoming), self._sweep, loop)
+        for deadline in upcoming:
+            self._set_timer(deadline, loop)  # one that expired may have entered another state, and set it already
 
 
 class Connection(asyncio.Protocol):
@@ -213,6 +216,8 @@ class Connection(asyncio.Protocol):
         state = self._state
         if state is State.IDLE:
             self.began_at = self._loop.time()
+            self.request_id = ""
+            self._is_head_request = False
             if data.endswith(b"\r\n\r\n") and len(data) <= MAX_HEAD_BYTES and data.find(b"\r\n\r\n") == len(data) - 4:
                 self._take_head(data)  # a whole head and nothing else: the usual GET
                 return
@@ -263,7 +268,6 @@ class Connection(asyncio.Protocol):
         self._take_head(head, rest)
 
     def _take_head(self, data: bytes, rest: bytes = b"") -> None:
-        self.request_id = ""
         try:
             head = parse_head(data)
             self.request_id = _request_id(head)
@@ -333,6 +337,7 @@ class Connection(asyncio.Protocol):
         """Answer a request that is not whole, then wait for the caller to close."""
         self.request_id = self.request_id or new_request_id()
         self._buffer = self._chunked = self._head = None
+        self._keep_alive = False
         self._unwait()
         self._write_refusal(refusal)
         self._service.refused(self, refusal)
@@ -445,6 +450,8 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def _guard_flush(self, seconds: float | None) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
         self._flush_timer = self._loop.call_later(_FLUSH_SECONDS if seconds is None else seconds, self.abort)
 
     def _flushed(self) -> None:

@@ -136,7 +136,7 @@ class Exchange(asyncio.Protocol):
             return
         except httptools.HttpParserError:
             self._hand_on()  # what was whole before the fault
-            self._end(httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
+            self._end(None if self._over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
             return
         if not self._head_done:
             self._head_bytes += len(data)
@@ -195,6 +195,8 @@ class Exchange(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """A head is whole: pass it on unless it is interim."""
         assert self._parser is not None  # noqa: S101  # the parser is who calls
+        if self._over:
+            return
         status = self._parser.get_status_code()
         if self._coding is not None and (self._length or self._coding.strip().lower() != b"chunked"):
             # A coding that is not undone, or two lengths: the body would be read as something else.
@@ -212,7 +214,8 @@ class Exchange(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Bytes of the body."""
-        self._parts.append(body)
+        if not self._over:
+            self._parts.append(body)
 
     def on_message_complete(self) -> None:
         """The response is whole. What a router sends after it belongs to nobody."""
