@@ -324,7 +324,7 @@ class Upstream:
         self._tls = tls
         self._connect_timeout = connect_timeout
         self._write_timeout = write_timeout
-        self._literal = literal(host) is not None
+        self._literal = policy.decide_all([host]) if literal(host) is not None else None
         self._resolver = resolver or Resolver()
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         lines = [
@@ -348,8 +348,10 @@ class Upstream:
 
     async def addresses(self) -> list[str]:
         """What may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
-        found = [self.host] if self._literal else await self._resolver.resolve(self.host, self.port)
-        decisions = self.policy.decide_all(found)
+        if self._literal is not None:
+            decisions = self._literal  # neither the address nor the policy can change
+        else:
+            decisions = self.policy.decide_all(await self._resolver.resolve(self.host, self.port))
         if not decisions[0].permitted:
             raise EgressBlocked(decisions[0])
         return [str(decision.address) for decision in decisions]
