@@ -51,7 +51,7 @@ export function outgoing(earlier, current, request = null) {
   return messages;
 }
 
-const SHORTEST_OVERLAP = 16;
+const SHORTEST_OVERLAP = 10;
 const LONGEST_OVERLAP = 240;
 
 /** A cut answer and its continuation as one text. Some continuations begin by repeating the last words; once is enough. */

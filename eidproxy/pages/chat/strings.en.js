@@ -53,7 +53,7 @@ export default {
   notices: {
     queue_full: { title: "Many questions are waiting right now", body: "Please try again in {s} s." },
     wait_timeout: { title: "Your turn did not come in time", body: "Please try again in a moment." },
-    editor_busy: { title: "Editing work goes first right now", body: "Answers are back when it is done. Please try again in a moment." },
+    busy: { title: "Editing work goes first right now", body: "Answers are back when it is done. Please try again in a moment." },
     deep_unavailable: {
       title: "Deep mode is not available right now",
       body: "Deep answers are taking a break. Daily mode can answer right away.",
@@ -68,7 +68,7 @@ export default {
     cut: { title: "The answer broke off", body: "What came so far is kept." },
     cut_empty: { title: "The answer broke off", body: "Please try again in a moment." },
     too_slow: { title: "The answer got long and stopped here", body: "Continue it, or split your question." },
-    draining: { title: "The server is restarting", body: "Please try again in a moment." },
+    restarting: { title: "The server is restarting", body: "Please try again in a moment." },
     unknown_mode: { title: "This mode cannot be used", body: "Please choose Daily or Deep." },
     invalid: { title: "The question could not be sent", body: "Please check it and send it again." },
     too_long: { title: "The question is too long", body: "Please shorten it and send it again." },

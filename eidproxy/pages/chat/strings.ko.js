@@ -53,7 +53,7 @@ export default {
   notices: {
     queue_full: { title: "지금 기다리는 질문이 많아요", body: "{s}초 뒤에 다시 시도해 주세요." },
     wait_timeout: { title: "차례가 오지 않아 멈췄어요", body: "잠시 뒤에 다시 시도해 주세요." },
-    editor_busy: { title: "편집 작업을 먼저 하고 있어요", body: "작업이 끝나면 답할 수 있어요. 잠시 뒤에 다시 시도해 주세요." },
+    busy: { title: "편집 작업을 먼저 하고 있어요", body: "작업이 끝나면 답할 수 있어요. 잠시 뒤에 다시 시도해 주세요." },
     deep_unavailable: {
       title: "지금은 심층 모드를 쓸 수 없어요",
       body: "심층 답변이 잠시 쉬고 있어요. 일상 모드로는 바로 답할 수 있어요.",
@@ -68,7 +68,7 @@ export default {
     cut: { title: "답변이 중간에 끊겼어요", body: "여기까지의 답변은 남아 있어요." },
     cut_empty: { title: "답변이 중간에 끊겼어요", body: "잠시 뒤에 다시 시도해 주세요." },
     too_slow: { title: "답변이 길어져서 여기서 멈췄어요", body: "이어서 받거나 질문을 나눠서 보내 주세요." },
-    draining: { title: "서버를 다시 시작하고 있어요", body: "잠시 뒤에 다시 시도해 주세요." },
+    restarting: { title: "서버를 다시 시작하고 있어요", body: "잠시 뒤에 다시 시도해 주세요." },
     unknown_mode: { title: "쓸 수 없는 모드예요", body: "일상이나 심층을 골라 주세요." },
     invalid: { title: "질문을 보내지 못했어요", body: "내용을 확인하고 다시 보내 주세요." },
     too_long: { title: "질문이 너무 길어요", body: "내용을 줄여서 보내 주세요." },

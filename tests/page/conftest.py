@@ -1,0 +1,147 @@
+"""A real browser, and the page in it.
+
+The tests speak to `base_url` with `token` and say what the server does through `stub`; another server can take its
+place by overriding the three.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+
+from tests.page.stub import Stub
+from tests.tools import need
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+# How long anything on the page may take to come about.
+PATIENCE_MS = 8000
+
+
+def token_of(subject: str, serial: int = 0) -> str:
+    """A token whose claims can be read; nobody here checks its signature."""
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"sub": subject, "exp": 4102444800 + serial})
+    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
+    return ".".join([*encoded, "c2lnbmF0dXJl"])
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    (program,) = need("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    """The server with the scripted answers."""
+    with Stub() as started:
+        yield started
+
+
+@pytest.fixture
+def base_url(stub: Stub) -> str:
+    """Where the page is."""
+    return stub.base_url
+
+
+@pytest.fixture
+def token() -> str:
+    """The token of the person at the page."""
+    return token_of("mina")
+
+
+class Watch:
+    """What must not happen on any page: an error in the console, a request to another server."""
+
+    def __init__(self, base_url: str) -> None:
+        self.base_url = base_url
+        self.faults: list[str] = []
+        self.console: list[str] = []
+        self.requested: list[str] = []
+
+    def over(self, context: BrowserContext) -> None:
+        """Watch every page of a context."""
+        context.on("console", self._said)
+        context.on("weberror", lambda error: self.faults.append(f"exception: {error.error}"))
+        context.on("request", lambda request: self.requested.append(request.url))
+
+    def _said(self, message: ConsoleMessage) -> None:
+        self.console.append(message.text)
+        # The browser itself notes each status of 400 and more there, also one the page has dealt with.
+        of_fetch = message.text.startswith("Failed to load resource") and message.location["url"].endswith("/api/eid/chat")
+        if message.type in ("error", "warning") and not of_fetch:
+            self.faults.append(f"{message.type}: {message.text}")
+
+    def judge(self) -> None:
+        """Fail when something did happen."""
+        home = urlsplit(self.base_url)[:2]
+        foreign = [url for url in self.requested if urlsplit(url)[:2] != home]
+        assert self.faults == []
+        assert foreign == []
+        assert self.requested
+
+
+Opener = Callable[..., Page]
+
+
+@pytest.fixture
+def watch(base_url: str) -> Iterator[Watch]:
+    """The watch over all pages of a test, judged at its end."""
+    watch = Watch(base_url)
+    yield watch
+    watch.judge()
+
+
+@pytest.fixture
+def context(browser: Browser, watch: Watch) -> Iterator[BrowserContext]:
+    """One person's browser: desktop size, light, Korean."""
+    context = browser.new_context(viewport={"width": 1100, "height": 800}, locale="ko-KR", color_scheme="light")
+    context.set_default_timeout(PATIENCE_MS)
+    watch.over(context)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, base_url: str, token: str) -> Page:
+    """The page, logged in."""
+    page = context.new_page()
+    page.goto(f"{base_url}/chat#token={token}")
+    page.get_by_role("button", name="로그아웃").wait_for()
+    return page
+
+
+@pytest.fixture
+def looks(tmp_path: Path) -> Path:
+    """Where screenshots go: EIDPROXY_SCREENSHOTS, or away after the test."""
+    folder = Path(os.environ.get("EIDPROXY_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def storage(page: Page) -> dict[str, Any]:
+    """All that the page keeps on the device."""
+    kept = page.evaluate("() => ({local: {...localStorage}, session: {...sessionStorage}})")
+    assert isinstance(kept, dict)
+    return kept

@@ -1,0 +1,201 @@
+"""How the page looks, light and dark, wide and narrow: axe-core, nothing sideways, screenshots for the eye.
+
+EIDPROXY_SCREENSHOTS=folder keeps the screenshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.page.conftest import PATIENCE_MS, Watch, token_of
+from tests.page.stub import DONE, UPSTREAM, Answer, Hold, Stub, finish, queued, refusal, text, thought, whole
+
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
+
+LONG = """자전거로 한강을 따라 달린다면 **반포에서 뚝섬까지** 가는 길이 가장 편해요. 중간에 쉬어 갈 곳도 많아요.
+
+## 준비하면 좋은 것
+
+- 물 한 병과 얇은 바람막이
+- 자전거 자물쇠
+- 휴대전화 거치대: 길을 볼 때 `지도` 앱이 필요해요
+
+1. 반포 한강공원에서 출발해요.
+2. 동호대교 아래에서 잠깐 쉬어요.
+
+```python
+def distance(start, end):
+    # 대략 9km, 천천히 달리면 40분이에요. 이 줄은 일부러 길게 썼어요: 옆으로 넘어가야 해요.
+    return abs(end - start)
+```
+
+바람이 강한 날에는 거꾸로 달리는 편이 나아요. aVeryLongWordWithoutAnyPlaceToBreakItWhichMustNotWidenThePageOfANarrowPhone"""
+
+SIZES = {"desktop": (1100, 800), "phone": (360, 740), "small": (320, 568)}
+
+
+@pytest.fixture(params=[f"{size}-{theme}" for size in SIZES for theme in ("light", "dark")])
+def look(request: pytest.FixtureRequest) -> str:
+    """A size and a theme."""
+    return str(request.param)
+
+
+@pytest.fixture
+def page(browser: Browser, watch: Watch, base_url: str, look: str) -> Iterator[Page]:
+    """The page in one look, not logged in."""
+    size, theme = look.split("-")
+    width, height = SIZES[size]
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        locale="ko-KR",
+        color_scheme="dark" if theme == "dark" else "light",
+        has_touch=size != "desktop",
+        is_mobile=size != "desktop",
+        device_scale_factor=1 if size == "desktop" else 2,
+        reduced_motion="reduce",
+    )
+    context.set_default_timeout(PATIENCE_MS)
+    watch.over(context)
+    page = context.new_page()
+    page.goto(f"{base_url}/chat")
+    yield page
+    context.close()
+
+
+def ask(page: Page, question: str) -> None:
+    page.fill("#compose", question)
+    page.click("#send")
+
+
+def judged(page: Page) -> list[str]:
+    """What axe-core finds, every rule but the experimental, and what stands out of the page sideways."""
+    page.evaluate(AXE)
+    found: dict[str, Any] = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    faults = [
+        f"{rule['id']}: {node['target']} {node['failureSummary']}" for rule in found["violations"] for node in rule["nodes"]
+    ]
+    assert found["passes"]
+    faults += page.evaluate(
+        """() => {
+          const faults = [];
+          const width = document.documentElement.clientWidth;
+          if (document.documentElement.scrollWidth > width) faults.push("the page scrolls sideways");
+          for (const one of document.querySelectorAll("header *, main *, dialog[open] *")) {
+            const box = one.getBoundingClientRect();
+            if (box.width && !one.closest("pre") && (box.left < -1 || box.right > width + 1)) {
+              faults.push(`${one.localName}.${one.className} stands out: ${box.left} to ${box.right}`);
+            }
+          }
+          for (const one of document.querySelectorAll("button, .modes label, summary")) {
+            const box = one.getBoundingClientRect();
+            if (box.height && box.height < 24) faults.push(`${one.localName} is ${box.height} high`);
+          }
+          return faults;
+        }"""
+    )
+    return faults
+
+
+def test_looks(page: Page, stub: Stub, look: str, looks: Path) -> None:
+    """Every state of the page, in one look: no fault that a program can find, and a picture for those it cannot."""
+    taken: list[str] = []
+    faults: list[str] = []
+
+    def picture(name: str) -> None:
+        taken.append(name)
+        faults.extend(f"{name}: {fault}" for fault in judged(page))
+        page.screenshot(path=looks / f"{look}-{len(taken):02}-{name}.png")
+
+    end_in_view: Callable[[str], None] = lambda what: expect(page.locator(what)).to_be_in_viewport(ratio=1)  # noqa: E731
+
+    picture("logged-out")
+    page.locator("#account").click()
+    page.fill("#token", "x")
+    page.locator("#login-form [type=submit]").click()
+    picture("login")
+    page.fill("#token", token_of("mina"))
+    page.locator("#login-form [type=submit]").click()
+    picture("welcome")
+
+    stub.script(whole(LONG))
+    ask(page, "한강에서 자전거 타기 좋은 길을 알려 줘요")
+    page.get_by_role("button", name="다시 답변 받기").wait_for()
+    picture("answer")
+
+    holds = [Hold() for _ in range(4)]
+    steps = [queued(2, 34), holds[0], queued(1, 12), holds[1], UPSTREAM, thought("…"), holds[2]]
+    stub.script(Answer([*steps, text("비 오는 날에는 실내가 좋아요. 먼저 국립중앙박물관은"), holds[3]]))
+    page.get_by_role("radio", name="심층").check()
+    ask(page, "그럼 비 오는 날에는 어디가 좋아요?\n지하철로 갈 수 있으면 더 좋아요.")
+    states = ["queued", "next", "thinking", "streaming"]
+    said = ["앞에 질문이 2개", "곧 차례예요", "준비하고 있어요", "쓰고 있어요"]
+    for state, words, hold in zip(states, said, holds, strict=True):
+        expect(page.locator("#status")).to_contain_text(words)
+        end_in_view("#progress")
+        picture(state)
+        hold.release() if state != "streaming" else page.click("#stop")
+    expect(page.locator(".notice")).to_contain_text("중지했어요")
+    end_in_view(".notice")
+    picture("stopped")
+
+    for name, answer in {
+        "deep-unavailable": refusal("macbook_unavailable", retry_after=30),
+        "countdown": refusal("gate_queue_full", retry_after=9),
+        "unknown": refusal("something_new"),
+        "refused": refusal("message_too_long", 422),
+        "cut": Answer([text("자전거로 한강을")]),
+    }.items():
+        stub.script(answer)
+        ask(page, "이건 어때요?")
+        page.locator("#log[aria-busy=false] .notice").wait_for()
+        end_in_view(".notice")
+        picture(name)
+
+    for name, reason in {"warming": "warming", "cold": "upstream_cold"}.items():
+        stub.script(refusal(reason, retry_after=30))
+        ask(page, "깨어 있어요?")
+        page.locator(".progress.waiting").wait_for()
+        end_in_view("#progress")
+        picture(name)
+        page.click("#stop")
+
+    page.fill("#compose", "가" * 8123)
+    picture("too-long")
+    page.fill("#compose", "가" * 7000)
+    picture("counter")
+    page.fill("#compose", "")
+    page.evaluate("() => scrollTo(0, 0)")
+    page.locator("#to-end").wait_for()
+    picture("scrolled-up")
+    page.click("#language")
+    stub.script(whole("Hello"), refusal("gate_queue_full", retry_after=9))
+    ask(page, "Hi")
+    page.get_by_role("button", name="Answer again").wait_for()
+    ask(page, "Hi?")
+    page.locator("#log[aria-busy=false] .notice").wait_for()
+    picture("english")
+    assert faults == []
+    assert len(taken) == 20
+
+
+def test_a_fault_is_found(page: Page, look: str) -> None:
+    """The judge is awake: a page with faults of each kind is judged faulty."""
+    page.evaluate(
+        """() => {
+          const wide = document.createElement("button");
+          wide.className = "plain";
+          wide.style.cssText = "width: 3000px; min-height: 10px; height: 10px; color: #999; background: #aaa";
+          document.querySelector("main").append(wide);
+        }"""
+    )
+    found = "\n".join(judged(page))
+    assert "button-name" in found
+    assert "sideways" in found
+    assert "stands out" in found
+    assert "10 high" in found

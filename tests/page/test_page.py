@@ -1,0 +1,975 @@
+"""What a person does on the page, and what they are told."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+from tests.harness import until
+from tests.page.conftest import PATIENCE_MS, Watch, storage, token_of
+from tests.page.stub import (
+    DONE,
+    REQUEST_ID,
+    UPSTREAM,
+    Answer,
+    Hold,
+    Stub,
+    failing,
+    finish,
+    queued,
+    refusal,
+    text,
+    thought,
+    whole,
+)
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+def ask(page: Page, question: str) -> None:
+    """Write a question and send it with the button."""
+    page.fill("#compose", question)
+    page.click("#send")
+
+
+def button(page: Page, name: str) -> Locator:
+    """A button by its words."""
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def answers(page: Page) -> list[str]:
+    """The texts of all answers that are shown."""
+    return page.locator(".answer .text").all_inner_texts()
+
+
+def rested(page: Page) -> None:
+    """Wait until nothing is under way."""
+    expect(page.locator("#log")).to_have_attribute("aria-busy", "false")
+
+
+def notice(page: Page) -> str:
+    """Title and body of the notice at the end, once it is there."""
+    expect(page.locator(".notice")).to_have_count(1)
+    lines = page.locator(".notice > div").first.inner_text().split("\n")
+    return "\n".join(line for line in lines if line)
+
+
+# --- Asking ---------------------------------------------------------------------------------------------------------
+
+
+def test_send_and_stream(page: Page, stub: Stub, token: str) -> None:
+    """The answer is shown piece by piece; the request is the contract's, with the token in its header alone."""
+    first, second = Hold(), Hold()
+    stub.script(Answer([UPSTREAM, first, thought("숨은 생각"), text("안녕"), second, text("하세요"), finish(), DONE]))
+    ask(page, "인사해 줘요")
+    expect(page.locator("#status")).to_have_text("답변을 준비하고 있어요")
+    expect(button(page, "중지")).to_be_visible()
+    first.release()
+    expect(page.locator(".answer .text")).to_have_text("안녕")
+    expect(page.locator("#status")).to_have_text("답변을 쓰고 있어요")
+    expect(page.locator("#log")).to_have_attribute("aria-busy", "true")
+    second.release()
+    expect(page.locator(".answer .text")).to_have_text("안녕하세요")
+    expect(page.locator("#said")).to_have_text("답변을 다 썼어요")
+    expect(page.locator("#status")).to_have_text("")
+    assert "숨은 생각" not in page.content()
+    (asked,) = stub.asked
+    assert asked.target == "/api/eid/chat"
+    assert asked.body == {"mode": "daily", "messages": [{"role": "user", "content": "인사해 줘요"}]}
+    assert asked.headers["authorization"] == f"Bearer {token}"
+    assert asked.headers["content-type"] == "application/json"
+    assert "cookie" not in asked.headers
+    assert "referer" not in asked.headers
+
+
+def test_next_turn_sends_the_history(page: Page, stub: Stub) -> None:
+    """The second question goes with the first and its answer."""
+    stub.script(whole("하나"), whole("둘"))
+    ask(page, "첫째")
+    rested(page)
+    ask(page, "둘째")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
+    assert stub.asked[1].messages == [("user", "첫째"), ("assistant", "하나"), ("user", "둘째")]
+
+
+def test_mode(page: Page, stub: Stub) -> None:
+    """심층 is asked for, marked at the answer, and chosen again after a reload."""
+    stub.script(whole("깊은 답"))
+    page.get_by_role("radio", name="심층").check()
+    ask(page, "깊이 생각해 줘요")
+    expect(page.locator(".badge")).to_have_text("심층")
+    assert stub.asked[0].body["mode"] == "deep"
+    page.reload()
+    expect(page.get_by_role("radio", name="심층")).to_be_checked()
+
+
+def test_pieces_arrive_byte_by_byte(page: Page, stub: Stub) -> None:
+    """A stream whose bytes come one by one over the network is the same answer."""
+    stream = b"".join([queued(1, 3), UPSTREAM, text("한 글자씩 👋🏽"), finish(), DONE])
+    stub.script(Answer([stream[place : place + 1] for place in range(len(stream))]))
+    ask(page, "천천히")
+    expect(page.locator(".answer .text")).to_have_text("한 글자씩 👋🏽")
+    rested(page)
+    expect(page.locator(".notice")).to_have_count(0)
+
+
+def test_queue(page: Page, stub: Stub) -> None:
+    """The place in the queue and the estimate are shown, and fall."""
+    holds = [Hold() for _ in range(4)]
+    steps = [queued(3, 90), holds[0], queued(2, 34), holds[1], queued(1, None), holds[2], UPSTREAM, holds[3]]
+    stub.script(Answer([*steps, text("답"), finish(), DONE]))
+    ask(page, "줄 서기")
+    status, timing = page.locator("#status"), page.locator("#timing")
+    expect(status).to_have_text("차례를 기다리고 있어요앞에 질문이 3개 있어요. 차례가 되면 바로 답할게요.")
+    expect(timing).to_have_text("약 2분 뒤에 시작할 것 같아요.")
+    expect(button(page, "취소")).to_be_visible()
+    holds[0].release()
+    expect(status).to_contain_text("앞에 질문이 2개 있어요.")
+    # The estimate runs down by itself.
+    expect(timing).to_have_text(re.compile(r"^약 3[34]초 뒤에 시작할 것 같아요\.$"))
+    expect(timing).to_have_text(re.compile(r"^약 3[12]초 뒤에 시작할 것 같아요\.$"))
+    holds[1].release()
+    expect(status).to_have_text("곧 차례예요지금 답하는 질문이 끝나면 바로 시작해요.")
+    expect(timing).to_have_text("")
+    holds[2].release()
+    expect(status).to_have_text("답변을 준비하고 있어요")
+    expect(button(page, "중지")).to_be_visible()
+    holds[3].release()
+    expect(page.locator(".answer .text")).to_have_text("답")
+
+
+# --- Stopping and leaving -------------------------------------------------------------------------------------------
+
+
+def test_stop(page: Page, stub: Stub) -> None:
+    """중지 ends the request at once; what came stays, is sent with the next question, and can be asked for again."""
+    hold = Hold()
+    stub.script(Answer([text("여기까지"), hold]), whole("새 답"), whole("또"))
+    ask(page, "길게 써 줘요")
+    expect(page.locator(".answer .text")).to_have_text("여기까지")
+    hold.reached.wait(5)
+    pressed = time.monotonic()
+    button(page, "중지").click()
+    assert hold.left.wait(5)
+    assert hold.left_at - pressed < 0.5  # the click itself takes part of it
+    assert notice(page) == "답변을 중지했어요\n여기까지의 답변은 남아 있어요."
+    button(page, "다시 답변 받기").click()
+    expect(page.locator(".answer .text")).to_have_text("새 답")
+    assert stub.asked[1].messages == [("user", "길게 써 줘요")]
+    ask(page, "다음")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("또")
+
+
+def test_stopped_part_is_sent(page: Page, stub: Stub) -> None:
+    """The part of a stopped answer is part of the conversation."""
+    stub.script(Answer([text("여기까지"), Hold()]), whole("둘"))
+    ask(page, "하나")
+    expect(page.locator(".answer .text")).to_have_text("여기까지")
+    button(page, "중지").click()
+    notice(page)
+    ask(page, "둘?")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
+    assert stub.asked[1].messages == [("user", "하나"), ("assistant", "여기까지"), ("user", "둘?")]
+
+
+def test_stop_before_the_answer(page: Page, stub: Stub) -> None:
+    """취소 in the queue leaves nothing behind that would be sent."""
+    hold = Hold()
+    stub.script(Answer([queued(2, 9), hold]), whole("답"))
+    ask(page, "그만둘 질문")
+    button(page, "취소").click()
+    assert hold.left.wait(5)
+    assert notice(page) == "답변을 중지했어요"
+    ask(page, "다른 질문")
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert stub.asked[1].messages == [("user", "다른 질문")]
+
+
+def test_closing_the_tab(page: Page, stub: Stub) -> None:
+    """A tab that closes takes its request with it."""
+    hold = Hold()
+    stub.script(Answer([text("여기까지"), hold]))
+    ask(page, "하나")
+    assert hold.reached.wait(5)
+    closed = time.monotonic()
+    page.close()
+    assert hold.left.wait(5)
+    assert hold.left_at - closed < 0.5
+
+
+def test_new_conversation(page: Page, stub: Stub) -> None:
+    """새 대화 ends what is under way and forgets what was said."""
+    hold = Hold()
+    stub.script(Answer([text("여기까지"), hold]), whole("답"))
+    ask(page, "하나")
+    expect(page.locator(".answer .text")).to_have_text("여기까지")
+    button(page, "새 대화").click()
+    assert hold.left.wait(5)
+    expect(page.get_by_role("heading", name="무엇이 궁금해요?")).to_be_visible()
+    ask(page, "둘")
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert stub.asked[1].messages == [("user", "둘")]
+
+
+# --- Again, and on --------------------------------------------------------------------------------------------------
+
+
+def test_answer_again(page: Page, stub: Stub) -> None:
+    """다시 답변 받기 asks the same question; the old answer stays until the new one begins, and if it never does."""
+    hold = Hold()
+    stub.script(whole("첫 답"), Answer([UPSTREAM, hold, text("새 답"), finish(), DONE]), refusal("router_ConnectError"))
+    ask(page, "질문")
+    button(page, "다시 답변 받기").click()
+    assert hold.reached.wait(5)
+    assert answers(page) == ["첫 답"]
+    hold.release()
+    expect(page.locator(".answer .text")).to_have_text("새 답")
+    button(page, "다시 답변 받기").click()
+    assert notice(page).startswith("답변 서버에 연결하지 못했어요")
+    assert answers(page) == ["새 답"]
+    assert [one.messages for one in stub.asked] == [[("user", "질문")]] * 3
+
+
+# What comes after the first words, and how the connection ends.
+CUTS: dict[str, tuple[list[bytes], Literal["clean", "closed", "reset"]]] = {
+    "a clean end with neither mark": ([finish()], "clean"),
+    "closed in the middle": ([], "closed"),
+    "a reset": ([], "reset"),
+    "an error event": ([failing("upstream_truncated")], "clean"),
+    "the router gone": ([failing("router_ReadError")], "clean"),
+    "the router silent": ([failing("router_ReadTimeout")], "clean"),
+    "the deadline": ([failing("stream_deadline_exceeded")], "clean"),
+    "the length": ([finish("length"), DONE], "clean"),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_cut_and_continued(page: Page, stub: Stub, name: str) -> None:
+    """An answer that broke off can be continued: the part goes with the request, and both become one answer."""
+    steps, end = CUTS[name]
+    hold = Hold()
+    stub.script(Answer([text("자전거로 한강을 "), hold, *steps], end=end), whole("따라 달려요."), whole("끝"))
+    ask(page, "어디로 달려요?")
+    expect(page.locator(".answer .text")).to_have_text("자전거로 한강을")
+    hold.release()
+    if name in ("the deadline", "the length"):
+        assert notice(page) == "답변이 길어져서 여기서 멈췄어요\n이어서 받거나 질문을 나눠서 보내 주세요."
+    else:
+        assert notice(page) == "답변이 중간에 끊겼어요\n여기까지의 답변은 남아 있어요."
+    button(page, "이어서 받기").click()
+    expect(page.locator(".answer .text")).to_have_text("자전거로 한강을 따라 달려요.")
+    rested(page)
+    expect(page.locator(".notice")).to_have_count(0)
+    question, part, request = stub.asked[1].messages
+    assert question == ("user", "어디로 달려요?")
+    assert part == ("assistant", "자전거로 한강을 ")
+    assert request[0] == "user"
+    assert "이어서" in request[1]
+    ask(page, "다음은요?")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("끝")
+    # The request to continue was a means, not a turn.
+    assert stub.asked[2].messages == [
+        ("user", "어디로 달려요?"),
+        ("assistant", "자전거로 한강을 따라 달려요."),
+        ("user", "다음은요?"),
+    ]
+
+
+def test_continuation_that_fails(page: Page, stub: Stub) -> None:
+    """The part stays when its continuation fails, and trying again continues it."""
+    stub.script(Answer([text("자전거로 한강을 ")]), refusal("router_ConnectError"), whole("따라 달려요."))
+    ask(page, "어디로 달려요?")
+    button(page, "이어서 받기").click()
+    expect(page.locator(".notice strong")).to_have_text("답변 서버에 연결하지 못했어요")
+    expect(page.locator(".answer .text")).to_have_text("자전거로 한강을")
+    button(page, "다시 시도").click()
+    expect(page.locator(".answer .text")).to_have_text("자전거로 한강을 따라 달려요.")
+    assert len(stub.asked[2].messages) == 3
+
+
+def test_cut_before_the_answer(page: Page, stub: Stub) -> None:
+    """With no part there is nothing to continue."""
+    stub.script(Answer([UPSTREAM]), whole("답"))
+    ask(page, "질문")
+    assert notice(page) == "답변이 중간에 끊겼어요\n잠시 뒤에 다시 시도해 주세요."
+    button(page, "다시 시도").click()
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert stub.asked[1].messages == [("user", "질문")]
+
+
+# --- What went wrong ------------------------------------------------------------------------------------------------
+
+# reason → status, title, body, buttons; the words of the table the page was given.
+REASONS: dict[str, tuple[int, str, str, list[str]]] = {
+    "gate_queue_full": (503, "지금 기다리는 질문이 많아요", "초 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "gate_wait_timeout": (503, "차례가 오지 않아 멈췄어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "editor_busy": (503, "편집 작업을 먼저 하고 있어요", "작업이 끝나면 답할 수 있어요. 잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "provider_not_configured": (503, "아직 준비되지 않은 모드예요", "관리자에게 설정을 부탁해 주세요.", ["다른 모드 쓰기"]),
+    "router_ConnectError": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "router_ConnectTimeout": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "router_WriteError": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "gate_unavailable": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "upstream_error": (503, "답변을 만들다가 문제가 생겼어요", "같은 질문을 다시 보내 주세요.", ["다시 시도"]),
+    "upstream_502": (503, "답변을 만들다가 문제가 생겼어요", "같은 질문을 다시 보내 주세요.", ["다시 시도"]),
+    "router_http_418": (503, "답변을 만들다가 문제가 생겼어요", "같은 질문을 다시 보내 주세요.", ["다시 시도"]),
+    "router_ReadTimeout": (503, "답변이 시작되지 않았어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "draining": (503, "서버를 다시 시작하고 있어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "rules_missing": (503, "지금은 답할 수 없어요", "관리자에게 설정을 확인해 달라고 알려 주세요.", ["다시 시도"]),
+    "model_not_found": (404, "쓸 수 없는 모드예요", "일상이나 심층을 골라 주세요.", []),
+    "invalid_request": (400, "질문을 보내지 못했어요", "내용을 확인하고 다시 보내 주세요.", ["질문 고치기"]),
+    "system_role_forbidden": (422, "질문을 보내지 못했어요", "내용을 확인하고 다시 보내 주세요.", ["질문 고치기"]),
+    "message_too_long": (422, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
+    "conversation_too_long": (422, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
+    "body_too_large": (413, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
+    "too_many_turns": (422, "대화가 너무 길어졌어요", "새 대화에서 다시 물어봐 주세요.", ["새 대화로 보내기"]),
+    "internal_error": (500, "알 수 없는 문제가 생겼어요", f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.", ["다시 시도"]),
+    "some_new_reason": (503, "알 수 없는 문제가 생겼어요", f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.", ["다시 시도"]),
+    "constructor": (503, "알 수 없는 문제가 생겼어요", f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.", ["다시 시도"]),
+    "xyz_unavailable": (503, "지금은 답할 수 없어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_reason(page: Page, stub: Stub, reason: str) -> None:
+    """Every reason is told in plain words, with the next step, as a status and as an error event alike."""
+    status, title, body, buttons = REASONS[reason]
+    ways = [refusal(reason, status)]
+    if status == 503:
+        ways.append(Answer([UPSTREAM, failing(reason)]))
+    stub.script(*ways)
+    for number, _ in enumerate(ways):
+        ask(page, f"질문 {number}")
+        rested(page)
+        said = notice(page).split("\n")
+        assert said[0] == title
+        assert said[1].endswith(body)
+        expect(page.get_by_role("alert")).to_contain_text(title)
+        labels = page.locator(".notice .row button").all_inner_texts()
+        assert [label.split(" · ")[0] for label in labels] == buttons
+        assert reason not in page.locator("body").inner_text()
+    assert len(stub.asked) == len(ways)
+    # What the server calls its parts is not kept either.
+    assert reason not in json.dumps(storage(page))
+
+
+def test_partial_answer_and_an_error(page: Page, stub: Stub) -> None:
+    """After an error in the middle the part stays; it can be asked for anew or continued."""
+    stub.script(Answer([text("반쯤"), failing("upstream_error")]))
+    ask(page, "질문")
+    assert notice(page) == "답변을 만들다가 문제가 생겼어요\n같은 질문을 다시 보내 주세요."
+    assert page.locator(".notice .row button").all_inner_texts() == ["다시 시도", "이어서 받기"]
+    assert answers(page) == ["반쯤"]
+
+
+def test_empty_answer(page: Page, stub: Stub) -> None:
+    """An answer without a word is no answer."""
+    stub.script(Answer([UPSTREAM, finish(), DONE]))
+    ask(page, "질문")
+    assert notice(page).startswith("답변을 만들다가 문제가 생겼어요")
+
+
+def test_deep_is_unavailable(page: Page, stub: Stub) -> None:
+    """일상으로 보내기 sends the same question to the other mode, which stays chosen."""
+    stub.script(refusal("macbook_unavailable", retry_after=30), whole("일상 답"))
+    page.get_by_role("radio", name="심층").check()
+    ask(page, "질문")
+    assert notice(page) == "지금은 심층 모드를 쓸 수 없어요\n심층 답변이 잠시 쉬고 있어요. 일상 모드로는 바로 답할 수 있어요."
+    assert "macbook" not in page.content() + json.dumps(storage(page))
+    button(page, "일상으로 보내기").click()
+    expect(page.locator(".answer .text")).to_have_text("일상 답")
+    expect(page.get_by_role("radio", name="일상")).to_be_checked()
+    assert [(one.body["mode"], one.messages) for one in stub.asked] == [
+        ("deep", [("user", "질문")]),
+        ("daily", [("user", "질문")]),
+    ]
+
+
+def test_mode_not_configured(page: Page, stub: Stub) -> None:
+    """다른 모드 쓰기 sends the question to the mode that was not chosen."""
+    stub.script(refusal("provider_not_configured"), whole("심층 답"))
+    ask(page, "질문")
+    button(page, "다른 모드 쓰기").click()
+    expect(page.locator(".answer .text")).to_have_text("심층 답")
+    assert [one.body["mode"] for one in stub.asked] == ["daily", "deep"]
+
+
+def test_countdown(page: Page, stub: Stub) -> None:
+    """Retry-After is counted down on the button, which works when it is over."""
+    stub.script(refusal("gate_queue_full", retry_after=3), whole("답"))
+    ask(page, "질문")
+    retry = page.locator("[data-action=retry]")
+    expect(retry).to_be_disabled()
+    expect(retry).to_have_text("다시 시도 · 3초")
+    assert notice(page) == "지금 기다리는 질문이 많아요\n3초 뒤에 다시 시도해 주세요."
+    expect(retry).to_have_text("다시 시도 · 1초")
+    expect(page.get_by_role("timer")).to_have_text("1")
+    expect(retry).to_be_disabled()
+    assert len(stub.asked) == 1
+    expect(retry).to_be_enabled()
+    expect(retry).to_have_text("다시 시도")
+    assert notice(page) == "지금 기다리는 질문이 많아요\n이제 다시 시도할 수 있어요."
+    retry.click()
+    expect(page.locator(".answer .text")).to_have_text("답")
+
+
+@pytest.mark.parametrize("as_event", [False, True], ids=["status", "event"])
+def test_warming(page: Page, stub: Stub, as_event: bool) -> None:
+    """While the model is made ready the page asks again by itself, until the answer comes."""
+    cold = Answer([UPSTREAM, failing("warming")]) if as_event else refusal("warming", retry_after=1)
+    hold = Hold()
+    stub.script(cold, Answer([UPSTREAM, hold, text("준비됐어요"), finish(), DONE]))
+    if as_event:
+        # No Retry-After in an event: the page's own ten seconds, which the clock of the browser can jump over.
+        page.clock.install()
+    ask(page, "질문")
+    said = "모델을 준비하고 있어요처음에는 1~2분쯤 걸려요. 준비되면 다시 보낼게요."
+    expect(page.locator("#status")).to_have_text(said)
+    expect(button(page, "취소")).to_be_visible()
+    expect(page.locator(".notice")).to_have_count(0)
+    if as_event:
+        page.clock.fast_forward(9_900)
+        assert len(stub.asked) == 1
+        page.clock.fast_forward(200)
+    assert hold.reached.wait(5)
+    # One state, not two that take turns.
+    expect(page.locator("#status")).to_have_text(said)
+    hold.release()
+    expect(page.locator(".answer .text")).to_have_text("준비됐어요")
+    assert [one.messages for one in stub.asked] == [[("user", "질문")]] * 2
+
+
+def test_warming_cancelled(page: Page, stub: Stub) -> None:
+    """취소 ends the waiting; nothing more is sent."""
+    stub.script(refusal("warming", retry_after=1))
+    page.clock.install()
+    ask(page, "질문")
+    expect(page.locator("#status")).to_contain_text("모델을 준비하고 있어요")
+    button(page, "취소").click()
+    assert notice(page) == "답변을 중지했어요"
+    page.clock.fast_forward(60_000)
+    rested(page)
+    assert len(stub.asked) == 1
+
+
+def test_warming_without_end(page: Page, stub: Stub) -> None:
+    """The page gives up after five minutes, and leaves the next try to the person."""
+    stub.script(*[refusal("warming", retry_after=60) for _ in range(20)])
+    page.clock.install()
+    ask(page, "질문")
+    for count in range(1, 6):
+        expect(page.locator("#status")).to_contain_text("모델을 준비하고 있어요")
+        assert len(stub.asked) == count
+        page.clock.run_for(60_500)
+        until(lambda expected=count + 1: len(stub.asked) == expected, what="the next try")
+    assert notice(page).startswith("모델을 준비하고 있어요\n생각보다 오래 걸리고 있어요.")
+    assert len(stub.asked) == 6
+
+
+def test_cold(page: Page, stub: Stub) -> None:
+    """A model that wakes up: the page counts down and tries again; 지금 시도 does it at once."""
+    stub.script(refusal("upstream_cold", retry_after=60), refusal("upstream_cold", retry_after=1), whole("일어났어요"))
+    ask(page, "질문")
+    expect(page.locator("#status")).to_have_text("쉬고 있던 모델을 깨우고 있어요")
+    expect(page.locator("#timing")).to_have_text(re.compile(r"^(60|59|58)초 뒤에 다시 시도할게요\.$"))
+    button(page, "지금 시도").click()
+    expect(page.locator(".answer .text")).to_have_text("일어났어요")
+    assert len(stub.asked) == 3
+
+
+def test_offline(page: Page, context: BrowserContext, stub: Stub, watch: Watch) -> None:
+    """Without a network the page says so, and sends when there is one again."""
+    context.set_offline(True)
+    ask(page, "질문")
+    assert notice(page) == "인터넷에 연결되어 있지 않아요\n연결을 확인하고 다시 시도해 주세요."
+    context.set_offline(False)
+    stub.script(whole("답"))
+    button(page, "다시 시도").click()
+    expect(page.locator(".answer .text")).to_have_text("답")
+
+
+def test_something_in_between_answers(page: Page, stub: Stub) -> None:
+    """A proxy's own error page, or a login page with 200, is not taken for an answer."""
+    html = {"Content-Type": "text/html"}
+    stub.script(Answer([b"<h1>Bad Gateway</h1>"], 502, html), Answer([b"<h1>Welcome</h1>"], 200, html))
+    ask(page, "하나")
+    assert notice(page).startswith("답변 서버에 연결하지 못했어요")
+    ask(page, "둘")
+    rested(page)
+    assert notice(page) == "알 수 없는 문제가 생겼어요\n잠시 뒤에 다시 시도해 주세요."
+    assert "Gateway" not in page.content()
+    assert "Welcome" not in page.content()
+
+
+# --- What is written ------------------------------------------------------------------------------------------------
+
+
+def test_too_long_is_not_sent(page: Page, stub: Stub) -> None:
+    """Over 8000 code points the page counts what is too much and does not send; emoji count once."""
+    send = page.locator("#send")
+    page.fill("#compose", "👋" * 8001)
+    expect(page.locator("#counter")).to_have_text("8,000자까지 보낼 수 있어요. 1자를 줄여 주세요.")
+    expect(send).to_be_disabled()
+    expect(page.locator("#compose")).to_have_attribute("aria-invalid", "true")
+    page.press("#compose", "Enter")
+    assert stub.asked == []
+    stub.script(whole("답"))
+    page.fill("#compose", f"  {'👋' * 8000}\n")
+    expect(page.locator("#counter")).to_have_text("8,000 / 8,000자")
+    page.press("#compose", "Enter")
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert stub.asked[0].messages == [("user", "👋" * 8000)]
+
+
+def test_blank_is_not_sent(page: Page, stub: Stub) -> None:
+    """Blanks are no question."""
+    page.fill("#compose", " \n ")
+    expect(page.locator("#send")).to_be_disabled()
+    page.press("#compose", "Enter")
+    assert stub.asked == []
+
+
+@pytest.mark.parametrize("reason", ["message_too_long", "too_many_turns", "conversation_too_long", "system_role_forbidden"])
+def test_refused_turn_is_not_sent_again(page: Page, stub: Stub, reason: str) -> None:
+    """After a 422 the next question goes without the refused one, also after a reload."""
+    stub.script(whole("하나"), refusal(reason, 422), whole("셋"), whole("넷"))
+    ask(page, "첫째")
+    rested(page)
+    ask(page, "거절될 질문")
+    notice(page)
+    ask(page, "셋째")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("셋")
+    page.reload()
+    ask(page, "넷째")
+    expect(page.locator(".answer .text").nth(2)).to_have_text("넷")
+    good = [("user", "첫째"), ("assistant", "하나")]
+    assert stub.asked[2].messages == [*good, ("user", "셋째")]
+    assert stub.asked[3].messages == [*good, ("user", "셋째"), ("assistant", "셋"), ("user", "넷째")]
+    # It is still shown.
+    expect(page.get_by_text("거절될 질문")).to_be_visible()
+
+
+def test_edit_a_refused_question(page: Page, stub: Stub) -> None:
+    """질문 고치기 gives the text back to be changed."""
+    stub.script(refusal("message_too_long", 422), whole("답"))
+    ask(page, "너무 긴 질문")
+    button(page, "질문 고치기").click()
+    expect(page.locator("#compose")).to_have_value("너무 긴 질문")
+    expect(page.locator(".exchange")).to_have_count(0)
+    ask(page, "짧은 질문")
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert stub.asked[1].messages == [("user", "짧은 질문")]
+
+
+def test_too_many_turns_in_a_new_conversation(page: Page, stub: Stub) -> None:
+    """새 대화로 보내기 sends the question alone."""
+    stub.script(whole("하나"), refusal("too_many_turns", 422), whole("둘"))
+    ask(page, "첫째")
+    rested(page)
+    ask(page, "둘째")
+    button(page, "새 대화로 보내기").click()
+    expect(page.locator(".answer .text")).to_have_text("둘")
+    assert stub.asked[2].messages == [("user", "둘째")]
+
+
+def test_long_conversation(page: Page, stub: Stub) -> None:
+    """What no longer fits is not sent any more, but is still shown."""
+    exchanges = [{"question": f"질문 {number}", "answer": f"답 {number}", "mode": "daily"} for number in range(50)]
+    remember(page, exchanges)
+    page.reload()
+    expect(page.locator(".exchange")).to_have_count(50)
+    stub.script(whole("끝"))
+    ask(page, "마지막")
+    expect(page.locator(".answer .text").last).to_have_text("끝")
+    expect(page.locator(".exchange")).to_have_count(51)
+    messages = stub.asked[0].messages
+    assert len(messages) == 39
+    assert messages[0] == ("user", "질문 31")
+    assert messages[-1] == ("user", "마지막")
+
+
+def remember(page: Page, exchanges: list[dict[str, Any]], subject: str = "mina") -> None:
+    """Put a conversation where the page keeps it."""
+    kept = json.dumps({"owner": json.dumps([None, subject], separators=(",", ":")), "exchanges": exchanges})
+    page.evaluate("(kept) => localStorage.setItem('eid.conversation', kept)", kept)
+
+
+PRESSES: dict[str, tuple[dict[str, Any], bool]] = {
+    "Enter": ({}, True),
+    "Enter of an input method": ({"isComposing": True}, False),
+    "Enter of an input method, by its code": ({"keyCode": 229}, False),
+    "Shift+Enter": ({"shiftKey": True}, False),
+    "Ctrl+Enter": ({"ctrlKey": True}, False),
+}
+
+
+@pytest.mark.parametrize("name", PRESSES)
+def test_enter(page: Page, stub: Stub, name: str) -> None:
+    """Enter sends, but not while an input method composes, and not for a new line."""
+    init, sends = PRESSES[name]
+    stub.script(whole("답"))
+    page.fill("#compose", "한글")
+    prevented = page.evaluate(
+        """(init) => !document.getElementById("compose").dispatchEvent(
+             new KeyboardEvent("keydown", {key: "Enter", keyCode: 13, bubbles: true, cancelable: true, ...init}))""",
+        init,
+    )
+    assert prevented is sends
+    if sends:
+        expect(page.locator(".answer .text")).to_have_text("답")
+    else:
+        assert page.input_value("#compose") == "한글"
+    assert len(stub.asked) == (1 if sends else 0)
+
+
+def test_real_composition(page: Page, context: BrowserContext, stub: Stub) -> None:
+    """With a real composition in the field the key goes to it; once it is committed Enter sends it all, once."""
+    stub.script(whole("답"))
+    page.focus("#compose")
+    input_method = context.new_cdp_session(page)
+    input_method.send("Input.imeSetComposition", {"text": "한글", "selectionStart": 2, "selectionEnd": 2})
+    key = {"type": "rawKeyDown", "key": "Process", "code": "Enter", "windowsVirtualKeyCode": 229}
+    input_method.send("Input.dispatchKeyEvent", key)
+    assert page.input_value("#compose") == "한글"
+    assert stub.asked == []
+    input_method.send("Input.insertText", {"text": "한글"})
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert [one.messages for one in stub.asked] == [[("user", "한글")]]
+    assert page.input_value("#compose") == ""
+
+
+def test_keyboard_alone(page: Page, stub: Stub) -> None:
+    """A whole turn without a mouse: mode, question, new line, stop, answer again."""
+    hold = Hold()
+    stub.script(Answer([text("여기"), hold]), whole("답"))
+    page.get_by_role("radio", name="일상").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("radio", name="심층")).to_be_checked()
+    page.focus("#compose")
+    page.keyboard.type("첫 줄")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("둘째 줄")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer .text")).to_have_text("여기")
+    assert stub.asked[0].body == {"mode": "deep", "messages": [{"role": "user", "content": "첫 줄\n둘째 줄"}]}
+    button(page, "중지").focus()
+    page.keyboard.press("Space")
+    notice(page)
+    expect(page.locator("#compose")).to_be_focused()
+    button(page, "다시 답변 받기").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer .text")).to_have_text("답")
+    expect(page.locator("#compose")).to_be_focused()
+
+
+def test_writing_while_an_answer_comes(page: Page, stub: Stub) -> None:
+    """The next question can be written meanwhile; Enter does not send it early, nor lose it."""
+    hold = Hold()
+    stub.script(Answer([text("하나"), hold, finish(), DONE]), whole("둘"))
+    ask(page, "첫째")
+    expect(page.locator(".answer .text")).to_have_text("하나")
+    page.fill("#compose", "둘째")
+    page.press("#compose", "Enter")
+    assert page.input_value("#compose") == "둘째"
+    assert len(stub.asked) == 1
+    hold.release()
+    rested(page)
+    page.press("#compose", "Enter")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
+
+
+def test_copy(page: Page, context: BrowserContext, stub: Stub) -> None:
+    """복사 copies the answer as it came."""
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    stub.script(whole("**굵게**\n\n`코드`"))
+    ask(page, "질문")
+    button(page, "복사").click()
+    expect(button(page, "복사했어요")).to_be_visible()
+    expect(page.locator("#said")).to_have_text("복사했어요")
+    assert page.evaluate("() => navigator.clipboard.readText()") == "**굵게**\n\n`코드`"
+
+
+def test_text_never_becomes_markup(page: Page, stub: Stub) -> None:
+    """Markup in a question or an answer is shown as the text it is."""
+    attack = '<img src=x onerror="document.title=1"><script>document.title=1</script>'
+    stub.script(whole(attack))
+    ask(page, attack)
+    expect(page.locator(".answer .text")).to_have_text(attack)
+    expect(page.locator(".question")).to_have_text(attack)
+    assert page.locator("#log img, #log script").count() == 0
+    assert page.title() == "eid 대화"
+
+
+# --- Logging in, and what is kept -----------------------------------------------------------------------------------
+
+
+def test_fragment(page: Page, base_url: str, token: str) -> None:
+    """A token in the fragment is taken out of the address, and lives in the tab's storage alone."""
+    assert page.url == f"{base_url}/chat"
+    kept = storage(page)
+    assert kept["session"]["eid.token"] == token
+    assert token not in json.dumps(kept["local"])
+    assert token not in page.content()
+    assert page.evaluate("() => document.cookie") == ""
+
+
+def test_paste_a_token(context: BrowserContext, base_url: str, stub: Stub, token: str) -> None:
+    """A question asked before the login is sent after it; what is no token is refused at once."""
+    stub.script(whole("답"))
+    page = context.new_page()
+    page.goto(f"{base_url}/chat")
+    ask(page, "미리 쓴 질문")
+    assert notice(page) == "로그인이 필요해요"
+    assert stub.asked == []
+    page.locator(".notice").get_by_role("button", name="로그인").click()
+    field = page.get_by_label("로그인 코드")
+    for wrong in ("x", "a.b.c", "가.나.다", token + "가", f"{token}.x", "a." + "A" * 5000 + ".c"):
+        field.fill(wrong)
+        page.get_by_role("dialog").get_by_role("button", name="로그인").click()
+        expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("로그인 코드가 맞지 않아요.")
+    field.fill(f" {token}\n")
+    page.get_by_role("dialog").get_by_role("button", name="로그인").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert stub.asked[0].messages == [("user", "미리 쓴 질문")]
+
+
+def test_reload_keeps_the_conversation(page: Page, stub: Stub) -> None:
+    """The conversation is there after a reload, and goes on."""
+    stub.script(whole("하나"), whole("둘"))
+    ask(page, "첫째")
+    rested(page)
+    page.reload()
+    assert answers(page) == ["하나"]
+    ask(page, "둘째")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
+    assert len(stub.asked[1].messages) == 3
+
+
+def test_reload_in_the_middle(page: Page, stub: Stub) -> None:
+    """What had come when the page was left is kept, and can be continued."""
+    stub.script(Answer([text("여기까지 "), Hold()]), whole("그리고 끝"))
+    ask(page, "첫째")
+    expect(page.locator(".answer .text")).to_have_text("여기까지")
+    page.reload()
+    assert notice(page) == "답변이 중간에 끊겼어요\n여기까지의 답변은 남아 있어요."
+    # It is not news any more.
+    expect(page.locator(".notice [role=alert]")).to_have_count(0)
+    button(page, "이어서 받기").click()
+    expect(page.locator(".answer .text")).to_have_text("여기까지 그리고 끝")
+
+
+def test_logout(page: Page, stub: Stub, token: str) -> None:
+    """로그아웃 ends the request and leaves nothing of the person behind."""
+    hold = Hold()
+    stub.script(whole("비밀 답"), Answer([text("비밀 둘"), hold]))
+    ask(page, "비밀 질문")
+    rested(page)
+    ask(page, "비밀 질문 둘")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("비밀 둘")
+    page.fill("#compose", "비밀 초안")
+    button(page, "로그아웃").click()
+    assert hold.left.wait(5)
+    expect(page.get_by_text("먼저 로그인해 주세요.")).to_be_visible()
+    kept = json.dumps(storage(page), ensure_ascii=False)
+    assert "비밀" not in kept + page.content() + page.input_value("#compose")
+    assert token not in kept
+    assert "mina" not in kept
+    page.reload()
+    expect(page.locator(".exchange")).to_have_count(0)
+
+
+def test_logout_in_another_tab(page: Page, context: BrowserContext, base_url: str, stub: Stub, token: str) -> None:
+    """Logging out holds for all tabs of the browser."""
+    stub.script(whole("비밀 답"))
+    ask(page, "비밀 질문")
+    rested(page)
+    other = context.new_page()
+    other.goto(f"{base_url}/chat#token={token}")
+    expect(other.locator(".answer .text")).to_have_text("비밀 답")
+    button(other, "로그아웃").click()
+    expect(page.get_by_text("먼저 로그인해 주세요.")).to_be_visible()
+    assert "비밀" not in page.content() + json.dumps(storage(page), ensure_ascii=False)
+
+
+def login_with(page: Page, token: str) -> None:
+    """Open the page anew with another token, as a link would."""
+    page.evaluate("(token) => { location.hash = `token=${token}`; }", token)
+    page.wait_for_function("() => location.hash === ''")
+
+
+def test_another_person(page: Page, stub: Stub) -> None:
+    """The token of somebody else clears what the first has written, on the page and on the device."""
+    hold = Hold()
+    stub.script(Answer([text("비밀 답"), hold]), whole("답"))
+    ask(page, "비밀 질문")
+    expect(page.locator(".answer .text")).to_have_text("비밀 답")
+    page.fill("#compose", "비밀 초안")
+    login_with(page, token_of("junho"))
+    assert hold.left.wait(5)
+    expect(page.locator(".exchange")).to_have_count(0)
+    assert "비밀" not in json.dumps(storage(page), ensure_ascii=False) + page.content() + page.input_value("#compose")
+    ask(page, "질문")
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert stub.asked[1].messages == [("user", "질문")]
+
+
+def test_another_person_in_a_new_tab(page: Page, context: BrowserContext, base_url: str, stub: Stub) -> None:
+    """What the device keeps is only given back to a token with the same subject."""
+    stub.script(whole("비밀 답"))
+    ask(page, "비밀 질문")
+    rested(page)
+    page.close()
+    other = context.new_page()
+    other.goto(f"{base_url}/chat")
+    expect(other.locator(".exchange")).to_have_count(0)
+    other.goto(f"{base_url}/chat#token={token_of('junho')}")
+    button(other, "로그아웃").wait_for()
+    expect(other.locator(".exchange")).to_have_count(0)
+    assert "비밀" not in json.dumps(storage(other), ensure_ascii=False)
+
+
+def test_new_token_of_the_same_person(page: Page, stub: Stub) -> None:
+    """A fresh token keeps the conversation."""
+    stub.script(whole("하나"), whole("둘"))
+    ask(page, "첫째")
+    rested(page)
+    fresh = token_of("mina", 1)
+    login_with(page, fresh)
+    assert answers(page) == ["하나"]
+    ask(page, "둘째")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
+    assert stub.asked[1].headers["authorization"] == f"Bearer {fresh}"
+    assert len(stub.asked[1].messages) == 3
+
+
+def test_token_runs_out(page: Page, stub: Stub, token: str) -> None:
+    """After a login that worked, 401 says that its time is over; the question is sent after the next login."""
+    stub.script(whole("하나"), refusal("unauthorized", 401), whole("둘"))
+    ask(page, "첫째")
+    rested(page)
+    ask(page, "둘째")
+    assert notice(page) == "로그인 시간이 지났어요\n다시 로그인해 주세요. 쓰던 질문은 남아 있어요."
+    page.fill("#compose", "쓰던 질문")
+    assert token not in json.dumps(storage(page))
+    page.locator(".notice").get_by_role("button", name="로그인").click()
+    page.get_by_label("로그인 코드").fill(token_of("mina", 1))
+    page.get_by_role("dialog").get_by_role("button", name="로그인").click()
+    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
+    assert page.input_value("#compose") == "쓰던 질문"
+    assert stub.asked[2].messages == [("user", "첫째"), ("assistant", "하나"), ("user", "둘째")]
+
+
+def test_token_never_worked(page: Page, stub: Stub) -> None:
+    """401 at the first question asks for a login, not for another one."""
+    stub.script(refusal("unauthorized", 401))
+    ask(page, "첫째")
+    assert notice(page) == "로그인이 필요해요"
+
+
+def test_damaged_storage(page: Page, stub: Stub, token: str) -> None:
+    """Whatever stands in the storage, the page works."""
+    owner = json.dumps([None, "mina"], separators=(",", ":"))
+    for kept in (
+        "{",
+        "null",
+        "[]",
+        json.dumps({"owner": owner, "exchanges": 5}),
+        json.dumps({"owner": owner, "exchanges": [None, 1, {"question": 5, "answer": []}]}),
+    ):
+        page.evaluate("(kept) => localStorage.setItem('eid.conversation', kept)", kept)
+        page.reload()
+        expect(page.locator(".exchange")).to_have_count(0)
+    odd = {"question": "질문", "answer": "답", "mode": "other", "notice": {"kind": "constructor"}}
+    remember(page, [odd])
+    page.reload()
+    assert answers(page) == ["답"]
+    stub.script(whole("둘"))
+    ask(page, "둘째")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
+
+
+def test_full_storage(page: Page, stub: Stub) -> None:
+    """A device without room keeps the newest, and the page goes on."""
+    page.evaluate("() => localStorage.setItem('full', 'x'.repeat(5 * 1024 * 1024 - 700))")
+    stub.script(*[whole(f"답 {number}" * 40) for number in range(3)])
+    for number in range(3):
+        ask(page, f"질문 {number}")
+        expect(page.locator(".answer .text")).to_have_count(number + 1)
+        rested(page)
+    assert len(answers(page)) == 3
+    kept = json.loads(storage(page)["local"]["eid.conversation"])["exchanges"]
+    assert [one["question"] for one in kept] in (["질문 2"], ["질문 1", "질문 2"])
+
+
+# --- The second language, the view ----------------------------------------------------------------------------------
+
+
+def test_english(page: Page, stub: Stub) -> None:
+    """The page changes its language at once, also of what is already there, and remembers it."""
+    stub.script(refusal("gate_wait_timeout"), whole("Hello"))
+    ask(page, "질문")
+    notice(page)
+    button(page, "English").click()
+    assert notice(page) == "Your turn did not come in time\nPlease try again in a moment."
+    assert page.evaluate("() => document.documentElement.lang") == "en"
+    assert page.title() == "eid chat"
+    expect(page.get_by_placeholder("Ask anything")).to_be_visible()
+    button(page, "Try again").click()
+    expect(page.locator(".answer .text")).to_have_text("Hello")
+    korean = re.compile("[가-힣]")
+    page.reload()
+    shown = page.locator("body").inner_text().replace("한국어", "").replace("질문", "")
+    assert korean.search(shown) is None
+    button(page, "한국어").click()
+    expect(button(page, "로그아웃")).to_be_visible()
+
+
+def test_view_follows_the_answer(page: Page, stub: Stub) -> None:
+    """The page follows a growing answer, unless the person has scrolled away; a button leads back."""
+    holds = [Hold() for _ in range(3)]
+    lines = "\n\n".join(["한 줄"] * 40)
+    stub.script(Answer([text(lines), holds[0], text(lines), holds[1], text(lines), holds[2], finish(), DONE]))
+    ask(page, "길게")
+    bottom: Callable[[], bool] = lambda: page.evaluate(  # noqa: E731
+        "() => document.documentElement.scrollHeight - innerHeight - scrollY < 2 && scrollY > 100"
+    )
+    until(bottom, what="the end in view")
+    page.evaluate("() => scrollTo(0, 0)")
+    to_end = button(page, "맨 아래로")
+    expect(to_end).to_be_visible()
+    holds[0].release()
+    expect(page.locator(".answer .text > p")).to_have_count(79)
+    assert page.evaluate("() => scrollY") == 0
+    to_end.click()
+    until(bottom, what="the end in view again")
+    expect(to_end).to_be_hidden()
+    holds[1].release()
+    expect(page.locator(".answer .text > p")).to_have_count(118)
+    until(bottom, what="the end still in view")
+    holds[2].release()
+    rested(page)
+    until(bottom, what="the end in view at the end")
+
+
+def test_two_tabs(page: Page, context: BrowserContext, base_url: str, stub: Stub, token: str) -> None:
+    """Two tabs of one person ask side by side."""
+    first, second = Hold(), Hold()
+    stub.script(Answer([text("하나"), first, finish(), DONE]), Answer([queued(1, 5), second, text("둘"), finish(), DONE]))
+    ask(page, "첫째")
+    expect(page.locator(".answer .text")).to_have_text("하나")
+    other = context.new_page()
+    other.goto(f"{base_url}/chat#token={token}")
+    ask(other, "둘째")
+    expect(other.locator("#status")).to_contain_text("곧 차례예요")
+    first.release()
+    second.release()
+    expect(other.locator(".answer .text").last).to_have_text("둘")
+    rested(page)
+    assert answers(page) == ["하나"]
