@@ -8,6 +8,7 @@ import plistlib
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 
 from eidproxy.config import FIELDS, load
 from tests.deploy.files import DEPLOY, ROOT, documents, fenced, passed, run
+from tests.harness import CHAT, Proxy, ask, chat
 from tests.tools import need, without
+from tests.upstream import Router
 
 DRAIN_SECONDS = 60
 """The default of server.drain_seconds: every supervisor must wait longer before it kills."""
@@ -218,6 +221,44 @@ def test_unit_gives_the_drain_its_time() -> None:
     assert options["RestartPreventExitStatus"] == "78"
 
 
+def test_unit_allows_every_system_call_that_is_made(router: Router, tmp_path: Path) -> None:
+    """Start, a stream, a scrape, a look-up and a drain under strace: no call is outside the unit's filters."""
+    strace, analyze = need("strace", "systemd-analyze")
+    trace = tmp_path / "trace"
+    named = f"http://localhost:{router.port}"
+    with Proxy(named, prefix=(strace, "-D", "-f", "-qq", "-o", str(trace)), ready_timeout=60) as proxy:
+        assert ask(proxy, "POST", CHAT, chat("daily")).status == 200
+        assert ask(proxy, "POST", CHAT, chat("deep", stream=False)).status == 200
+        assert proxy.get("/metrics").status == 200
+        assert proxy.get("/readyz").status == 200
+        proxy.terminate()
+        assert proxy.wait(30) == 0
+    made = trace.read_text(errors="replace")
+    called = set(re.findall(r"^\d+ +(?:<\.\.\. )?([a-z0-9_]+)(?:\(| resumed)", made, re.MULTILINE))
+    assert {"connect", "execve", "futex"} <= called
+    options = (DEPLOY / "eidproxy.service").read_text("utf-8").splitlines()
+    filters = [line.removeprefix("SystemCallFilter=") for line in options if line.startswith("SystemCallFilter=")]
+    assert filters == ["@system-service", "~@privileged @resources"]
+    allowed = _calls(analyze, "@system-service") - _calls(analyze, "@privileged") - _calls(analyze, "@resources")
+    # systemd itself makes the first execve; @default is always allowed.
+    assert called - allowed - _calls(analyze, "@default") == set()
+    # MemoryDenyWriteExecute, RestrictAddressFamilies
+    assert not re.search(r"PROT_WRITE\|PROT_EXEC", made)
+    assert set(re.findall(r"\bsocket(?:pair)?\((AF_\w+)", made)) <= {"AF_INET", "AF_INET6", "AF_UNIX"}
+
+
+def _calls(analyze: str, group: str) -> set[str]:
+    """The system calls of a group of systemd's, those of the groups inside it too."""
+    found: set[str] = set()
+    for line in passed(analyze, "syscall-filter", "--no-pager", group).splitlines()[1:]:
+        word = line.strip()
+        if word.startswith("@"):
+            found |= _calls(analyze, word)
+        elif word and not word.startswith("#"):
+            found.add(word)
+    return found
+
+
 def test_credentials_of_the_unit_are_names_that_eidproxy_reads(tmp_path: Path) -> None:
     """`LoadCredential=eidproxy:DIR` makes each file of DIR a credential called eidproxy_<file>."""
     text = (DEPLOY / "eidproxy.service").read_text("utf-8")
@@ -345,7 +386,7 @@ def test_kubernetes_settings_are_accepted(name: str, tmp_path: Path) -> None:
 
 def test_nftables_rules_let_the_service_reach_the_router_alone(tmp_path: Path) -> None:
     """In a network namespace: the service's user reaches the router and answers callers; nothing else leaves."""
-    nft, unshare, setpriv, ip = need("nft", "unshare", "setpriv", "ip")
+    nft, unshare, ip = need("nft", "unshare", "ip")
     if os.geteuid() != 0:
         without("only root may load rules into a namespace")
     text = (DEPLOY / "nftables.conf").read_text("utf-8")
@@ -354,9 +395,18 @@ def test_nftables_rules_let_the_service_reach_the_router_alone(tmp_path: Path) -
     rules = tmp_path / "nftables.conf"
     rules.write_text(text.replace('define eidproxy_user = "eidproxy"', "define eidproxy_user = 64321"))
     script = tmp_path / "inside.sh"
-    script.write_text(_INSIDE.format(nft=nft, rules=rules, ip=ip, setpriv=setpriv, python=shutil.which("python3")))
+    script.write_text(_INSIDE.format(nft=nft, ip=ip, rules=rules, python=sys.executable, uid=64321))
     said = passed(unshare, "--net", "sh", "-eu", script)
-    assert said.split() == ["router:open", "other-port:refused", "other-host:refused", "other-user:open", "caller:open"]
+    assert said.splitlines() == [
+        "another-user open",
+        "caller open",
+        "router open",
+        "another-port refused",
+        "another-host refused",
+    ]
+    # The control: without the rules the same user gets everywhere.
+    script.write_text(script.read_text().replace(f"{nft} -f", ": -f"))
+    assert "refused" not in passed(unshare, "--net", "sh", "-eu", script)
 
 
 _INSIDE = """\
@@ -365,34 +415,35 @@ _INSIDE = """\
 {ip} address add 192.168.1.21/32 dev lo
 {nft} -f {rules}
 {nft} -f {rules}
-cat > "$0.py" <<'END'
-import errno, socket, sys
-try:
-    socket.create_connection((sys.argv[1], int(sys.argv[2])), 2).close()
-    print(sys.argv[3] + ":open")
-except OSError as error:
-    print(sys.argv[3] + (":refused" if error.errno == errno.EHOSTUNREACH else ":" + str(error)))
-END
-cat > "$0.serve.py" <<'END'
-import os, select, socket, sys
-listeners = [socket.create_server(("0.0.0.0", int(port))) for port in sys.argv[1:]]
+{python} -I - <<'END'
+import errno, os, socket
+
+"imported now, since the service's user may not read the library".encode("idna")
+root_has = [socket.create_server(("0.0.0.0", port)) for port in (4000, 4001)]
+
+def dial(name, host, port):
+    try:
+        socket.create_connection((host, port), 5).close()
+        print(name, "open", flush=True)
+    except OSError as error:
+        print(name, "refused" if error.errno == errno.EHOSTUNREACH else error, flush=True)
+
+dial("another-user", "192.168.1.21", 4001)
+ready, tell = os.pipe()
 if os.fork():
-    os._exit(0)
-os.close(1)
-os.close(2)
-while True:
-    for ready in select.select(listeners, [], [], 20)[0] or sys.exit():
-        ready.accept()[0].close()
+    os.read(ready, 1)
+    dial("caller", "127.0.0.1", 8790)
+    os.wait()
+else:
+    os.setgid({uid})
+    os.setuid({uid})
+    service_has = socket.create_server(("127.0.0.1", 8790))
+    os.write(tell, b".")
+    service_has.accept()[0].close()
+    dial("router", "192.168.1.20", 4000)
+    dial("another-port", "192.168.1.20", 4001)
+    dial("another-host", "192.168.1.21", 4000)
 END
-as_service="{setpriv} --reuid 64321 --regid 64321 --clear-groups"
-chmod 755 "$(dirname "$0")"
-{python} "$0.serve.py" 4000 4001
-$as_service {python} - 8790 < "$0.serve.py"
-$as_service {python} - 192.168.1.20 4000 router < "$0.py"
-$as_service {python} - 192.168.1.20 4001 other-port < "$0.py"
-$as_service {python} - 192.168.1.21 4000 other-host < "$0.py"
-{python} "$0.py" 192.168.1.21 4001 other-user
-{python} "$0.py" 127.0.0.1 8790 caller
 """
 
 

@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,10 +79,10 @@ class Image:
         """The text with the image's absolute paths moved below the prefix."""
         return re.sub(r"(?<![\w/.])/(opt|src)\b", lambda match: f"{self.prefix}/{match[1]}", text)
 
-    def build(self) -> None:
+    def build(self, steps: Sequence[Instruction]) -> None:
         """Play the first stage."""
         stage = 0
-        for word, rest in instructions():
+        for word, rest in steps:
             if word == "FROM":
                 stage += 1
             elif stage == 1 and word == "WORKDIR":
@@ -152,7 +152,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
         if parent.name.startswith("pytest-") and parent.stat().st_uid == os.geteuid():
             parent.chmod(0o755)
     built.root.chmod(0o755)
-    built.build()
+    built.build(instructions())
     yield built
     shutil.rmtree(built.root)
 
@@ -183,19 +183,20 @@ def test_locks_name_hashes_and_no_index() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_installed_program_serves_confined_and_drains(image: Image, router: Router) -> None:
+def test_installed_program_serves_confined_and_drains(image: Image, router: Router, tmp_path: Path) -> None:
     """As in the container: a numeric user, no capability, nothing writable, no shell, and SIGTERM ends it with 0."""
     assert image.final("USER") == f"{USER}:{USER}"
     assert image.final("STOPSIGNAL") == "SIGTERM"
     port = free_port()
     env = dict(word.split("=", 1) for word in shlex.split(image.final("ENV")))
     env |= {"LLM_ROUTER_URL": router.url, "EIDPROXY_SERVER_PORT": str(port)}
-    command = [*_confinement(), *image.command("ENTRYPOINT"), *image.command("CMD")]
+    command = [*_confinement(tmp_path), *image.command("ENTRYPOINT"), *image.command("CMD")]
     router.script = stream(["Hello", " world"])
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             check = image.command("HEALTHCHECK")
             until(lambda: run(*check, env=env).returncode == 0 or process.poll() is not None, 30, "healthy")
+            _is_confined(process.pid)
             answer = ask(("127.0.0.1", port), "POST", CHAT, chat("daily"))
             assert answer.told().text == "Hello world"
             process.send_signal(signal.SIGTERM)
@@ -204,6 +205,16 @@ def test_installed_program_serves_confined_and_drains(image: Image, router: Rout
             process.kill()
     assert process.returncode == 0, output
     assert run(*check, env=env).returncode == 1, "the check must say no once nobody answers"
+
+
+def test_a_step_that_is_missing_is_noticed(tmp_path: Path) -> None:
+    """The control: without the step that brings the build's lock, the installation fails."""
+    image = Image(tmp_path)
+    steps = instructions()
+    shortened = [step for step in steps if not (step.word == "COPY" and "build.lock" in step.rest)]
+    assert len(shortened) == len(steps) - 1
+    with pytest.raises(AssertionError, match="requirements"):
+        image.build(shortened)
 
 
 def test_installed_environment_has_nothing_to_build_with(image: Image) -> None:
@@ -220,15 +231,39 @@ def test_installed_environment_has_nothing_to_build_with(image: Image) -> None:
     assert sources - installed == set(), "a file of the package that the wheel leaves out"
 
 
-def _confinement() -> list[str]:
-    """What the container's run time would do, when this machine lets us: only root may."""
+def _is_confined(pid: int) -> None:
+    """The process is what the container would make of it, as the kernel says."""
+    if os.geteuid() != 0:
+        return
+    said = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert said["Uid"].split() == said["Gid"].split() == [str(USER)] * 4
+    assert said["NoNewPrivs"] == "1"
+    assert {said[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+
+
+def _confinement(empty: Path) -> list[str]:
+    """What the container's run time would do, when this machine lets us: only root may.
+
+    In mounts of its own everything is read-only, then the user and the capabilities are given up. An interpreter in a
+    directory that only root may enter is bound where others see it, too; `empty` is where it is held meanwhile.
+    """
     if os.geteuid() != 0:
         return []
     unshare, setpriv = need("unshare", "setpriv")
-    # Every mount read-only in a namespace of its own, then the user and the capabilities given up.
-    script = (
-        'while read -r _ point _; do mount -o remount,bind,ro "$point" 2>/dev/null || :; done < /proc/mounts; '
-        'if touch /tmp/written 2>/dev/null; then exit 70; fi; exec "$@"'
-    )
+    prefix = Path(sys.base_prefix)
+    closed = [parent for parent in reversed(prefix.parents) if not parent.stat().st_mode & 0o001]
+    script = """
+        closed=$1 prefix=$2 empty=$3; shift 3
+        if [ -n "$closed" ]; then
+            mount --bind "$prefix" "$empty"
+            mount -t tmpfs -o mode=755 tmpfs "$closed"
+            mkdir -p "$prefix"
+            mount --bind "$empty" "$prefix"
+        fi
+        while read -r _ point _; do mount -o remount,bind,ro "$point" 2>/dev/null || :; done < /proc/mounts
+        if touch /tmp/written 2>/dev/null; then exit 70; fi
+        exec "$@"
+    """
     give_up = [setpriv, f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs", "--bounding-set=-all"]
-    return [unshare, "--mount", "sh", "-c", script, "sh", *give_up, "--inh-caps=-all", "--"]
+    places = [str(closed[0]) if closed else "", str(prefix), str(empty)]
+    return [unshare, "--mount", "sh", "-euc", script, "sh", *places, *give_up, "--inh-caps=-all", "--"]

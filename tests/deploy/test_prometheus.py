@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -124,10 +125,9 @@ class Prometheus:
 
     def api(self, path: str, **parameters: str) -> Any:
         """The data of one call of its API."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        connection.request("GET", f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
-        answer = json.loads(connection.getresponse().read())
-        connection.close()
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+            connection.request("GET", f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
+            answer = json.loads(connection.getresponse().read())
         assert answer["status"] == "success", f"{parameters}: {answer}"
         return answer["data"]
 
@@ -175,7 +175,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 def _scrapes(server: Prometheus) -> int:
     try:
         found = server.query('count_over_time(eidproxy_start_time_seconds{job="eidproxy"}[5m])')
-    except OSError:
+    except (OSError, ValueError):  # it says "Service Unavailable" while it starts
         return 0
     return int(found[0]["value"][1]) if found else 0
 
