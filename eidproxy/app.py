@@ -13,10 +13,11 @@ import httpx
 from eidproxy.admission import AdmissionQueue
 from eidproxy.chat import Defaults
 from eidproxy.config import Settings
-from eidproxy.endpoints import Endpoints, build_pages
+from eidproxy.endpoints import LIVE_FILES, Endpoints, build_pages
 from eidproxy.gate import Gate, LocalGate
 from eidproxy.logs import Event, Log
 from eidproxy.metrics import Metrics, loop_lag_sampler
+from eidproxy.pages import STATUS_POLICY, page_routes
 from eidproxy.relay import Relay, RelayLimits, RelayServices
 from eidproxy.server import Roster, Server, connection_limit
 from eidproxy.surface import ChatSurface
@@ -93,7 +94,11 @@ class Application:
             clock=time.time,
         )
         pages = build_pages(
-            metrics=self.metrics, ready=self.ready, status=self.status, created=int(time.time()), extra=[]
+            metrics=self.metrics,
+            ready=self.ready,
+            status=self.status,
+            created=int(time.time()),
+            extra=page_routes("status", path="/", prefix=LIVE_FILES, policy=STATUS_POLICY),
         )
         defaults = Defaults(settings.models.max_tokens, settings.models.temperature)
         self.endpoints = Endpoints(

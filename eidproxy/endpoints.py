@@ -27,6 +27,7 @@ from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Priority, Surface
 CHAT_COMPLETIONS = "/v1/chat/completions"
 CHAT_API = "/api/eid/chat"
 CHAT_PAGE = "/chat"
+LIVE_FILES = "/live"
 
 _PROBES = frozenset({"/healthz", "/readyz"})
 _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
@@ -178,7 +179,7 @@ class Endpoints:
             self.fault("page", error)
             status, reason = 500, "internal_error"
             connection.refuse(Refusal(reason))
-        if reason != "none" or not (head.path in _UNLOGGED or head.path.startswith(CHAT_PAGE)):
+        if reason != "none" or not (head.path in _UNLOGGED or head.path.startswith((CHAT_PAGE, LIVE_FILES))):
             surface = Surface.CHAT if head.path in (CHAT_API, CHAT_PAGE) else Surface.PROXY
             if head.path not in _PROBES:
                 self._record(connection, surface, status, reason)
