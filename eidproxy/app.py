@@ -9,15 +9,16 @@ from importlib.metadata import version
 from typing import Any
 
 import httpx
+from starlette.routing import Route
 
 from eidproxy.admission import AdmissionQueue
 from eidproxy.chat import Defaults
 from eidproxy.config import Settings
-from eidproxy.endpoints import LIVE_FILES, Endpoints, build_pages
+from eidproxy.endpoints import CHAT_API, CHAT_PAGE, LIVE_FILES, Endpoints, build_pages, taken_by_the_relay
 from eidproxy.gate import Gate, LocalGate
 from eidproxy.logs import Event, Log
 from eidproxy.metrics import Metrics, loop_lag_sampler
-from eidproxy.pages import STATUS_POLICY, page_routes
+from eidproxy.pages import CHAT_POLICY, STATUS_POLICY, page_routes
 from eidproxy.relay import Relay, RelayLimits, RelayServices
 from eidproxy.server import Roster, Server, connection_limit
 from eidproxy.surface import ChatSurface
@@ -63,6 +64,14 @@ def build_gate(settings: Settings, metrics: Metrics) -> Gate:
     )
 
 
+def _page_routes(chat: bool) -> list[Route]:
+    routes = page_routes("status", path="/", prefix=LIVE_FILES, policy=STATUS_POLICY)
+    if chat:
+        routes += page_routes("chat", path=CHAT_PAGE, prefix=CHAT_PAGE, policy=CHAT_POLICY)
+        routes.append(Route(CHAT_API, taken_by_the_relay, methods=["POST"]))
+    return routes
+
+
 class Application:
     """The proxy: everything that one process holds. Build it inside a running event loop."""
 
@@ -98,7 +107,7 @@ class Application:
             ready=self.ready,
             status=self.status,
             created=int(time.time()),
-            extra=page_routes("status", path="/", prefix=LIVE_FILES, policy=STATUS_POLICY),
+            extra=_page_routes(settings.chat.enabled),
         )
         defaults = Defaults(settings.models.max_tokens, settings.models.temperature)
         self.endpoints = Endpoints(

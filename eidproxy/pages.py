@@ -20,6 +20,12 @@ STATUS_POLICY = (
 )
 """What the live view may load and speak to: its own origin alone, no markup can widen it."""
 
+CHAT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; font-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+"""The same for the chat page, where text of a model is shown: no string can become markup or script either."""
+
 _FOLDER = Path(__file__).parent / "pages"
 
 _TYPES = {
