@@ -1,0 +1,88 @@
+"""What the suites from outside share: how many cases, what a refusal must look like, when nothing is left over."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from tests.harness import Answer, Proxy, until
+from tests.upstream import Router
+
+TYPES = {
+    **dict.fromkeys((400, 404, 405, 413, 415, 421, 422, 431), "invalid_request_error"),
+    401: "authentication_error",
+    408: "timeout_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
+NO_RETRY = {
+    "stream_deadline_exceeded",
+    "rules_missing",
+    "router_rejected",
+    "egress_blocked",
+    "internal_error",
+}
+
+
+def amount(quick: int, full: int) -> int:
+    """How many cases: `quick` in `make test`; `full` with FULL=1."""
+    return full if os.environ.get("FULL") == "1" else quick
+
+
+def check_error(value: Any, status: int, reason: str, param: str | None = None) -> None:
+    """The error object, the same in a body and in the last event of a stream: exactly this and nothing else."""
+    assert set(value) == {"error", "error_reason", "request_id"}, value
+    assert set(value["error"]) == {"message", "type", "param", "code"}, value
+    assert value["error_reason"] == value["error"]["code"] == reason, value
+    assert value["error"]["type"] == TYPES[status], value
+    assert value["error"]["param"] == param, value
+    assert re.fullmatch(r"[A-Z][A-Za-z0-9 ,.'/-]+\.", value["error"]["message"]), value
+
+
+def check_refusal(answer: Answer, status: int, reason: str, param: str | None = None) -> None:
+    """A refusal before the first byte, with every header it must have and none that it must not."""
+    assert (answer.status, answer.reason) == (status, reason), answer
+    check_error(answer.json(), status, reason, param)
+    assert answer.clean
+    assert answer.get("Content-Type") == "application/json"
+    assert answer.get("X-Eid-Error-Reason") == reason
+    assert answer.get("X-Request-Id") == answer.json()["request_id"]
+    assert answer.get("Cache-Control") == "no-store"
+    assert answer.get("Server") is None
+    assert answer.get("Server-Timing") is None
+    retry_after, should_retry = answer.get("Retry-After"), answer.get("x-should-retry")
+    if status < 500:
+        assert (retry_after, should_retry) == (None, None), answer
+        assert answer.get("Connection") == "close", answer
+    elif reason in NO_RETRY:
+        assert (retry_after, should_retry) == (None, "false"), answer
+    else:
+        assert retry_after is not None, answer
+        assert 1 <= int(retry_after) <= 60
+        assert should_retry is None, answer
+
+
+def check_error_event(answer: Answer, status: int, reason: str) -> None:
+    """A failure after the first byte: one error event, the last, a clean end, no `[DONE]`."""
+    assert answer.status == 200, answer
+    assert answer.clean, answer
+    said = answer.told()
+    assert not said.done, answer
+    assert len(said.errors) == 1, answer
+    last = answer.events()[-1]
+    assert last.event == "error"
+    check_error(last.json(), status, reason)
+    assert last.json()["request_id"] == answer.get("X-Request-Id")
+
+
+def at_rest(router: Router, proxy: Proxy, timeout: float = 5.0) -> None:
+    """Nothing is left over: no socket at the router, no slot, no place in the queue, no running request."""
+    router.wait_for(lambda: router.open_sockets == 0 and router.concurrent == 0, timeout)
+
+    def empty() -> bool:
+        status = proxy.status()
+        gate = status["gate"]
+        return not (gate["in_use"] or gate["holders"] or gate["waiting"] or any(status["streams"].values()))
+
+    until(empty, timeout, "the proxy at rest")
