@@ -89,7 +89,9 @@ class Watch:
     def _said(self, message: ConsoleMessage) -> None:
         self.console.append(message.text)
         # The browser itself notes each status of 400 and more there, also one the page has dealt with.
-        of_fetch = message.text.startswith("Failed to load resource") and message.location["url"].endswith("/api/eid/chat")
+        of_fetch = message.text.startswith("Failed to load resource") and message.location["url"].endswith(
+            "/api/eid/chat"
+        )
         if message.type in ("error", "warning") and not of_fetch:
             self.faults.append(f"{message.type}: {message.text}")
 

@@ -1,4 +1,4 @@
-"""The modules below the page, in the browser that runs them: event streams however they are cut, what is sent, markup."""
+"""The modules below the page, in the browser that runs them: streams however cut, what is sent, markup."""
 
 from __future__ import annotations
 
@@ -143,9 +143,16 @@ def exchange(question: str, answer: str, refused: bool = False) -> dict[str, Any
 @pytest.mark.parametrize("request_text", [None, "계속"])
 @pytest.mark.parametrize(
     ("question", "answer", "count"),
-    [("짧은 질문", "짧은 답", 60), ("👋" * 100, "🌊" * 900, 60), ("가" * 8000, "나" * 20000, 5), ("a" * 8000, "b" * 8000, 3)],
+    [
+        ("짧은 질문", "짧은 답", 60),
+        ("👋" * 100, "🌊" * 900, 60),
+        ("가" * 8000, "나" * 20000, 5),
+        ("a" * 8000, "b" * 8000, 3),
+    ],
 )
-def test_sent_stays_under_the_caps(page: Page, question: str, answer: str, count: int, request_text: str | None) -> None:
+def test_sent_stays_under_the_caps(
+    page: Page, question: str, answer: str, count: int, request_text: str | None
+) -> None:
     """At most 40 messages, 8000 code points in each, 32000 in all; the newest are sent, and the roles alternate."""
     earlier = [exchange(f"{number} {question}"[:8000], answer) for number in range(count)]
     current = exchange(question, answer)
@@ -160,19 +167,29 @@ def test_sent_stays_under_the_caps(page: Page, question: str, answer: str, count
     assert [one["role"] for one in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
     assert messages[-1]["content"] == (request_text or question)
     pairs = len(messages) // 2 - (0 if request_text is None else 1)
-    assert [one["content"] for one in messages[: 2 * pairs : 2]] == [one["question"] for one in earlier[count - pairs :]]
+    assert [one["content"] for one in messages[: 2 * pairs : 2]] == [
+        one["question"] for one in earlier[count - pairs :]
+    ]
 
 
 def test_sent_leaves_out(page: Page) -> None:
     """What was refused and what has no answer is not sent."""
-    earlier = [exchange("a", "A"), exchange("b", ""), exchange("c", "C", refused=True), exchange("d", " \n"), exchange("e", "E")]
+    earlier = [
+        exchange("a", "A"),
+        exchange("b", ""),
+        exchange("c", "C", refused=True),
+        exchange("d", " \n"),
+        exchange("e", "E"),
+    ]
     sent = page.evaluate(SENT, {"earlier": earlier, "current": exchange("f", ""), "request": None})
     assert [one["content"] for one in sent["messages"]] == ["a", "A", "e", "E", "f"]
 
 
 def test_long_answer_keeps_its_end(page: Page) -> None:
     """Of an answer over the cap the end is sent, since that is what comes next to the question."""
-    sent = page.evaluate(SENT, {"earlier": [exchange("q", "👋" * 9000 + "끝")], "current": exchange("f", ""), "request": None})
+    sent = page.evaluate(
+        SENT, {"earlier": [exchange("q", "👋" * 9000 + "끝")], "current": exchange("f", ""), "request": None}
+    )
     assert sent["sizes"][1] == 8000
     assert sent["messages"][1]["content"] == "…" + "👋" * 7998 + "끝"
 
@@ -181,7 +198,11 @@ def test_long_answer_keeps_its_end(page: Page) -> None:
     ("part", "more", "expected"),
     [
         ("한강은 ", "서울에 있어요.", "한강은 서울에 있어요."),
-        ("바람이 강한 날에는 거꾸로 달리는 편이", "날에는 거꾸로 달리는 편이 나아요.", "바람이 강한 날에는 거꾸로 달리는 편이 나아요."),
+        (
+            "바람이 강한 날에는 거꾸로 달리는 편이",
+            "날에는 거꾸로 달리는 편이 나아요.",
+            "바람이 강한 날에는 거꾸로 달리는 편이 나아요.",
+        ),
         ("a b", "b c", "a bb c"),
         ("", "x" * 300, "x" * 300),
     ],
@@ -297,7 +318,19 @@ def test_dictionaries_have_the_same_keys(page: Page) -> None:
 
 
 # What the page must never say, in any file it is made of.
-FORBIDDEN = ["macbook", "mac-mini", "macmini", "mac mini", "qwen", "llama", "router.", "litellm", "openai", "http://", "https://"]
+FORBIDDEN = [
+    "macbook",
+    "mac-mini",
+    "macmini",
+    "mac mini",
+    "qwen",
+    "llama",
+    "router.",
+    "litellm",
+    "openai",
+    "http://",
+    "https://",
+]
 
 
 def test_sources_name_nothing() -> None:
@@ -313,12 +346,18 @@ def test_sources_stay_within_the_policy() -> None:
     """No inline script or style, no string that becomes markup or code."""
     for file in PAGE.rglob("*.js"):
         source = file.read_text("utf-8")
-        for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "srcdoc"):
+        for sink in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "srcdoc",
+        ):
             assert sink not in source, (file.name, sink)
     page = (PAGE / "chat.html").read_text("utf-8")
     assert " style=" not in page
     assert "<style" not in page
     assert page.count("<script") == 1
     assert not any(f" on{name}=" in page for name in ("click", "load", "error", "submit", "input"))
-
-

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.page.conftest import PATIENCE_MS, Watch, token_of
-from tests.page.stub import DONE, UPSTREAM, Answer, Hold, Stub, finish, queued, refusal, text, thought, whole
+from tests.page.stub import UPSTREAM, Answer, Hold, Stub, queued, refusal, text, thought, whole
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
 
@@ -35,7 +35,7 @@ def distance(start, end):
     return abs(end - start)
 ```
 
-바람이 강한 날에는 거꾸로 달리는 편이 나아요. aVeryLongWordWithoutAnyPlaceToBreakItWhichMustNotWidenThePageOfANarrowPhone"""
+바람이 강한 날에는 거꾸로 달리는 편이 나아요. aVeryLongWordWithoutAnyPlaceToBreakWhichMustNotWidenThePage"""
 
 SIZES = {"desktop": (1100, 800), "phone": (360, 740), "small": (320, 568)}
 
@@ -78,7 +78,9 @@ def judged(page: Page) -> list[str]:
     page.evaluate(AXE)
     found: dict[str, Any] = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
     faults = [
-        f"{rule['id']}: {node['target']} {node['failureSummary']}" for rule in found["violations"] for node in rule["nodes"]
+        f"{rule['id']}: {node['target']} {node['failureSummary']}"
+        for rule in found["violations"]
+        for node in rule["nodes"]
     ]
     assert found["passes"]
     faults += page.evaluate(
@@ -129,7 +131,7 @@ def test_looks(page: Page, stub: Stub, look: str, looks: Path) -> None:
     picture("answer")
 
     holds = [Hold() for _ in range(4)]
-    steps = [queued(2, 34), holds[0], queued(1, 12), holds[1], UPSTREAM, thought("…"), holds[2]]
+    steps: list[bytes | Hold] = [queued(2, 34), holds[0], queued(1, 12), holds[1], UPSTREAM, thought("…"), holds[2]]
     stub.script(Answer([*steps, text("비 오는 날에는 실내가 좋아요. 먼저 국립중앙박물관은"), holds[3]]))
     page.get_by_role("radio", name="심층").check()
     ask(page, "그럼 비 오는 날에는 어디가 좋아요?\n지하철로 갈 수 있으면 더 좋아요.")

@@ -6,10 +6,11 @@ import json
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from tests.harness import until
 from tests.page.conftest import PATIENCE_MS, Watch, storage, token_of
@@ -122,7 +123,16 @@ def test_pieces_arrive_byte_by_byte(page: Page, stub: Stub) -> None:
 def test_queue(page: Page, stub: Stub) -> None:
     """The place in the queue and the estimate are shown, and fall."""
     holds = [Hold() for _ in range(4)]
-    steps = [queued(3, 90), holds[0], queued(2, 34), holds[1], queued(1, None), holds[2], UPSTREAM, holds[3]]
+    steps: list[bytes | Hold] = [
+        queued(3, 90),
+        holds[0],
+        queued(2, 34),
+        holds[1],
+        queued(1, None),
+        holds[2],
+        UPSTREAM,
+        holds[3],
+    ]
     stub.script(Answer([*steps, text("답"), finish(), DONE]))
     ask(page, "줄 서기")
     status, timing = page.locator("#status"), page.locator("#timing")
@@ -309,8 +319,18 @@ def test_cut_before_the_answer(page: Page, stub: Stub) -> None:
 REASONS: dict[str, tuple[int, str, str, list[str]]] = {
     "gate_queue_full": (503, "지금 기다리는 질문이 많아요", "초 뒤에 다시 시도해 주세요.", ["다시 시도"]),
     "gate_wait_timeout": (503, "차례가 오지 않아 멈췄어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
-    "editor_busy": (503, "편집 작업을 먼저 하고 있어요", "작업이 끝나면 답할 수 있어요. 잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
-    "provider_not_configured": (503, "아직 준비되지 않은 모드예요", "관리자에게 설정을 부탁해 주세요.", ["다른 모드 쓰기"]),
+    "editor_busy": (
+        503,
+        "편집 작업을 먼저 하고 있어요",
+        "작업이 끝나면 답할 수 있어요. 잠시 뒤에 다시 시도해 주세요.",
+        ["다시 시도"],
+    ),
+    "provider_not_configured": (
+        503,
+        "아직 준비되지 않은 모드예요",
+        "관리자에게 설정을 부탁해 주세요.",
+        ["다른 모드 쓰기"],
+    ),
     "router_ConnectError": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
     "router_ConnectTimeout": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
     "router_WriteError": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
@@ -328,9 +348,24 @@ REASONS: dict[str, tuple[int, str, str, list[str]]] = {
     "conversation_too_long": (422, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
     "body_too_large": (413, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
     "too_many_turns": (422, "대화가 너무 길어졌어요", "새 대화에서 다시 물어봐 주세요.", ["새 대화로 보내기"]),
-    "internal_error": (500, "알 수 없는 문제가 생겼어요", f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.", ["다시 시도"]),
-    "some_new_reason": (503, "알 수 없는 문제가 생겼어요", f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.", ["다시 시도"]),
-    "constructor": (503, "알 수 없는 문제가 생겼어요", f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.", ["다시 시도"]),
+    "internal_error": (
+        500,
+        "알 수 없는 문제가 생겼어요",
+        f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
+        ["다시 시도"],
+    ),
+    "some_new_reason": (
+        503,
+        "알 수 없는 문제가 생겼어요",
+        f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
+        ["다시 시도"],
+    ),
+    "constructor": (
+        503,
+        "알 수 없는 문제가 생겼어요",
+        f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
+        ["다시 시도"],
+    ),
     "xyz_unavailable": (503, "지금은 답할 수 없어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
 }
 
@@ -379,7 +414,10 @@ def test_deep_is_unavailable(page: Page, stub: Stub) -> None:
     stub.script(refusal("macbook_unavailable", retry_after=30), whole("일상 답"))
     page.get_by_role("radio", name="심층").check()
     ask(page, "질문")
-    assert notice(page) == "지금은 심층 모드를 쓸 수 없어요\n심층 답변이 잠시 쉬고 있어요. 일상 모드로는 바로 답할 수 있어요."
+    assert (
+        notice(page)
+        == "지금은 심층 모드를 쓸 수 없어요\n심층 답변이 잠시 쉬고 있어요. 일상 모드로는 바로 답할 수 있어요."
+    )
     assert "macbook" not in page.content() + json.dumps(storage(page))
     button(page, "일상으로 보내기").click()
     expect(page.locator(".answer .text")).to_have_text("일상 답")
@@ -466,7 +504,7 @@ def test_warming_without_end(page: Page, stub: Stub) -> None:
         expect(page.locator("#status")).to_contain_text("모델을 준비하고 있어요")
         assert len(stub.asked) == count
         page.clock.run_for(60_500)
-        until(lambda expected=count + 1: len(stub.asked) == expected, what="the next try")
+        until(partial(lambda expected: len(stub.asked) == expected, count + 1), what="the next try")
     assert notice(page).startswith("모델을 준비하고 있어요\n생각보다 오래 걸리고 있어요.")
     assert len(stub.asked) == 6
 
@@ -534,7 +572,9 @@ def test_blank_is_not_sent(page: Page, stub: Stub) -> None:
     assert stub.asked == []
 
 
-@pytest.mark.parametrize("reason", ["message_too_long", "too_many_turns", "conversation_too_long", "system_role_forbidden"])
+@pytest.mark.parametrize(
+    "reason", ["message_too_long", "too_many_turns", "conversation_too_long", "system_role_forbidden"]
+)
 def test_refused_turn_is_not_sent_again(page: Page, stub: Stub, reason: str) -> None:
     """After a 422 the next question goes without the refused one, also after a reload."""
     stub.script(whole("하나"), refusal(reason, 422), whole("셋"), whole("넷"))
@@ -604,7 +644,9 @@ PRESSES: dict[str, tuple[dict[str, Any], bool]] = {
     "Enter of an input method": ({"isComposing": True}, False),
     "Enter of an input method, by its code": ({"keyCode": 229}, False),
     "Shift+Enter": ({"shiftKey": True}, False),
-    "Ctrl+Enter": ({"ctrlKey": True}, False),
+    "Alt+Enter": ({"altKey": True}, False),
+    "Ctrl+Enter": ({"ctrlKey": True}, True),
+    "Ctrl+Enter of an input method": ({"ctrlKey": True, "isComposing": True}, False),
 }
 
 
@@ -625,6 +667,24 @@ def test_enter(page: Page, stub: Stub, name: str) -> None:
     else:
         assert page.input_value("#compose") == "한글"
     assert len(stub.asked) == (1 if sends else 0)
+
+
+def test_enter_on_a_touch_keyboard(browser: Browser, watch: Watch, base_url: str, stub: Stub, token: str) -> None:
+    """On a phone Enter starts a new line, and the button sends."""
+    stub.script(whole("답"))
+    context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    watch.over(context)
+    page = context.new_page()
+    page.goto(f"{base_url}/chat#token={token}")
+    page.locator("#compose").tap()
+    page.keyboard.type("첫 줄")
+    page.keyboard.press("Enter")
+    page.keyboard.type("둘째 줄")
+    assert stub.asked == []
+    page.locator("#send").tap()
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert stub.asked[0].messages == [("user", "첫 줄\n둘째 줄")]
+    context.close()
 
 
 def test_real_composition(page: Page, context: BrowserContext, stub: Stub) -> None:
@@ -693,6 +753,36 @@ def test_copy(page: Page, context: BrowserContext, stub: Stub) -> None:
     expect(button(page, "복사했어요")).to_be_visible()
     expect(page.locator("#said")).to_have_text("복사했어요")
     assert page.evaluate("() => navigator.clipboard.readText()") == "**굵게**\n\n`코드`"
+
+
+def test_copy_without_the_clipboard_interface(page: Page, stub: Stub) -> None:
+    """Where the browser withholds it (plain HTTP from another machine) copying works too."""
+    page.evaluate("() => Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    stub.script(whole("**굵게**\n\n`코드`"))
+    ask(page, "질문")
+    button(page, "복사").click()
+    expect(button(page, "복사했어요")).to_be_visible()
+    page.focus("#compose")
+    page.keyboard.press("Control+V")
+    assert page.input_value("#compose") == "**굵게**\n\n`코드`"
+
+
+def test_policy_is_in_force(page: Page, watch: Watch) -> None:
+    """The tests run under the policy of the server: a string is refused as markup, another host as a destination."""
+    assert watch.faults == []
+    script = """async () => {
+      const results = [];
+      try { document.body.innerHTML = "<b>x</b>"; results.push("taken"); } catch (error) { results.push(error.name); }
+      try { await fetch("http://127.0.0.1:9/"); results.push("sent"); } catch (error) { results.push(error.name); }
+      return results;
+    }"""
+    assert page.evaluate(script) == ["TypeError", "TypeError"]
+    # Messages of the browser are only taken in while a call to it runs.
+    until(lambda: page.evaluate("true") and len(watch.faults) >= 2, what="the browser's complaints")
+    assert all("Content Security Policy" in one or "TrustedHTML" in one for one in watch.faults)
+    # They were provoked.
+    watch.faults.clear()
+    watch.requested = [url for url in watch.requested if "127.0.0.1:9/" not in url]
 
 
 def test_text_never_becomes_markup(page: Page, stub: Stub) -> None:
@@ -961,7 +1051,9 @@ def test_view_follows_the_answer(page: Page, stub: Stub) -> None:
 def test_two_tabs(page: Page, context: BrowserContext, base_url: str, stub: Stub, token: str) -> None:
     """Two tabs of one person ask side by side."""
     first, second = Hold(), Hold()
-    stub.script(Answer([text("하나"), first, finish(), DONE]), Answer([queued(1, 5), second, text("둘"), finish(), DONE]))
+    stub.script(
+        Answer([text("하나"), first, finish(), DONE]), Answer([queued(1, 5), second, text("둘"), finish(), DONE])
+    )
     ask(page, "첫째")
     expect(page.locator(".answer .text")).to_have_text("하나")
     other = context.new_page()

@@ -551,8 +551,9 @@ function onDraft() {
 function onKey(event) {
   // While an input method composes, Enter takes its proposal. Some browsers say so only by the key code 229.
   if (event.key !== "Enter" || event.isComposing || event.keyCode === 229) return;
+  if (event.shiftKey || event.altKey) return;
   // On a touch keyboard Enter is the only way to a new line; there the button sends.
-  if (event.shiftKey || event.ctrlKey || event.altKey || event.metaKey || matchMedia("(pointer: coarse)").matches) return;
+  if (matchMedia("(pointer: coarse)").matches && !event.ctrlKey && !event.metaKey) return;
   event.preventDefault();
   send();
 }
