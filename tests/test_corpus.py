@@ -1,0 +1,131 @@
+"""Every recorded answer of a real server, played through eidproxy: the same text, and nothing of the machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.callers import amount, at_rest, check_error_event, check_refusal
+from tests.corpus.expect import split
+from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, parse_sse, request_bytes, told
+from tests.upstream import CORPUS, Drained, Fin, Router, Send, Step, Wait, pieces, recording
+
+EXPECTED = json.loads((CORPUS / "expected.json").read_text("ascii"))
+
+TELLTALES = [
+    *("/Users/", "mlx-models", "system_fingerprint", "applegpu", "macOS", "arm64", "usage", "prompt_tokens"),
+    *("completion_tokens", "mac-mini-default", "qwen-macbook", "BaseHTTP", "uvicorn", "llama", "gguf", "Qwen"),
+    *("Traceback", "mlx", "logprobs", "timings"),
+]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Router, Proxy]]:
+    with Router() as router, Proxy(router, canaries=["Qwen", "gguf"]) as proxy:
+        yield router, proxy
+
+
+def whole(answer: Answer) -> bytes:
+    """All that a caller gets: status, headers, body."""
+    lines = [f"{name}: {value}\n" for name, value in answer.headers]
+    return "".join([f"{answer.status}\n", *lines]).encode() + answer.body
+
+
+def leaks(data: bytes) -> list[str]:
+    """The tell-tale words in it. What an answer says is not one of them: they stand in its text at times."""
+    return [word for word in TELLTALES if word.encode().lower() in data.lower()]
+
+
+@pytest.mark.parametrize("model", ["daily", "deep"])
+@pytest.mark.parametrize("name", EXPECTED)
+def test_recording(shared: tuple[Router, Proxy], name: str, model: str) -> None:
+    router, proxy = shared
+    known = EXPECTED[name]
+    for streaming in (True, False):
+        router.script = recording(name)
+        answer = ask(proxy, "POST", CHAT, chat(model, streaming))
+        assert leaks(whole(answer)) == []
+        if not known["stream"]:
+            # A whole answer where a stream was asked for, or a status.
+            assert answer.status in (500, 503)
+            reason = "upstream_protocol_error" if known["status"] == 200 else answer.reason or ""
+            check_refusal(answer, answer.status, reason)
+        elif known["finish_reason"] is None:
+            if streaming:
+                check_error_event(answer, 503, "upstream_truncated")
+                assert answer.told().text == known["text"]
+            else:
+                check_refusal(answer, 503, "upstream_truncated")
+        elif streaming:
+            said = answer.told()
+            assert (said.text, said.reasoning, said.finish_reason, said.done, said.errors) == (
+                *(known["text"], known["reasoning"], known["finish_reason"]),
+                *(True, []),
+            )
+        else:
+            choice = answer.json()["choices"][0]
+            assert choice["finish_reason"] == known["finish_reason"]
+            assert choice["message"]["content"] == known["text"]
+            assert choice["message"].get("reasoning_content", "") == known["reasoning"]
+    at_rest(router, proxy)
+
+
+def test_the_recordings_tell() -> None:
+    """Control: the words looked for above do stand in what the real servers said."""
+    found = {word for path in CORPUS.glob("*.http") for word in leaks(path.read_bytes())}
+    assert {"/Users/", "system_fingerprint", "usage", "BaseHTTP", "uvicorn", "logprobs"} <= found
+
+
+def test_every_cut(shared: tuple[Router, Proxy]) -> None:
+    """One stream cut at each byte boundary: the same output for each cut."""
+    router, proxy = shared
+    for name in ("mlx-deep-stream", "llama-stream"):
+        data = (CORPUS / f"{name}.http").read_bytes()
+        router.script = recording(name)
+        headers = {"X-Request-Id": "cut"}
+        reference = parse_sse(ask(proxy, "POST", CHAT, chat(), headers).body)
+        expected = [(item.event, strip(item.data)) for item in reference]
+        assert len(expected) > 5
+        step = amount(max(len(data) // 400, 1), 1)
+        for cut in range(1, len(data), step):
+            router.script = [*pieces(data, [cut]), Fin()]
+            answer = ask(proxy, "POST", CHAT, chat(), headers)
+            assert [(item.event, strip(item.data)) for item in answer.events()] == expected, (name, cut)
+        router.script = recording(name, cuts=range(1, len(data), amount(7, 1)))
+        answer = ask(proxy, "POST", CHAT, chat(), headers, timeout=60)
+        assert [(item.event, strip(item.data)) for item in answer.events()] == expected
+
+
+def strip(data: str) -> object:
+    """An event without the time at which its request was accepted."""
+    if data == "[DONE]":
+        return data
+    value = json.loads(data)
+    del value["created"]
+    return value
+
+
+def test_each_event_is_out_as_soon_as_it_is_whole(shared: tuple[Router, Proxy]) -> None:
+    """The router holds back all that follows an event's last byte, and its caller has it all the same."""
+    router, proxy = shared
+    raw = (CORPUS / "llama-stream.http").read_bytes()
+    _, _, body = split(raw)
+    steps: list[Step] = [Send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")]
+    events = [part for part in body.replace(b"\r\n", b"\n").split(b"\n\n") if part]
+    for number, part in enumerate(events):
+        steps += [Send(part + b"\n"), Drained(), Send(b"\n"), Wait(f"{number}")]
+    router.script = [*steps, Fin()]
+    with RawClient(proxy, timeout=5) as client:
+        client.send(request_bytes("POST", CHAT, chat()))
+        client.read_head()
+        pieces = client.events()
+        got = []
+        for number, part in enumerate(events):
+            passed = bool(told(part + b"\n\n").chunks) or part == b"data: [DONE]"
+            if passed:
+                got.append(next(pieces))
+            router.release(f"{number}")
+        assert got[-1] == b"data: [DONE]\n\n"
+        assert told(b"".join(got)).text == EXPECTED["llama-stream"]["text"]
