@@ -77,14 +77,13 @@ function drawing(className, width, height) {
   svg.setAttribute("class", className);
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("preserveAspectRatio", "none");
+  svg.append(document.createElementNS(SVG, "path"));
   return svg;
 }
 
 function bar() {
   const svg = drawing("bar", 100, 1);
   svg.setAttribute("aria-hidden", "true");
-  svg.append(document.createElementNS(SVG, "rect"));
-  svg.firstChild.setAttribute("height", "1");
   return svg;
 }
 
@@ -95,15 +94,15 @@ function rows(list, items, make, fill) {
   items.forEach((item, index) => fill(list.children[index], item));
 }
 
+// Columns from the left edge of the window to now, as one path: parts of one path meet without seams.
 function columns(svg, samples, now, width) {
   const top = Math.max(...samples.map(({ value }) => value), 0.001);
-  rows(svg, samples.filter(({ value }) => value > 0), () => document.createElementNS(SVG, "rect"), (rect, { at, value }) => {
+  const path = samples.filter(({ value }) => value > 0).map(({ at, value }) => {
+    const left = ((at - now + WINDOW_MS) / WINDOW_MS) * SPARK.width - width;
     const height = Math.max((value / top) * SPARK.height, 1.5);
-    rect.setAttribute("x", ((at - now + WINDOW_MS) / WINDOW_MS) * SPARK.width - width);
-    rect.setAttribute("y", SPARK.height - height);
-    rect.setAttribute("width", width);
-    rect.setAttribute("height", height);
+    return `M${left.toFixed(2)} ${SPARK.height}v${-height.toFixed(2)}h${width}V${SPARK.height}z`;
   });
+  svg.firstElementChild.setAttribute("d", path.join(""));
 }
 
 // The views
@@ -114,16 +113,17 @@ function showGate({ gate, deadlines }) {
   // A shared gate also counts the slots that other replicas hold; only our own have an age.
   rows($("slots"), shown.map((holder, index) => ({ holder, taken: index < gate.in_use })), () => {
     const item = element("li");
-    item.append(element("span", "who"), element("span", "age"), bar());
+    item.append(element("span", "who"), element("span", "age"), bar(), element("span", "limit"));
     return item;
   }, (item, { holder, taken }) => {
-    const [who, age, line] = item.children;
+    const [who, age, line, limit] = item.children;
     item.classList.toggle("free", !taken && holder === null);
     item.classList.toggle("late", holder !== null && holder.age_seconds > LATE * deadlines.stream_seconds);
     say(who, holder !== null ? `${holder.mode}, ${holder.priority}` : taken ? "held by another replica" : "free");
     say(age, holder === null ? "" : ages(holder.age_seconds));
     line.toggleAttribute("hidden", holder === null);
     stretch(line, holder === null ? 0 : holder.age_seconds / deadlines.stream_seconds);
+    say(limit, holder === null ? "" : `of at most ${deadline(deadlines.stream_seconds)}`);
   });
   const rest = gate.slots - shown.length;
   $("slots-more").hidden = !rest;
@@ -131,7 +131,7 @@ function showGate({ gate, deadlines }) {
 }
 
 function stretch(line, part) {
-  line.firstChild.setAttribute("width", Math.min(part, 1) * 100);
+  line.firstElementChild.setAttribute("d", `M0 0h${Math.min(part, 1) * 100}v1H0z`);
 }
 
 function showFacts({ router, streams, gate, deadlines, draining }) {
@@ -141,14 +141,14 @@ function showFacts({ router, streams, gate, deadlines, draining }) {
   $("router").classList.toggle("bad", router.reachable === false);
   say($("streams-daily"), number(streams.daily));
   say($("streams-deep"), number(streams.deep));
-  say($("mean-hold"), gate.mean_hold_seconds === null ? "–" : `${seconds(gate.mean_hold_seconds)} on average`);
+  say($("mean-hold"), seconds(gate.mean_hold_seconds));
   say($("deadline-stream"), deadline(deadlines.stream_seconds));
   say($("deadline-wait"), deadline(deadlines.gate_wait_seconds));
 }
 
 function showWaiting({ gate, deadlines }, now) {
   const all = gate.waiting;
-  say($("waiting"), all.length ? number(all.length) : "nobody");
+  say($("waiting"), number(all.length));
   say($("queue-limit"), `of at most ${number(gate.queue_limit)}`);
   for (const priority of ["foreground", "background"]) {
     const waiters = all.filter((waiter) => waiter.priority === priority);
@@ -216,7 +216,9 @@ function showTrends(now) {
   rows($("trends"), TRENDS, () => {
     const box = element("div");
     const line = element("p");
-    line.append(element("b"), element("span"));
+    const recent = element("span");
+    recent.append(element("b"), element("span"));
+    line.append(recent, element("span"));
     const svg = drawing("spark", SPARK.width, SPARK.height);
     svg.setAttribute("role", "img");
     box.append(element("h3"), line, svg);
@@ -226,14 +228,16 @@ function showTrends(now) {
     forget(trend.samples, now);
     const count = trend.samples.reduce((sum, one) => sum + one.count, 0);
     const recent = count ? seconds(trend.samples.reduce((sum, one) => sum + one.sum, 0) / count) : "–";
+    const means = trend.samples.map(({ at, sum, count: many }) => ({ at, value: Math.max(sum / many, 0.0001) }));
     const { total } = trend;
     const ever = total?.count ? `since the start ${seconds(total.sum / total.count)}, ${number(total.count)}×` : "not yet";
     say(title, trend.title);
-    say(line.children[0], recent);
+    say(line.children[0].children[0], recent);
+    say(line.children[0].children[1], means.length > 1 ? `peak ${seconds(Math.max(...means.map(({ value }) => value)))}` : "");
     say(line.children[1], ever);
     svg.classList.toggle("second", trend.tone === "second");
     svg.setAttribute("aria-label", `${trend.title}: mean ${recent} over ${count} requests in the last five minutes`);
-    columns(svg, trend.samples.map(({ at, sum, count: many }) => ({ at, value: Math.max(sum / many, 0.0001) })), now, 4.2);
+    columns(svg, means, now, 4.2);
   });
 }
 
