@@ -1,0 +1,1 @@
+"""A benchmark that a user can run: `make bench`. See `__main__`."""
