@@ -15,6 +15,7 @@ import sys
 import time
 from typing import cast
 
+import httptools
 import uvloop
 
 _STAMP = re.compile(rb'"t=([0-9]+) ')
@@ -59,10 +60,11 @@ class Caller(asyncio.Protocol):
     def __init__(self, load: Load) -> None:
         self._load = load
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._tail = b""
+        self._parser = httptools.HttpResponseParser(self)
+        self._body = b""
         self._events = 0
         self._began = 0
-        self._active = self._done = False
+        self._active = self._done = self._over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -75,26 +77,31 @@ class Caller(asyncio.Protocol):
             return
         load.left -= 1
         load.running += 1
-        self._active, self._done, self._events, self._tail = True, False, 0, b""
+        self._active, self._done, self._over, self._events, self._body = True, False, False, 0, b""
+        self._parser = httptools.HttpResponseParser(self)
         self._began = time.monotonic_ns()
         self._transport.write(load.request)
 
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        self._over = True
+
     def data_received(self, data: bytes) -> None:
         now, load = time.monotonic_ns(), self._load
-        text = self._tail + data
-        cut = text.rfind(b"\n\n") + 2
-        self._tail = text[cut:] if cut > 1 else text
-        whole = text[:cut] if cut > 1 else b""
-        stamps = _STAMP.findall(whole)
-        if stamps:
-            if not self._events:
+        self._parser.feed_data(data)
+        whole, blank, self._body = self._body.rpartition(b"\n\n")
+        if blank:
+            stamps = _STAMP.findall(whole)
+            if stamps and not self._events:
                 load.firsts.append((now - self._began) // 1000)
             self._events += len(stamps)
             load.seen += len(stamps)
             load.latencies.extend((now - int(stamp)) // 1000 for stamp in stamps)
             load.leaks += whole.count(b"/Users/eid") + whole.count(b'"usage"')
-        self._done = self._done or b"data: [DONE]" in text
-        if text.endswith(b"\r\n0\r\n\r\n") or text == b"0\r\n\r\n":
+            self._done = self._done or whole.endswith(b"data: [DONE]")
+        if self._over:
             self._active = False
             load.finish(self._done and self._events == load.events - 1)
             self._start()
