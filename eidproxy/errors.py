@@ -124,15 +124,25 @@ STREAM_ENDS = {
 }
 """How a begun stream ended, by reason; every other reason is `upstream_error`."""
 
-_OWN_WORDS = re.compile(r"[a-z0-9_]{1,64}")
+_WORD = re.compile(r"[a-z0-9_]{1,64}")
 _DEFAULT_RETRY_SECONDS = 5
 _MAX_RETRY_SECONDS = 60
+
+
+class Said(str):
+    """A reason that is the router's own word, and none of the five that have a row of their own.
+
+    It may be spelled like a reason of ours (`unauthorized`, `draining`, `client_gone`) and still is an error of the
+    router: 503, try again.
+    """
+
+    __slots__ = ()
 
 
 class Refusal(Exception):
     """A request that is answered with an error of the table.
 
-    `reason` is a key of `RULES`, `router_http_<status>` or a word a router said within the alphabet `[a-z0-9_]{1,64}`.
+    `reason` is a key of `RULES`, `router_http_<status>` or a `Said` word within the alphabet `[a-z0-9_]{1,64}`.
     `param` names the field at fault, where that is safe to repeat. `retry_seconds` is the advice of a reason whose
     rule is `Retry.LATER`; `allow` names the methods that a path does take.
     """
@@ -172,9 +182,9 @@ class Refusal(Exception):
             "message": applied.message,
             "type": TYPES.get(applied.status, "invalid_request_error"),
             "param": self.param,
-            "code": self.reason,
+            "code": str(self.reason),
         }
-        return msgspec.json.encode({"error": error, "error_reason": self.reason, "request_id": request_id})
+        return msgspec.json.encode({"error": error, "error_reason": str(self.reason), "request_id": request_id})
 
     def event(self, request_id: str) -> bytes:
         """The server-sent event that ends a stream which had begun."""
@@ -183,7 +193,7 @@ class Refusal(Exception):
 
 def rule(reason: str) -> Rule:
     """The row of a reason; a router's own word has the row of any router error."""
-    return RULES.get(reason, _ROUTER_RULE)
+    return _ROUTER_RULE if isinstance(reason, Said) else RULES.get(reason, _ROUTER_RULE)
 
 
 def retry_after(seconds: float | None) -> int:
@@ -195,13 +205,16 @@ def retry_after(seconds: float | None) -> int:
 
 def metric_reason(reason: str) -> str:
     """The label of a reason: a member of `METRIC_REASONS`."""
+    if isinstance(reason, Said):
+        return "other"
     if reason in _METRIC_REASONS:
         return reason
     return "router_http" if reason.startswith("router_http_") else "other"
 
 
-def _said(value: Any) -> str | None:
+def _said(body: bytes) -> str | None:
     """What a router says is the reason: the first of the three places that holds a non-empty string."""
+    value = _parsed(body)
     if not isinstance(value, dict):
         return None
     error = value.get("error")
@@ -210,6 +223,13 @@ def _said(value: Any) -> str | None:
         if isinstance(word, str) and word:
             return word
     return None
+
+
+def _usable(word: str | None) -> str | None:
+    """A router's word as a reason, or None when it is outside the alphabet."""
+    if word is None or not _WORD.fullmatch(word):
+        return None
+    return word if word in ROUTER_REASONS else Said(word)
 
 
 def _parsed(body: bytes) -> Any:
@@ -232,9 +252,10 @@ def reason_of_status(status: int, body: bytes) -> str | None:
         return "egress_blocked"
     if status == 400:
         return "router_rejected"
-    word = _said(_parsed(body))
-    if word is not None and _OWN_WORDS.fullmatch(word):
-        return word
+    word = _said(body)
+    reason = _usable(word)
+    if reason is not None:
+        return reason
     if status == 502:
         return "upstream_502"
     if word is not None:
@@ -244,5 +265,4 @@ def reason_of_status(status: int, body: bytes) -> str | None:
 
 def reason_in_event(data: bytes) -> str:
     """The reason behind an error that came inside a stream: the router's word, or `upstream_error`."""
-    word = _said(_parsed(data))
-    return word if word is not None and _OWN_WORDS.fullmatch(word) else "upstream_error"
+    return _usable(_said(data)) or "upstream_error"
