@@ -14,16 +14,18 @@ MAX_HEAD_BYTES = 16 * 1024
 MAX_FIELDS = 64
 MAX_CHUNK_EXTENSION_BYTES = 256
 
-_TOKEN = rb"[A-Za-z0-9!#$%&'*+.^`|~-]"
+_TOKEN = rb"[A-Za-z0-9!#$%&'*+.^_`|~-]"
+_NAME = rb"[A-Za-z0-9!#$%&'*+.^`|~-]"
 _TARGET = rb"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*+"
 _REQUEST_LINE = rb"(" + _TOKEN + rb"++) (" + _TARGET + rb") HTTP/1\.1\r\n"
-_FIELD = rb"(?:" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)"
+_FIELD = rb"(?:" + _NAME + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n)"
 _HEAD = re.compile(_REQUEST_LINE + rb"(" + _FIELD + rb"*+)\r\n")
 _FIRST_LINE = re.compile(_REQUEST_LINE)
 # What no continuation can mend: a control byte, a CR that no LF follows, an LF that no CR precedes.
 _HOPELESS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{0,5})?")
-_DIGITS = re.compile(rb"[0-9]{1,18}")
+# RFC 3986, 3.2.2: an address in brackets or a name, which may be empty. Whether it is served is another question.
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?")
+_MAX_LENGTH_DIGITS = 18
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
 _CHUNK_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,16})((?:;" + _TOKEN + rb"++(?:=(?:" + _TOKEN + rb"++|" + _QUOTED + rb"))?)*+)\r\n"
@@ -32,7 +34,10 @@ _MAX_CHUNK_LINE_BYTES = 16 + MAX_CHUNK_EXTENSION_BYTES + 2
 
 
 class RequestHead(NamedTuple):
-    """A request head that is strictly valid. Names in `headers` are lower case; `repeated` are those given twice."""
+    """A request head that is strictly valid.
+
+    Names in `headers` are in lower case; `repeated` are those given more than once, their values joined by commas.
+    """
 
     method: str
     path: str
@@ -53,13 +58,11 @@ def check_partial_head(data: bytes | bytearray, seen: int) -> None:
     """
     if len(data) >= MAX_HEAD_BYTES:
         raise Refusal("headers_too_large")
-    start = max(seen - 2, 0)
-    if _HOPELESS.search(data, start):
+    if _HOPELESS.search(data, max(seen - 2, 0)):
         raise Refusal("invalid_request")
-    if seen < 2 or data.find(b"\r\n", 0, seen) < 0:
-        end = data.find(b"\r\n")
-        if end >= 0 and not _FIRST_LINE.match(data):
-            raise Refusal("invalid_request")
+    # The first line is looked at once, when the line feed that ends it has come.
+    if data.find(b"\n", seen) >= 0 and data.find(b"\n", 0, seen) < 0 and not _FIRST_LINE.match(data):
+        raise Refusal("invalid_request")
 
 
 def parse_head(head: bytes) -> RequestHead:
@@ -78,15 +81,17 @@ def parse_head(head: bytes) -> RequestHead:
     for line in lines[:-1]:
         name, _, value = line.partition(b":")
         name = name.lower()
+        value = value.strip(b" \t")
         if name in headers:
             repeated.add(name)
-        headers[name] = value.strip(b" \t")
-    host = _HOST.fullmatch(headers.get(b"host", b""))
-    if host is None or repeated & _SINGLE or b"upgrade" in headers:
+            value = headers[name] + b", " + value  # one list in several lines (RFC 9110, 5.3)
+        headers[name] = value
+    if b"host" not in headers or repeated & _SINGLE or b"upgrade" in headers:
+        raise Refusal("invalid_request")
+    host = _HOST.fullmatch(headers[b"host"])
+    if host is None or method == b"CONNECT" or (method == b"POST" and b"?" in target):
         raise Refusal("invalid_request")
     path, _, query = target.decode("ascii").partition("?")
-    if method == b"POST" and b"?" in target:
-        raise Refusal("invalid_request")
     content_length, chunked = _framing(headers)
     expect = headers.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
@@ -101,7 +106,7 @@ def parse_head(head: bytes) -> RequestHead:
         content_length=content_length,
         chunked=chunked,
         expects_continue=expect is not None,
-        keep_alive=b"close" not in headers.get(b"connection", b"").lower(),
+        keep_alive=b"close" not in map(bytes.strip, headers.get(b"connection", b"").lower().split(b",")),
     )
 
 
@@ -117,10 +122,12 @@ def _framing(headers: dict[bytes, bytes]) -> tuple[int, bool]:
         return 0, True
     if length is None:
         return 0, False
-    if not _DIGITS.fullmatch(length):
-        # Any number of digits is valid; more than 18 are over every cap.
-        raise Refusal("body_too_large" if length.isdigit() else "invalid_request")
-    return int(length), False
+    if not length.isdigit():
+        raise Refusal("invalid_request")
+    length = length.lstrip(b"0")
+    if len(length) > _MAX_LENGTH_DIGITS:  # any number of digits is valid, but these are over every cap
+        raise Refusal("body_too_large")
+    return int(length or b"0"), False
 
 
 class ChunkedBody:
@@ -151,6 +158,9 @@ class ChunkedBody:
     # Each state takes what it needs from `rest` at `at` and returns the place after it, or -1 when too little is there.
 
     def _size_line(self, rest: bytearray, at: int) -> int:
+        after = self._whole_chunks(rest, at)
+        if after > at:
+            return after
         end = rest.find(b"\n", at, at + _MAX_CHUNK_LINE_BYTES)
         if end < 0:
             if len(rest) - at >= _MAX_CHUNK_LINE_BYTES or _HOPELESS.search(rest, at):
@@ -159,6 +169,22 @@ class ChunkedBody:
         self._left = self._chunk_size(bytes(rest[at : end + 1]))
         self._state = self._data if self._left else self._last_line_end
         return end + 1
+
+    def _whole_chunks(self, rest: bytearray, at: int) -> int:
+        """Take the chunks that are whole in one loop: a body may come in chunks of one byte, and others wait."""
+        size_line, body = _CHUNK_LINE.match, self.body
+        room = self.limit - len(body)
+        while line := size_line(rest, at):
+            start = line.end()
+            size = int(line[1], 16)
+            end = start + size
+            extension_bytes = line.end(2) - line.start(2)
+            if not 0 < size <= room or extension_bytes > MAX_CHUNK_EXTENSION_BYTES or rest[end : end + 2] != b"\r\n":
+                break
+            body += rest[start:end]
+            room -= size
+            at = end + 2
+        return at
 
     def _data(self, rest: bytearray, at: int) -> int:
         piece = rest[at : at + self._left]
