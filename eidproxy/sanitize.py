@@ -5,10 +5,10 @@ noticed (errors, usage, the model's name). Unknown fields are skipped by the dec
 goes out is encoded from those structs behind a head that is the same for the whole stream.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from eidproxy.errors import reason_in_event
 from eidproxy.sse import ErrorData
@@ -50,9 +50,13 @@ class Choice(Struct):
     finish_reason: str | None = None
 
 
+_Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+"""Tokens of one request. A counter that took any number could be thrown out of use by one answer."""
+
+
 class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
 
 
 class _Chunk(Struct):
@@ -73,6 +77,7 @@ class UpstreamFailed(Exception):
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_usage = msgspec.json.Decoder(_Usage).decode
+_decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 _KNOWN_FIELDS = frozenset(
@@ -164,20 +169,29 @@ class Sanitizer:
                 if call.type is not None:
                     call.type = "function"
         if choice.finish_reason is not None:
-            if choice.finish_reason not in FINISH_REASONS:
-                choice.finish_reason = "stop"
-            self.finish_reason = choice.finish_reason
-            self.finished = True
+            self._finish(choice)
         if self.finished or Stripped.OTHER not in self.stripped:
             self._count_others(data)
 
+    def _finish(self, choice: Choice) -> None:
+        if not choice.finish_reason:
+            choice.finish_reason = None  # no reason yet: some servers write "" until there is one
+            return
+        if choice.finish_reason not in FINISH_REASONS:
+            choice.finish_reason = "stop"
+        self.finish_reason = choice.finish_reason
+        self.finished = True
+
     def _count_others(self, data: bytes) -> None:
-        """Count the unknown fields of an event. Done until the first is found and for the last event of a stream.
+        """Count the unknown fields of an event. Done for the first event of a stream and for its last.
 
         The decoder skips unknown fields without a trace, which is what makes it safe and fast; a second, full decode of
         each event would double its cost only to count.
         """
-        value: dict[str, Any] = _parsed(data) or {}
+        try:
+            value: dict[str, Any] = _decode(data)
+        except (ValueError, RecursionError):
+            value = {}  # the typed decoder is less strict where it only skips
         unknown = len(value.keys() - _KNOWN_FIELDS)
         for choice in value.get("choices") or ():
             unknown += len(choice.keys() - _KNOWN_FIELDS) + len((choice.get("delta") or {}).keys() - _KNOWN_FIELDS)
@@ -191,13 +205,17 @@ class Sanitizer:
             return  # usage is only for the metrics: a strange one costs nobody the text beside it
         # The last usage of a stream is its sum; servers that send one in every chunk count up.
         self.tokens = {
-            TokenKind.PROMPT: max(usage.prompt_tokens, 0),
-            TokenKind.COMPLETION: max(usage.completion_tokens, 0),
+            TokenKind.PROMPT: usage.prompt_tokens,
+            TokenKind.COMPLETION: usage.completion_tokens,
         }
 
     def _misfit(self, data: bytes) -> None:
-        """An event that is JSON but no chunk: an error whose other fields have strange types, or nothing of use."""
-        value = _parsed(data)
+        """An event that is no chunk: an error whose other fields have strange types, or nothing of use."""
+        try:
+            value = _decode(data)
+        except (ValueError, RecursionError):
+            self._drop(Dropped.NOT_JSON)
+            return
         if isinstance(value, dict) and (value.get("error") is not None or value.get("detail") is not None):
             self._fail(data)
         else:
@@ -213,14 +231,6 @@ class Sanitizer:
 
 def _says(field: Raw | UnsetType) -> bool:
     return field is not UNSET and bytes(field) != b"null"
-
-
-def _parsed(data: bytes) -> Any:
-    """The whole value, or None where a part that the typed decoder skips is not valid."""
-    try:
-        return msgspec.json.decode(data)
-    except (ValueError, RecursionError):
-        return None
 
 
 def chunk_head(request_id: str, created: int, model: str) -> bytes:
