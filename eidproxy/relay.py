@@ -104,6 +104,7 @@ class Relay:
         "_surface",
         "_task",
         "_tick",
+        "_tick_at",
         "_trace_id",
         "chunks",
         "paused",
@@ -140,6 +141,7 @@ class Relay:
         self._task: asyncio.Task[None] | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._tick: asyncio.TimerHandle | None = None
+        self._tick_at = 0.0
         self._place_timer: asyncio.TimerHandle | None = None
         self._place: int | None = None
         self._phase = Phase.QUEUED
@@ -400,9 +402,10 @@ class Relay:
     def _watch(self, when: float) -> None:
         """Look again at `when`, or earlier if a look is due earlier."""
         if self._tick is not None:
-            if self._tick.when() <= when:
+            if self._tick_at <= when:
                 return
             self._tick.cancel()
+        self._tick_at = when  # kept here: uvloop's handle of a timer that is due at once cannot tell
         self._tick = self._loop.call_at(when, self._look)
 
     def _look(self) -> None:

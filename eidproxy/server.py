@@ -91,6 +91,7 @@ class Roster:
             state: OrderedDict() for state in (State.IDLE, State.HEAD, State.BODY, State.LINGERING)
         }
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     def arrive(self, connection: "Connection") -> None:
         """Take a new connection in, at the cost of the one that has waited longest when there are too many."""
@@ -113,9 +114,10 @@ class Roster:
         self._waiting[state].pop(connection, None)
 
     def _set_timer(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is None or self._timer.when() > deadline:
+        if self._timer is None or self._timer_at > deadline:
             if self._timer is not None:
                 self._timer.cancel()
+            self._timer_at = deadline  # kept here: uvloop's handle of a timer that is due at once cannot tell
             self._timer = loop.call_at(deadline, self._sweep, loop)
 
     def _oldest(self) -> "Connection | None":
