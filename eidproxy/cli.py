@@ -171,11 +171,59 @@ async def _check(settings: Settings) -> int:
         return EX_CONFIG
     for address in addresses:
         click.echo(f"router: would dial {address} port {upstream.port}")
+    return await _check_gate(settings)
+
+
+async def _check_gate(settings: Settings) -> int:
+    if settings.gate.url is None:
+        click.echo("gate: in the process")
+        return 0
+    from eidproxy.gate_redis import check_store
+
+    told, fault = await check_store(settings.gate)
+    for line in told:
+        click.echo(f"gate: shared, {line}")
+    if fault is not None:
+        click.echo(f"gate: {fault}", err=True)
+        return EX_CONFIG
     return 0
 
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="print it once as plain text; so it is where the output is no terminal")
+@click.option("--url", metavar="URL", help="where eidproxy is; else server.host and server.port, or server.uds")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="between looks",
+)
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")
+def top(once: bool, url: str | None, interval: float, config: Path | None) -> None:
+    """Show the live view in the terminal until Ctrl-C or q.
+
+    The API key, when one is set, is taken from EIDPROXY_SERVER_API_KEY or EIDPROXY_SERVER_API_KEY_FILE.
+    """
+    from eidproxy.top import TopError, connect, is_place, show_once, takes_a_view, watch
+
+    if url is not None and not is_place(url):
+        raise click.BadParameter(
+            "must be http:// or https://, a host and perhaps a port and a path", param_hint="--url"
+        )
+    # The router is none of its business, so none need be set where it is called.
+    client, name = connect(_load(config, {"router__url": "http://router"}).settings, url)
+    plain = once or not takes_a_view(sys.stdout)
+    try:
+        asyncio.run(show_once(client, name, sys.stdout) if plain else watch(client, name, interval, sys.stdout))
+    except TopError as error:
+        click.echo(f"eidproxy: {name} {error}", err=True)
+        sys.exit(1)
 
 
 @cli.command()
