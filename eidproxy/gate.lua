@@ -1,0 +1,264 @@
+#!lua name=eidproxy_gate
+-- The shared gate's discipline, run inside Redis or Valkey so that every replica sees one order on one clock.
+--
+-- The rules are those of admission.py: FOREGROUND before BACKGROUND, first come first served inside a class, a
+-- BACKGROUND request that has waited long enough counts as a FOREGROUND one of that age, bounds, displacement.
+-- What is added: every place and every slot has a lease, and a grant has a token that only grows.
+--
+-- Times are microseconds of the server's clock. A ticket's number is its order of arrival and, as long as the clock
+-- does not go back, the time of it; a token is the same for the grant. So neither needs what an empty server forgot.
+--
+-- A function call is atomic. All that is read for a decision is read before anything is written, so that an error
+-- (a key of a wrong type, say) leaves nothing half done.
+--
+-- KEYS: state, holders (by end of lease), leases of those who wait, foreground and background (by number), tickets.
+-- ARGV: run id of the server, lease, capacity, max_waiting, aging (0 is never), then what each function takes.
+
+local CHANNEL = 'eidproxy:gate:'
+
+local function exact(number)
+  return string.format('%.0f', number)
+end
+
+local function find(gate, id)
+  local record = redis.call('HGET', gate.tickets, id)
+  if not record then
+    return nil
+  end
+  local class, number, token = string.match(record, '^(%a+) (%d+) (%d+)$')
+  return {class = class, number = tonumber(number), token = tonumber(token)}
+end
+
+local function keep(gate, id, ticket)
+  redis.call('HSET', gate.tickets, id, ticket.class .. ' ' .. exact(ticket.number) .. ' ' .. exact(ticket.token))
+end
+
+local function drop(gate, id)
+  for _, line in ipairs({gate.holders, gate.leases, gate.foreground, gate.background}) do
+    redis.call('ZREM', line, id)
+  end
+  redis.call('HDEL', gate.tickets, id)
+  gate.moved = true
+end
+
+local function tell_owner(id, word)
+  redis.call('PUBLISH', CHANNEL .. string.match(id, '^[^:]*'), word .. ' ' .. id)
+end
+
+local function open(keys, args)
+  local time = redis.call('TIME')
+  local known = redis.call('HMGET', keys[1], 'run', 'grace_until', 'number', 'token', 'mean_hold')
+  local gate = {
+    state = keys[1], holders = keys[2], leases = keys[3], foreground = keys[4], background = keys[5],
+    tickets = keys[6],
+    now = tonumber(time[1]) * 1000000 + tonumber(time[2]),
+    lease = tonumber(args[2]), capacity = tonumber(args[3]), max_waiting = tonumber(args[4]),
+    aging = tonumber(args[5]),
+    grace_until = tonumber(known[2] or 0), number = tonumber(known[3] or 0), token = tonumber(known[4] or 0),
+    mean_hold = tonumber(known[5] or -1), moved = false,
+  }
+  if known[1] ~= args[1] then
+    -- A server that started anew, was emptied, or took another's place. What it remembers of leases may be old or
+    -- nothing, so it forgets them and grants nothing for one lease: meanwhile who holds or waits says so (renew),
+    -- and who cannot has stopped by himself.
+    for index = 2, 6 do
+      redis.call('DEL', keys[index])
+    end
+    gate.grace_until = gate.now + gate.lease
+    redis.call('HSET', gate.state, 'run', args[1], 'grace_until', exact(gate.grace_until))
+  end
+  for _, line in ipairs({gate.holders, gate.leases}) do
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', line, '-inf', exact(gate.now))) do
+      drop(gate, id)
+    end
+  end
+  return gate
+end
+
+local function close(gate)
+  redis.call('HSET', gate.state, 'number', exact(gate.number), 'token', exact(gate.token),
+    'mean_hold', exact(gate.mean_hold))
+  if gate.moved and redis.call('ZCARD', gate.leases) > 0 then
+    redis.call('PUBLISH', CHANNEL .. 'moved', 'moved')
+  end
+end
+
+local function aged_before(gate)
+  return gate.aging > 0 and gate.now - gate.aging or -1
+end
+
+local function grant(gate, id, ticket, lease_end)
+  gate.token = math.max(gate.token + 1, gate.now)
+  ticket.token = gate.token
+  redis.call('ZADD', gate.holders, exact(lease_end), id)
+  keep(gate, id, ticket)
+end
+
+local function line_of(gate, class)
+  return class == 'foreground' and gate.foreground or gate.background
+end
+
+local function queue(gate, id, ticket)
+  redis.call('ZADD', line_of(gate, ticket.class), exact(ticket.number), id)
+  redis.call('ZADD', gate.leases, exact(gate.now + gate.lease), id)
+  keep(gate, id, ticket)
+end
+
+local function next_in_line(gate)
+  local foreground = redis.call('ZRANGE', gate.foreground, 0, 0, 'WITHSCORES')
+  local background = redis.call('ZRANGE', gate.background, 0, 0, 'WITHSCORES')
+  if not foreground[1] then
+    return background[1]
+  end
+  if background[1] then
+    local arrived = tonumber(background[2])
+    if arrived <= aged_before(gate) and arrived < tonumber(foreground[2]) then
+      return background[1]
+    end
+  end
+  return foreground[1]
+end
+
+-- Give free slots to those who wait. The lease of a place becomes the lease of the slot and is not begun anew: the
+-- owner must show that he lives, by a renewal, or place and slot end together.
+local function promote(gate)
+  if gate.now < gate.grace_until then
+    return
+  end
+  while redis.call('ZCARD', gate.holders) < gate.capacity do
+    local id = next_in_line(gate)
+    if not id then
+      return
+    end
+    local ticket = find(gate, id)
+    local lease_end = redis.call('ZSCORE', gate.leases, id)
+    redis.call('ZREM', gate.leases, id)
+    redis.call('ZREM', line_of(gate, ticket.class), id)
+    grant(gate, id, ticket, tonumber(lease_end))
+    gate.moved = true
+    tell_owner(id, 'granted')
+  end
+end
+
+local function position(gate, id, ticket)
+  local number = '(' .. exact(ticket.number)
+  local aged = exact(aged_before(gate))
+  if ticket.class == 'foreground' then
+    local older = math.min(redis.call('ZCOUNT', gate.background, '-inf', number),
+      redis.call('ZCOUNT', gate.background, '-inf', aged))
+    return redis.call('ZRANK', gate.foreground, id) + older + 1
+  end
+  local before = redis.call('ZCARD', gate.foreground)
+  if ticket.number <= aged_before(gate) then
+    before = redis.call('ZCOUNT', gate.foreground, '-inf', number)
+  end
+  return redis.call('ZRANK', gate.background, id) + before + 1
+end
+
+-- What the owner of a ticket is told: state, number, token, position.
+local function account(gate, id)
+  local ticket = find(gate, id)
+  if not ticket then
+    return {'gone', 0, 0, 0}
+  end
+  if redis.call('ZSCORE', gate.holders, id) then
+    return {'holds', ticket.number, ticket.token, 0}
+  end
+  return {'waits', ticket.number, 0, position(gate, id, ticket)}
+end
+
+-- Ask for a slot. ARGV: id, class. With an empty id it only shows that the gate could be written.
+-- Replies: mean hold, state ('holds', 'waits' or 'full'), number, token, position. Asking twice changes nothing.
+local function enter(keys, args)
+  local gate = open(keys, args)
+  local id, class = args[6], args[7]
+  local reply = {'checked', 0, 0, 0}
+  promote(gate)
+  if id ~= '' then
+    local waiting = redis.call('ZCARD', gate.leases)
+    local ticket = {class = class, number = math.max(gate.number + 1, gate.now), token = 0}
+    local full = false
+    if not find(gate, id) then
+      if waiting == 0 and redis.call('ZCARD', gate.holders) < gate.capacity and gate.now >= gate.grace_until then
+        grant(gate, id, ticket, gate.now + gate.lease)
+      elseif waiting < gate.max_waiting then
+        queue(gate, id, ticket)
+      else
+        local youngest = redis.call('ZRANGE', gate.background, -1, -1, 'WITHSCORES')
+        if class == 'foreground' and youngest[1] and tonumber(youngest[2]) > aged_before(gate) then
+          drop(gate, youngest[1])
+          tell_owner(youngest[1], 'full')
+          queue(gate, id, ticket)
+        else
+          full = true
+        end
+      end
+      if not full then
+        gate.number = ticket.number
+      end
+    end
+    reply = full and {'full', 0, 0, waiting + 1} or account(gate, id)
+  end
+  close(gate)
+  return {gate.mean_hold, unpack(reply)}
+end
+
+-- Show that the owner lives. ARGV: id, class, number, token (0 when he waits or does not know), for each ticket.
+-- Replies: mean hold, then state ('holds', 'waits' or 'gone'), number, token, position for each.
+local function renew(keys, args)
+  local gate = open(keys, args)
+  local lease_end = exact(gate.now + gate.lease)
+  local foreign = {}
+  for index = 6, #args, 4 do
+    local id, token = args[index], tonumber(args[index + 3])
+    local ticket = find(gate, id)
+    if ticket and (token == 0 or token == ticket.token) then
+      local line = redis.call('ZSCORE', gate.holders, id) and gate.holders or gate.leases
+      redis.call('ZADD', line, lease_end, id)
+    elseif ticket then
+      foreign[id] = true
+    elseif gate.now < gate.grace_until and tonumber(args[index + 2]) > 0 then
+      ticket = {class = args[index + 1], number = tonumber(args[index + 2]), token = token}
+      if token == 0 then
+        queue(gate, id, ticket)
+      elseif redis.call('ZCARD', gate.holders) < gate.capacity then
+        redis.call('ZADD', gate.holders, lease_end, id)
+        keep(gate, id, ticket)
+      end
+      gate.number = math.max(gate.number, ticket.number)
+      gate.token = math.max(gate.token, token)
+    end
+  end
+  promote(gate)
+  local reply = {gate.mean_hold}
+  for index = 6, #args, 4 do
+    local id = args[index]
+    for _, fact in ipairs(foreign[id] and {'gone', 0, 0, 0} or account(gate, id)) do
+      reply[#reply + 1] = fact
+    end
+  end
+  close(gate)
+  return reply
+end
+
+-- Give back what a ticket has, a slot or a place. ARGV: id, token (0 when not known). Leaving twice does nothing.
+local function leave(keys, args)
+  local gate = open(keys, args)
+  local id, token = args[6], tonumber(args[7])
+  local ticket = find(gate, id)
+  if ticket and (token == 0 or token == ticket.token) then
+    local held = gate.now - ticket.token
+    if ticket.token > 0 and held >= 0 then
+      gate.mean_hold = gate.mean_hold < 0 and held or gate.mean_hold + 0.2 * (held - gate.mean_hold)
+    end
+    drop(gate, id)
+  end
+  promote(gate)
+  close(gate)
+  return {gate.mean_hold}
+end
+
+redis.register_function('eidproxy_gate_enter', enter)
+-- When memory is full nobody enters any more, but who is inside keeps his lease and may leave.
+redis.register_function{function_name = 'eidproxy_gate_renew', callback = renew, flags = {'allow-oom'}}
+redis.register_function{function_name = 'eidproxy_gate_leave', callback = leave, flags = {'allow-oom'}}
