@@ -84,6 +84,9 @@ class Gate(Protocol):
     def waiters(self) -> list[Waiter]:
         """Who waits, the next first."""
 
+    async def available(self) -> bool:
+        """Whether slots can be given out at all. Bounded: the answer comes within half a second."""
+
     async def aclose(self) -> None:
         """Give everything back."""
 
@@ -227,6 +230,10 @@ class LocalGate:
             for ticket in self._queue.line(priority)
         ]
         return sorted(waiters, key=lambda waiter: waiter.position)
+
+    async def available(self) -> bool:
+        """See `Gate.available`."""
+        return True
 
     async def aclose(self) -> None:
         """See `Gate.aclose`. Nothing outlives the process."""
