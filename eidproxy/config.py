@@ -5,11 +5,13 @@ and the nearest-name advice follow from them.
 """
 
 import difflib
+import importlib.util
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -155,6 +157,72 @@ class Settings(Struct, frozen=True, kw_only=True):
         if address is not None:
             return EgressPolicy(narrowed([str(address)]))
         return EgressPolicy(narrowed(self.router.allowed_networks)) if self.router.allowed_networks else EgressPolicy()
+
+
+@dataclass(frozen=True, repr=False)
+class GateAddress:
+    """Where the store of a shared gate is, and how to log in. It has no repr, since it holds a password."""
+
+    host: str = ""
+    port: int = 6379
+    path: str | None = None
+    """A Unix socket, instead of host and port."""
+    database: int = 0
+    username: str | None = None
+    password: str | None = None
+    secure: bool = False
+    ca_file: str | None = None
+    """The authorities for TLS; None is the system's store."""
+
+    @property
+    def egress(self) -> EgressPolicy:
+        """The addresses that the store may have: one that is given as an address, that alone."""
+        address = literal(self.host)
+        return EgressPolicy() if address is None else EgressPolicy(narrowed([str(address)]))
+
+
+def gate_address(url: str) -> GateAddress:
+    """Read `gate.url`: `redis[s]://[user][:password]@host[:port][/database][?ssl_ca_certs=file]` or
+    `unix://[user][:password]@/path[?db=number]`. Raises ValueError, which does not repeat the URL.
+    """
+    try:
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        port = parts.port
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    known = {"redis": set(), "rediss": {"ssl_ca_certs"}, "unix": {"db"}}.get(parts.scheme)
+    if known is None or not url.isascii() or parts.fragment:
+        raise ValueError("must be redis://, rediss:// or unix://")
+    if set(options) - known or len(options) != len(parse_qsl(parts.query, keep_blank_values=True)):
+        raise ValueError("has an option that is not known: rediss:// takes ssl_ca_certs, unix:// takes db")
+    database = options.get("db", "") if parts.scheme == "unix" else parts.path.removeprefix("/")
+    if database and not (database.isdecimal() and len(database) <= 4):
+        raise ValueError("names a database that is not a number")
+    login: dict[str, Any] = {
+        "database": int(database or 0),
+        "username": unquote(parts.username) if parts.username else None,
+        "password": unquote(parts.password) if parts.password else None,
+    }
+    if parts.scheme == "unix":
+        if parts.hostname or port is not None or len(parts.path) < 2:
+            raise ValueError("must name the socket by its absolute path")
+        return GateAddress(path=unquote(parts.path), **login)
+    return _network_gate(parts, port, options.get("ssl_ca_certs"), login)
+
+
+def _network_gate(parts: SplitResult, port: int | None, ca_file: str | None, login: dict[str, Any]) -> GateAddress:
+    host = (parts.hostname or "").lower()
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ValueError("has no valid port")
+    address = literal(host)
+    if address is None and not is_name(host):
+        raise ValueError("the host must be an address in its usual spelling or a DNS name")
+    if address is not None and not (decision := EgressPolicy().decide(str(address))).permitted:
+        raise ValueError(f"egress_blocked: the address is not permitted ({decision.verdict})")
+    if ca_file is not None and not Path(ca_file).is_file():
+        raise ValueError("ssl_ca_certs: there is no such file")
+    return GateAddress(host=host, port=port or 6379, secure=parts.scheme == "rediss", ca_file=ca_file, **login)
 
 
 class Field(NamedTuple):
@@ -338,6 +406,7 @@ def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
         yield "server.host: not an address or a name"
     if not is_loopback and settings.server.uds is None and settings.server.api_key is None:
         yield "server.host: is not loopback, so server.api_key is required"
+    yield from _gate_faults(settings)
     if settings.gate.url is None and environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
         yield "environment WEB_CONCURRENCY: one process has the gate, so more than one worker is refused; see gate.url"
     chat = settings.chat
@@ -346,6 +415,17 @@ def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
         yield f"{missing}: the chat surface needs both chat.jwt_secret and chat.rules_file"
     if chat.jwt_secret is not None and len(chat.jwt_secret.encode()) < 32:
         yield "chat.jwt_secret: must have at least 32 bytes"
+
+
+def _gate_faults(settings: Settings) -> Iterator[str]:
+    if settings.gate.url is None:
+        return
+    try:
+        gate_address(settings.gate.url)
+    except ValueError as error:
+        yield f"gate.url: {error}"
+    if importlib.util.find_spec("redis") is None:
+        yield "gate.url: needs redis-py: install eidproxy[redis]"
 
 
 def _router_faults(settings: Settings) -> Iterator[str]:
