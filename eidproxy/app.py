@@ -53,9 +53,31 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
     )
 
 
-def build_gate(settings: Settings, metrics: Metrics) -> Gate:
-    """The gate before `daily`."""
+def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
+    """The gate before `daily`: in the process, or in the store that `gate.url` names."""
     gate = settings.gate
+    if gate.url is not None:
+        # Imported here, so that who has no shared gate needs no client for its store.
+        from eidproxy.gate_redis import RedisGate, build_link
+
+        def changed(error: Exception | None) -> None:
+            if isinstance(error, EgressBlocked):
+                log.alarm(Event.EGRESS_BLOCKED, verdict=error.decision.verdict)
+            if error is None:
+                log.state(Event.GATE_AVAILABLE)
+            else:
+                log.alarm(Event.GATE_UNAVAILABLE, error=type(error).__name__)
+
+        return RedisGate(
+            build_link(gate),
+            metrics,
+            capacity=gate.capacity,
+            max_waiting=gate.max_waiting,
+            lease_seconds=gate.lease_seconds,
+            wait_timeout_seconds=gate.wait_timeout_seconds,
+            max_hold_seconds=settings.stream.deadline_seconds + _WATCHDOG_SECONDS,
+            changed=changed,
+        )
     return LocalGate(
         AdmissionQueue(gate.capacity, gate.max_waiting, gate.aging_seconds),
         metrics,
@@ -83,7 +105,7 @@ class Application:
         self.metrics = Metrics(VERSION)
         self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc)
         self.upstream = build_upstream(settings)
-        self.gate = build_gate(settings, self.metrics)
+        self.gate = build_gate(settings, self.metrics, self.log)
         self.metrics.queue_states = self.gate.statistics
         self.running: set[Relay] = set()
         self.roster = Roster(connection_limit())
@@ -184,6 +206,8 @@ class Application:
         if self._ready is not (reason is None):
             self._ready = reason is None
             self.log.state(Event.ROUTER_REACHABLE if self._ready else Event.ROUTER_UNREACHABLE)
+        if reason is None and not await self.gate.available():
+            reason = "gate_unavailable"
         return reason
 
     def status(self) -> dict[str, Any]:
