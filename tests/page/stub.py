@@ -6,7 +6,7 @@ with Stub() as stub:
     ...                      # the page has "Hel" now
     gate.release()
 
-A `Hold` also notices that the caller left while it holds: `gate.left` is set, with the time in `gate.left_at`.
+A `Hold` also notices that the caller left while it holds: `gate.left` is set, with the time of day in `gate.left_at`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Hold:
         while not self._released.is_set():
             readable, _, _ = select.select([connection], [], [], 0.01)
             if readable and not _peek(connection):
-                self.left_at = time.monotonic()
+                self.left_at = time.time()
                 self.left.set()
                 raise ConnectionResetError
 

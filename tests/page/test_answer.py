@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
-from tests.page.stub import DONE, PAGE, UPSTREAM, chunk, event, failing, finish, queued, text
+from tests.page.conftest import Watch
+from tests.page.stub import DONE, PAGE, UPSTREAM, Stub, chunk, event, failing, finish, queued, text
 
 WORDS = ["안녕하세요, ", "반가워요 👋🏽", "\nline\r\n", "끝"]
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser) -> Iterator[Page]:
+    """One page for the whole file: nothing here leaves a trace on it."""
+    with Stub() as stub:
+        context = browser.new_context()
+        watch = Watch(stub.base_url)
+        watch.over(context)
+        page = context.new_page()
+        page.goto(f"{stub.base_url}/chat")
+        yield page
+        context.close()
+        watch.judge()
+
 
 READ = """
 async ({streams}) => {
@@ -107,6 +126,22 @@ def test_stream_however_it_is_cut(page: Page, name: str) -> None:
     results = read(page, cuts(stream))
     assert len(results) == len(stream) + 2
     assert [one for one in results if one != expected] == []
+
+
+def test_a_naive_reader_fails() -> None:
+    """The cuts are cruel enough: a reader that decodes and splits piece by piece is wrong for most of them."""
+
+    def naive(pieces: list[bytes]) -> str:
+        said = ""
+        for piece in pieces:
+            for block in piece.decode("utf-8", "replace").split("\n\n"):
+                with contextlib.suppress(ValueError, LookupError, TypeError):
+                    said += json.loads(block.removeprefix("data: "))["choices"][0]["delta"]["content"]
+        return said
+
+    results = [naive(pieces) for pieces in cuts(GOOD)]
+    assert results[0] == "".join(WORDS)
+    assert sum(one != "".join(WORDS) for one in results) > 100
 
 
 def test_stream_that_ends_at_each_byte(page: Page) -> None:

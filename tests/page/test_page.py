@@ -6,7 +6,6 @@ import json
 import re
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -164,10 +163,11 @@ def test_stop(page: Page, stub: Stub) -> None:
     ask(page, "길게 써 줘요")
     expect(page.locator(".answer .text")).to_have_text("여기까지")
     hold.reached.wait(5)
-    pressed = time.monotonic()
-    button(page, "중지").click()
+    # By the clock of the browser, which is that of the server: finding the button takes the test a while.
+    pressed = button(page, "중지").evaluate("(one) => { const now = Date.now(); one.click(); return now; }") / 1000
     assert hold.left.wait(5)
-    assert hold.left_at - pressed < 0.5  # the click itself takes part of it
+    print(f"stopped after {(hold.left_at - pressed) * 1000:.0f} ms")
+    assert hold.left_at - pressed < 0.25
     assert notice(page) == "답변을 중지했어요\n여기까지의 답변은 남아 있어요."
     button(page, "다시 답변 받기").click()
     expect(page.locator(".answer .text")).to_have_text("새 답")
@@ -207,10 +207,11 @@ def test_closing_the_tab(page: Page, stub: Stub) -> None:
     stub.script(Answer([text("여기까지"), hold]))
     ask(page, "하나")
     assert hold.reached.wait(5)
-    closed = time.monotonic()
+    closed = time.time()
     page.close()
     assert hold.left.wait(5)
-    assert hold.left_at - closed < 0.5
+    print(f"left after {(hold.left_at - closed) * 1000:.0f} ms")
+    assert hold.left_at - closed < 1  # most of it is the browser closing the tab
 
 
 def test_new_conversation(page: Page, stub: Stub) -> None:
@@ -500,13 +501,22 @@ def test_warming_without_end(page: Page, stub: Stub) -> None:
     stub.script(*[refusal("warming", retry_after=60) for _ in range(20)])
     page.clock.install()
     ask(page, "질문")
-    for count in range(1, 6):
-        expect(page.locator("#status")).to_contain_text("모델을 준비하고 있어요")
-        assert len(stub.asked) == count
-        page.clock.run_for(60_500)
-        until(partial(lambda expected: len(stub.asked) == expected, count + 1), what="the next try")
+    started = page.evaluate("Date.now()")
+    expect(page.locator("#status")).to_contain_text("모델을 준비하고 있어요")
+
+    def given_up() -> bool:
+        page.clock.run_for(5_000)
+        return page.locator(".notice").count() == 1
+
+    until(given_up, timeout=30, what="the end of the page's patience")
+    waited = (page.evaluate("Date.now()") - started) / 1000
+    assert 300 <= waited < 400
     assert notice(page).startswith("모델을 준비하고 있어요\n생각보다 오래 걸리고 있어요.")
-    assert len(stub.asked) == 6
+    tries = len(stub.asked)
+    assert 5 <= tries <= 6
+    page.clock.run_for(300_000)
+    assert len(stub.asked) == tries
+    expect(page.locator("[data-action=retry]")).to_be_enabled()
 
 
 def test_cold(page: Page, stub: Stub) -> None:
