@@ -155,7 +155,7 @@ class Application:
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
-        self.log.state(Event.STARTED, version=VERSION)
+        self.log.state(Event.STARTED, version=VERSION, port=self.server.port)
 
     async def drain(self) -> None:
         """See `server.Process`."""

@@ -553,6 +553,12 @@ class Server(uvicorn.Server):
         await self._process.started()
         await self._stopping.wait()
 
+    @property
+    def port(self) -> int:
+        """Where it listens; 0 for a Unix socket."""
+        names = [sock.getsockname() for server in self.servers for sock in server.sockets]
+        return next((int(name[1]) for name in names if isinstance(name, tuple)), 0)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """A signal to stop."""
         self.stop()

@@ -1,0 +1,125 @@
+"""cli: the commands as a user runs them. `serve` is tested by everything else, settings by test_config."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eidproxy.tokens import Tokens
+from tests.harness import Proxy, ask, free_port
+from tests.upstream import Router
+
+SECRET = "command-line-secret-command-line"
+
+
+def run(*arguments: str, timeout: float = 30, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **env}
+    command = [sys.executable, "-m", "eidproxy", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+
+
+def test_version() -> None:
+    assert run("version").stdout == version("eidproxy") + "\n"
+
+
+def test_help_names_every_command() -> None:
+    text = run("--help").stdout
+    for command in ("serve", "check", "demo", "top", "token", "version"):
+        assert f"\n  {command} " in text
+
+
+def test_check_shows_settings_with_origin_and_no_secret(tmp_path: Path) -> None:
+    config = tmp_path / "eidproxy.toml"
+    config.write_text('[gate]\nmax_waiting = 7\n[server]\napi_key = "key-canary-51"\n')
+    done = run("check", "--config", str(config), "--gate-capacity", "2", LLM_ROUTER_URL="http://127.0.0.1:4000")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split("  ")[0].strip(): line for line in done.stdout.splitlines()}
+    assert rows["gate.max_waiting"].endswith(f"7  (file {config})")
+    assert rows["gate.capacity"].endswith("2  (flag --gate-capacity)")
+    assert rows["router.url"].endswith("http://127.0.0.1:4000  (environment LLM_ROUTER_URL)")
+    assert rows["models.max_tokens"].endswith("2048  (default)")
+    assert "key-canary-51" not in done.stdout + done.stderr
+    assert "router: would dial 127.0.0.1 port 4000" in done.stdout
+    assert "chat surface: off" in done.stdout
+
+
+def test_check_judges_the_router() -> None:
+    done = run("check", LLM_ROUTER_URL="http://localhost:4000", EIDPROXY_ROUTER_ALLOWED_NETWORKS="10.0.0.0/8")
+    assert done.returncode == 78
+    assert "egress_blocked" in done.stderr
+    assert run("check", LLM_ROUTER_URL="http://name.invalid:4000").returncode == 78
+    assert run("check").returncode == 78
+
+
+def test_a_port_in_use_is_said() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--server-port", port, LLM_ROUTER_URL="http://127.0.0.1:4000")
+    assert done.returncode == 1
+    assert done.stderr == f"eidproxy: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+@pytest.mark.parametrize(("arguments", "env"), [(["--workers", "2"], {}), ([], {"WEB_CONCURRENCY": "2"})])
+def test_more_than_one_worker_is_refused(arguments: list[str], env: dict[str, Any]) -> None:
+    done = run("serve", *arguments, LLM_ROUTER_URL="http://127.0.0.1:4000", **env)
+    assert done.returncode == 78
+    assert "gate.url" in done.stderr
+
+
+def test_a_token_opens_the_chat_surface(router: Router, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.txt"
+    rules.write_text("Be kind.")
+    env: dict[str, Any] = {"EIDPROXY_CHAT_JWT_SECRET": SECRET, "EIDPROXY_CHAT_RULES_FILE": str(rules)}
+    done = run("token", "--sub", "mina", "--ttl", "15m", LLM_ROUTER_URL=router.url, **env)
+    token = done.stdout.strip()
+    assert Tokens(SECRET, None, None, 0).check(token.encode()) == "mina"
+    with Proxy(router, **env) as proxy:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        body = {"mode": "daily", "messages": [{"role": "user", "content": "x"}]}
+        assert ask(proxy, "POST", "/api/eid/chat", body, headers).status == 200
+
+
+def test_a_token_needs_a_secret_and_a_duration(tmp_path: Path) -> None:
+    assert run("token", "--sub", "x", LLM_ROUTER_URL="http://127.0.0.1:1").returncode == 78
+    (tmp_path / "rules.txt").write_text("x")
+    env: dict[str, Any] = {"EIDPROXY_CHAT_JWT_SECRET": SECRET, "EIDPROXY_CHAT_RULES_FILE": str(tmp_path / "rules.txt")}
+    for wrong in ("soon", "-1h", "1y", ""):
+        assert run("token", "--sub", "x", "--ttl", wrong, LLM_ROUTER_URL="http://127.0.0.1:1", **env).returncode == 2
+
+
+def test_the_demo_shows_an_answer_the_gate_and_a_cold_model() -> None:
+    done = run("demo", "--once", timeout=60)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    assert "one question at a time reach it." in text
+    assert "time to first token" in text
+    assert "the answer is whole" in text
+    order = [line.split("s  ")[1] for line in text.splitlines() if "has the slot" in line]
+    assert order == ["first has the slot", "FOREGROUND has the slot", "BACKGROUND has the slot"]
+    assert "gpt-4o: 404 model_not_found" in text
+    assert "deep: 503 warming, try again in" in text
+    assert done.stderr == ""
+
+
+def test_the_demo_serves_until_it_is_stopped() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "eidproxy", "demo", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        try:
+            url = next(line for line in process.stdout if "chat page" in line).split()[-1]
+            assert url.startswith(f"http://127.0.0.1:{port}/chat#token=")
+            status = urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=10)
+            assert json.load(status)["draining"] is False
+        finally:
+            process.terminate()
+        assert process.wait(15) == 0

@@ -1,0 +1,117 @@
+"""logs: lines that hold nothing they should not, and that never wait."""
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eidproxy.logs import Event, LineWriter, Log, silence_libraries
+from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, ask, chat
+from tests.upstream import Router
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+
+
+def test_a_pipe_that_nobody_reads_costs_lines_not_time(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    dropped: list[None] = []
+    out = LineWriter(writer, lambda: dropped.append(None))
+    line = b"x" * 500
+    began = time.monotonic()
+    for _ in range(1000):
+        out.msg(line)
+    assert time.monotonic() - began < 2
+    assert dropped, "a pipe holds 64 KiB"
+    kept = os.read(reader, 1_000_000)
+    assert kept == (line + b"\n") * (1000 - len(dropped)), "what was written is whole lines"
+    out.msg(line)
+    assert os.read(reader, 1_000_000) == line + b"\n", "read again, written again"
+
+
+def test_a_closed_pipe_is_no_fault() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    dropped: list[None] = []
+    try:
+        LineWriter(writer, lambda: dropped.append(None)).msg("line")
+    finally:
+        os.close(writer)
+    assert len(dropped) == 1
+
+
+def lines(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+
+
+def test_a_fault_is_a_class_and_places(capfd: pytest.CaptureFixture[str]) -> None:
+    def fails(prompt: str) -> None:
+        raise ValueError(prompt)
+
+    try:
+        fails(PROMPT_CANARY)
+    except ValueError as error:
+        Log(fmt="json").fault("relay", error)
+    (line,) = lines(capfd)
+    assert (line["event"], line["error"], line["where"]) == ("fault", "ValueError", "relay")
+    assert line["frames"][-1].startswith("test_logs.py:")
+    assert PROMPT_CANARY not in json.dumps(line)
+
+
+def test_levels_of_requests(capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log(fmt="json")
+    log.request("none", outcome="ok", chunks=2, trace_id=None)
+    log.request("client_gone", outcome="client_gone")
+    log.request("upstream_truncated", outcome="error")
+    log.request("router_rejected", outcome="error")
+    log.state(Event.STARTED, port=1)
+    written = lines(capfd)
+    assert [line["level"] for line in written] == ["info", "info", "warning", "error", "info"]
+    assert "trace_id" not in written[0]
+    Log("warning", "json").request("none", outcome="ok")
+    assert lines(capfd) == []
+
+
+def test_libraries_are_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    pid = os.fork()  # what it changes is global
+    if not pid:
+        silence_libraries()
+        for name in (None, "uvicorn.error", "httpx", "asyncio", "somebody.else"):
+            logging.getLogger(name).critical(PROMPT_CANARY)
+        warnings.warn(PROMPT_CANARY, stacklevel=1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_proxy_serves_when_nobody_reads_its_output(router: Router, tmp_path: Path) -> None:
+    """A supervisor that stopped reading: the pipe is full after some 300 requests."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    holder = os.open(fifo, os.O_RDWR)
+    try:
+        with Proxy(router, prefix=["sh", "-c", f'exec "$0" "$@" 2>{fifo}']) as proxy:
+            for _ in range(600):
+                assert ask(proxy, "GET", "/v1/models").status == 200
+            assert ask(proxy, "POST", CHAT, chat("daily")).told().text == "Hello world"
+            assert proxy.metric("eidproxy_log_lines_dropped_total") > 0
+    finally:
+        os.close(holder)
+
+
+def test_a_canary_in_the_output_is_found(router: Router) -> None:
+    """The control of every suite's grep over the output."""
+    prefix = ["sh", "-c", f'echo {ANSWER_CANARY}; exec "$0" "$@"']
+    with pytest.raises(AssertionError, match=ANSWER_CANARY), Proxy(router, prefix=prefix):
+        pass
