@@ -4,22 +4,18 @@ ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
-# The locks come first: a change of the program alone reuses the installed dependencies.
+# The lock comes first: a change of the program alone reuses the installed dependencies.
 # Every file is checked against its hash, and no package may run a build script of its own.
-COPY requirements.lock deploy/build.lock ./
+COPY requirements.lock ./
 RUN python -m venv --without-pip /opt/eidproxy \
     && python -m pip --python /opt/eidproxy/bin/python install --no-cache-dir --disable-pip-version-check \
-        --no-deps --only-binary :all: --require-hashes -r requirements.lock \
-    && python -m venv /opt/build \
-    && /opt/build/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
-        --no-deps --only-binary :all: --require-hashes -r build.lock
+        --no-deps --only-binary :all: --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY eidproxy/ eidproxy/
-# Built with the locked setuptools and installed with no index, so this step fetches nothing.
-RUN /opt/build/bin/python -m pip wheel --no-cache-dir --disable-pip-version-check \
-        --no-deps --no-index --no-build-isolation --wheel-dir /opt/dist . \
-    && python -m pip --python /opt/eidproxy/bin/python install --no-cache-dir --disable-pip-version-check \
-        --no-deps --no-index /opt/dist/*.whl
+# Built with the locked setuptools and without an index, so this step fetches nothing; then what built it goes.
+RUN python -m pip --python /opt/eidproxy/bin/python install --no-cache-dir --disable-pip-version-check \
+        --no-deps --no-index --no-build-isolation . \
+    && python -m pip --python /opt/eidproxy/bin/python uninstall --yes setuptools wheel packaging
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="eidproxy" \

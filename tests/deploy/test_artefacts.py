@@ -17,9 +17,9 @@ import pytest
 
 from eidproxy.config import FIELDS, load
 from tests.deploy.files import DEPLOY, ROOT, documents, fenced, passed, run
-from tests.harness import CHAT, Proxy, ask, chat
+from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, told, until
 from tests.tools import need, without
-from tests.upstream import Router
+from tests.upstream import Router, stream
 
 DRAIN_SECONDS = 60
 """The default of server.drain_seconds: every supervisor must wait longer before it kills."""
@@ -129,9 +129,8 @@ def test_compose_confines_every_service(names: tuple[str, ...], tmp_path: Path) 
         assert networks[name].get("internal") or options["com.docker.network.bridge.enable_ip_masquerade"] == "false"
     assert _seconds(services["eidproxy"]["stop_grace_period"]) > DRAIN_SECONDS
     environment_is_valid(services["eidproxy"]["environment"], tmp_path)
-    subnets = services["eidproxy"]["environment"]["EIDPROXY_ROUTER_ALLOWED_NETWORKS"].split(",")
-    behind = [name for name in ("llm", "gate") if name in networks]
-    assert subnets == [networks[name]["ipam"]["config"][0]["subnet"] for name in behind]
+    allowed = services["eidproxy"]["environment"]["EIDPROXY_ROUTER_ALLOWED_NETWORKS"]
+    assert allowed == networks["llm"]["ipam"]["config"][0]["subnet"]
 
 
 def test_compose_three_replicas_share_a_gate() -> None:
@@ -151,12 +150,11 @@ def _seconds(duration: str) -> int:
     return 60 * int(parts[1] or 0) + int(parts[2] or 0)
 
 
-def test_valkey_settings_start_a_server(tmp_path: Path) -> None:
-    """A real server takes the file, and its users; a stranger may do nothing, our user what a gate needs."""
+def test_valkey_settings_serve_a_gate_and_nothing_else(router: Router, tmp_path: Path) -> None:
+    """A real server takes the file and its users; eidproxy's own may do what the gate needs and no more."""
     server, client = need("redis-server", "redis-cli")
     users = tmp_path / "users"
-    lines = re.findall(r"^user .*$", (DEPLOY / "valkey_users.example").read_text("utf-8"), re.MULTILINE)
-    users.write_text("\n".join(lines).replace("<password>", "secret") + "\n")
+    users.write_text((DEPLOY / "valkey_users.example").read_text("utf-8").replace("<password>", "secret"))
     socket = tmp_path / "valkey.sock"
     text = (DEPLOY / "valkey.conf").read_text("utf-8").replace("/run/secrets/valkey_users", str(users))
     config = tmp_path / "valkey.conf"
@@ -172,15 +170,30 @@ def test_valkey_settings_start_a_server(tmp_path: Path) -> None:
             own = ("--user", "eidproxy", "--pass", "secret")
             assert said("ping").startswith("NOAUTH")
             assert said(*own, "ping") == "PONG"
-            code = "#!lua name=eidproxy\nredis.register_function('f', function() return 'ran' end)"
-            assert said(*own, "function", "load", "replace", code) == "eidproxy"
-            assert said(*own, "fcall", "f", "0") == "ran"
-            assert said(*own, "set", "eidproxy:gate:x", "1") == "OK"
-            assert said(*own, "publish", "eidproxy:gate:x", "1") == "0"
-            for refused in (("config", "get", "*"), ("flushall",), ("shutdown",), ("keys", "*")):
-                assert said(*own, *refused).startswith("NOPERM"), refused
-            policy = ("config", "get", "maxmemory-policy")
-            assert said(*policy).startswith("NOAUTH")
+            refused = [("config", "get", "*"), ("flushall",), ("shutdown",), ("keys", "*"), ("hset", "other", "a", "1")]
+            for words in (*refused, ("acl", "list"), ("monitor",), ("replicaof", "127.0.0.1", "1")):
+                assert said(*own, *words).startswith("NOPERM"), words
+
+            gate: dict[str, Any] = {
+                "EIDPROXY_GATE_URL": f"unix://eidproxy:secret@{socket}",
+                "EIDPROXY_GATE_LEASE_SECONDS": 0.5,
+            }
+            with Proxy(router, **gate) as one, Proxy(router, **gate) as two:
+                router.enqueue(stream(gate="held"), stream())
+                with RawClient(one) as holder, RawClient(two) as waiter:
+                    holder.send(request_bytes("POST", CHAT, chat("daily")))
+                    router.wait_for(lambda: router.waiting("held") == 1)
+                    waiter.send(request_bytes("POST", CHAT, chat("daily")))
+                    until(lambda: two.status()["gate"]["waiting"])
+                    router.release("held")
+                    for caller in (holder, waiter):
+                        assert caller.read_head().status == 200
+                        assert told(caller.read_body()).done
+                assert one.metric("eidproxy_gate_backend_up") == 1
+                assert one.metric("eidproxy_gate_lease_lost_total") == 0
+            assert (router.posts, router.max_concurrent) == (2, 1)
+            # Nothing that the gate ever tried was denied.
+            assert "NOPERM" not in said(*own, "info", "errorstats").replace("errorstat_NOPERM:count=8", "")
         finally:
             process.terminate()
             process.communicate(timeout=10)
@@ -360,9 +373,11 @@ def test_kubernetes_three_replicas_share_a_gate() -> None:
     assert spec["replicas"] == 3
     (container,) = spec["template"]["spec"]["containers"]
     environ = {entry["name"]: entry.get("value") for entry in container["env"]}
-    address = parts["Service", "valkey"]["spec"]["clusterIP"]
-    assert f"{address}/32" in environ["EIDPROXY_ROUTER_ALLOWED_NETWORKS"].split(",")
     assert "EIDPROXY_GATE_URL_FILE" in environ
+    # No look-up is needed: the address of Valkey's Service is fixed, and the commands put it into the URL.
+    address = parts["Service", "valkey"]["spec"]["clusterIP"]
+    assert f"@{address}:6379/0" in (DEPLOY / "kubernetes.replicas.yaml").read_text("utf-8")
+    assert f"@{address}:6379/0" in (DEPLOY / "README.md").read_text("utf-8")
     assert parts["Deployment", "valkey"]["spec"]["replicas"] == 1
 
 
@@ -489,5 +504,5 @@ def test_every_alarm_is_explained() -> None:
 
 def test_every_file_is_named_in_the_readme() -> None:
     text = (DEPLOY / "README.md").read_text("utf-8")
-    unnamed = [path.name for path in DEPLOY.iterdir() if path.is_file() and f"`{path.name}`" not in text]
-    assert set(unnamed) <= {"README.md"}
+    unnamed = [path.name for path in DEPLOY.iterdir() if path.suffix != ".md" and f"`{path.name}`" not in text]
+    assert unnamed == []
