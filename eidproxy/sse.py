@@ -106,7 +106,7 @@ class EventParser:
             self._take_lines(lines, events)
         else:
             rest += chunk  # in place, since a line may come in a million pieces: joining anew would be quadratic
-        if self._size + len(rest) > self.max_event_bytes:
+        if rest and self._size + len(rest) > self.max_event_bytes:
             raise EventTooLarge(events)
 
     def _take_lines(self, lines: list[bytes], events: list[bytes]) -> None:
