@@ -472,9 +472,9 @@ def test_warming(page: Page, stub: Stub, as_event: bool) -> None:
     expect(button(page, "취소")).to_be_visible()
     expect(page.locator(".notice")).to_have_count(0)
     if as_event:
-        page.clock.fast_forward(9_900)
+        page.clock.fast_forward(5_000)
         assert len(stub.asked) == 1
-        page.clock.fast_forward(200)
+        page.clock.fast_forward(5_100)
     assert hold.reached.wait(5)
     # One state, not two that take turns.
     expect(page.locator("#status")).to_have_text(said)
