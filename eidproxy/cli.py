@@ -15,13 +15,19 @@ import click
 import httpx
 import uvloop
 
-from eidproxy.config import FIELDS, Loaded, ServerSettings, Settings, SettingsError, load, shown
+from eidproxy.config import FIELDS, ChatSettings, Loaded, ServerSettings, Settings, SettingsError, load, shown
+from eidproxy.errors import Refusal
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
 
-_HIJACKERS = ("HOSTALIASES", "LOCALDOMAIN", "RES_OPTIONS")
-"""Variables by which the C library's resolver would let the environment choose where a name leads."""
+_HIJACKERS = (
+    # They let the environment choose where a name leads.
+    *("HOSTALIASES", "LOCALDOMAIN", "RES_OPTIONS"),
+    # They let it choose whom to trust, and who can read along.
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"),
+)
+"""Variables that the C library's resolver and OpenSSL obey."""
 
 _BACKLOG = 2048
 
@@ -151,13 +157,26 @@ def check(config: Path | None, **flags: str | None) -> None:
     sys.exit(asyncio.run(_check(loaded.settings)))
 
 
+def _say_chat(chat: ChatSettings) -> None:
+    from eidproxy.surface import read_text
+
+    if not chat.enabled:
+        click.echo("chat surface: off (needs chat.jwt_secret and chat.rules_file)")
+        return
+    click.echo("chat surface: on")
+    for name, path in (("persona_file", chat.persona_file), ("rules_file", chat.rules_file)):
+        try:
+            if path is not None:
+                read_text(path)
+        except Refusal:
+            click.echo(f"chat.{name}: cannot be read now, so requests get 503 rules_missing", err=True)
+
+
 async def _check(settings: Settings) -> int:
     from eidproxy.app import build_upstream
     from eidproxy.upstream import EgressBlocked
 
-    click.echo(
-        "chat surface: on" if settings.chat.enabled else "chat surface: off (chat.jwt_secret and chat.rules_file)"
-    )
+    _say_chat(settings.chat)
     upstream = build_upstream(settings)
     try:
         async with asyncio.timeout(settings.router.connect_timeout_seconds):

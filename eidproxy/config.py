@@ -455,5 +455,8 @@ def _router_faults(settings: Settings) -> Iterator[str]:
             yield f"router.url: egress_blocked: the address is not permitted ({decision.verdict})"
         elif literal(settings.server.host) == address and settings.router_address[1] == settings.server.port:
             yield f"router.url: egress_blocked: this is eidproxy's own address ({Verdict.LOOP})"
-    if settings.router.ca_file is not None and not Path(settings.router.ca_file).is_file():
-        yield "router.ca_file: there is no such file"
+    if settings.router.ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=settings.router.ca_file)
+        except (OSError, ValueError):  # ssl.SSLError is an OSError
+            yield "router.ca_file: there are no certificates in it that can be read"

@@ -58,6 +58,30 @@ def test_check_judges_the_router() -> None:
     assert run("check").returncode == 78
 
 
+def test_check_tells_of_the_chat_surface(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.txt"
+    env: dict[str, Any] = {
+        "LLM_ROUTER_URL": "http://127.0.0.1:4000",
+        "EIDPROXY_CHAT_JWT_SECRET": SECRET,
+        "EIDPROXY_CHAT_RULES_FILE": str(rules),
+    }
+    done = run("check", **env)
+    assert "chat surface: on" in done.stdout
+    assert "chat.rules_file: cannot be read now" in done.stderr
+    rules.write_text("Be kind.")
+    assert run("check", **env).stderr == ""
+
+
+def test_a_file_without_certificates_is_said(tmp_path: Path) -> None:
+    empty = tmp_path / "ca.pem"
+    for content in (None, "", "not a certificate"):
+        if content is not None:
+            empty.write_text(content)
+        done = run("check", LLM_ROUTER_URL="https://127.0.0.1:4000", EIDPROXY_ROUTER_CA_FILE=str(empty))
+        assert done.returncode == 78
+        assert done.stderr.startswith("eidproxy: router.ca_file: ")
+
+
 def test_a_port_in_use_is_said() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
