@@ -182,9 +182,8 @@ def is_place(url: str) -> bool:
         parts = httpx.URL(url)
     except httpx.InvalidURL:
         return False
-    return (
-        parts.scheme in ("http", "https") and bool(parts.host) and not (parts.userinfo or parts.query or parts.fragment)
-    )
+    more = parts.userinfo or parts.query or parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.host) and not more and (parts.port or 1) <= 65535
 
 
 def connect(settings: Settings, url: str | None) -> tuple[httpx.AsyncClient, str]:
@@ -234,7 +233,7 @@ async def _get(client: httpx.AsyncClient, path: str) -> bytes:
                 body += piece
                 if len(body) > _MAX_ANSWER_BYTES:
                     raise TopError(_UNREADABLE)
-    except (httpx.HTTPError, TimeoutError) as error:
+    except (httpx.HTTPError, TimeoutError, UnicodeError) as error:  # the last: a name that is none
         raise TopError(f"does not answer ({type(error).__name__})") from None
     return bytes(body)
 
@@ -345,9 +344,9 @@ def _lines(view: View, look: Look, now: float) -> Iterable[Line]:
     status = view.status
     yield _title(view, now)
     if view.fault is not None:
-        yield [(f"{view.name} {view.fault}; trying again", "bad")]
+        yield [(f"{view.fault}; trying again: {view.name}", "bad")]
     elif status is not None and status.draining:
-        yield [("shutting down: running answers are finished, new requests are refused", "warn")]
+        yield [("running answers are finished, new requests are refused", "warn")]
     else:
         yield [(view.name, "dim")]
     if status is None:
@@ -369,7 +368,7 @@ def _lines(view: View, look: Look, now: float) -> Iterable[Line]:
             "Gate", f"{gate.in_use} of {gate.slots} in use, a slot is held {seconds(gate.mean_hold_seconds)} on average"
         ),
         *(aged("", f"{one.mode}, {one.priority}", one.age_seconds, limits.stream_seconds) for one in gate.holders[:8]),
-        _waiting(view, gate, look),
+        *_waiting(view, gate, look),
     ]
     waiters = [
         aged(f"#{one.position}", one.priority, one.age_seconds, limits.gate_wait_seconds) for one in gate.waiting
@@ -416,15 +415,18 @@ def _fact(name: str, text: str, style: str = "") -> Line:
     return [(f"{name:<11}", "bold"), (text, style)]
 
 
-def _waiting(view: View, gate: GateStatus, look: Look) -> Line:
+def _waiting(view: View, gate: GateStatus, look: Look) -> Iterable[Line]:
     line = _fact("Waiting", f"{len(gate.waiting)} of at most {gate.queue_limit}")
+    if look.ansi and any(view.depths):
+        line.append((f"  {_spark(view.depths, 30, look).lstrip()}", "dim"))
+    yield line
+    classes = []
     for priority in _PRIORITIES:
         ages = [one.age_seconds for one in gate.waiting if one.priority == priority]
         if ages:
-            line.append((f", {priority} {len(ages)} (oldest {age(max(ages))})", ""))
-    if look.ansi and any(view.depths):
-        line.append((f"  {_spark(view.depths, 30, look).lstrip()}", "dim"))
-    return line
+            classes.append(f"{priority} {len(ages)}, oldest {age(max(ages))}")
+    if classes:
+        yield [("  " + "; ".join(classes), "")]
 
 
 def _router(status: Status) -> tuple[str, str]:
