@@ -8,15 +8,14 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-import httpx
 import uvloop
 
-from eidproxy.config import FIELDS, ChatSettings, Loaded, ServerSettings, Settings, SettingsError, load, shown
-from eidproxy.errors import Refusal
+from eidproxy.config import FIELDS, Loaded, ServerSettings, Settings, SettingsError, load
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
@@ -72,7 +71,28 @@ def serve(config: Path | None, workers: int, **flags: str | None) -> None:
         where = settings.server.uds or f"{settings.server.host}:{settings.server.port}"
         click.echo(f"eidproxy: cannot listen on {where}: {error.strerror}", err=True)
         sys.exit(1)
+    if sys.stderr.isatty():
+        click.echo(banner(settings, sockets), err=True)
     uvloop.run(run(settings, sockets))
+
+
+def banner(settings: Settings, sockets: list[socket.socket]) -> str:
+    """What a person at a terminal wants to know, in a few lines. It is for that person: it names the router."""
+    where = settings.server.uds or f"http://{settings.server.host}:{sockets[0].getsockname()[1]}"
+    gate = settings.gate
+    lines = (
+        ("eidproxy", version("eidproxy")),
+        ("listens", f"{where}   live view at /, metrics at /metrics"),
+        ("router", settings.router.url),
+        ("models", f"daily = {settings.models.daily.alias}, deep = {settings.models.deep.alias}"),
+        ("gate", f"{gate.capacity} at once, {gate.max_waiting} waiting{', shared' if gate.url else ''}"),
+        (
+            "clocks",
+            f"{settings.stream.deadline_seconds:g} s for an answer, {gate.wait_timeout_seconds:g} s in the queue",
+        ),
+        ("chat", "on, at /chat" if settings.chat.enabled else "off"),
+    )
+    return "\n".join(f"{name:<9} {text}" for name, text in lines)
 
 
 async def run(settings: Settings, sockets: list[socket.socket]) -> None:
@@ -146,66 +166,13 @@ def demo(once: bool, port: int) -> None:
 
 
 @cli.command()
+@click.option("--public-url", metavar="URL", help="try the stream through the edge in front, too")
 @_setting_flags
-def check(config: Path | None, **flags: str | None) -> None:
-    """Show the settings with their origin and what would be dialled. Exit 0 or 78."""
-    loaded = _load(config, flags)
-    rows = list(shown(loaded))
-    width = max(len(path) for path, _, _ in rows)
-    for path, value, origin in rows:
-        click.echo(f"{path:<{width}}  {value}  ({origin})")
-    sys.exit(asyncio.run(_check(loaded.settings)))
+def check(config: Path | None, public_url: str | None, **flags: str | None) -> None:
+    """Show the settings with their origin, what would be dialled, and whether it would work. Exit 0 or 78."""
+    from eidproxy.check import check as report
 
-
-def _say_chat(chat: ChatSettings) -> None:
-    from eidproxy.surface import read_text
-
-    if not chat.enabled:
-        click.echo("chat surface: off (needs chat.jwt_secret and chat.rules_file)")
-        return
-    click.echo("chat surface: on")
-    for name, path in (("persona_file", chat.persona_file), ("rules_file", chat.rules_file)):
-        try:
-            if path is not None:
-                read_text(path)
-        except Refusal:
-            click.echo(f"chat.{name}: cannot be read now, so requests get 503 rules_missing", err=True)
-
-
-async def _check(settings: Settings) -> int:
-    from eidproxy.app import build_upstream
-    from eidproxy.upstream import EgressBlocked
-
-    _say_chat(settings.chat)
-    upstream = build_upstream(settings)
-    try:
-        async with asyncio.timeout(settings.router.connect_timeout_seconds):
-            addresses = await upstream.addresses()
-    except EgressBlocked as blocked:
-        decision = blocked.decision
-        click.echo(f"router: egress_blocked: {decision.address or upstream.host}: {decision.verdict}", err=True)
-        return EX_CONFIG
-    except (httpx.TransportError, TimeoutError):
-        click.echo(f"router: the name {upstream.host} cannot be resolved now", err=True)
-        return EX_CONFIG
-    for address in addresses:
-        click.echo(f"router: would dial {address} port {upstream.port}")
-    return await _check_gate(settings)
-
-
-async def _check_gate(settings: Settings) -> int:
-    if settings.gate.url is None:
-        click.echo("gate: in the process")
-        return 0
-    from eidproxy.gate_redis import check_store
-
-    told, fault = await check_store(settings.gate)
-    for line in told:
-        click.echo(f"gate: shared, {line}")
-    if fault is not None:
-        click.echo(f"gate: {fault}", err=True)
-        return EX_CONFIG
-    return 0
+    sys.exit(0 if report(_load(config, flags), public_url) else EX_CONFIG)
 
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")

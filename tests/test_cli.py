@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from eidproxy.tokens import Tokens
-from tests.harness import Proxy, ask, free_port
-from tests.upstream import Router
+from tests.harness import Proxy, ask, free_port, until
+from tests.tools import need
+from tests.upstream import Router, stream
 
 SECRET = "command-line-secret-command-line"
 
@@ -23,6 +24,11 @@ def run(*arguments: str, timeout: float = 30, **env: str) -> subprocess.Complete
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **env}
     command = [sys.executable, "-m", "eidproxy", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_version() -> None:
@@ -46,15 +52,15 @@ def test_check_shows_settings_with_origin_and_no_secret(tmp_path: Path) -> None:
     assert rows["router.url"].endswith("http://127.0.0.1:4000  (environment LLM_ROUTER_URL)")
     assert rows["models.max_tokens"].endswith("2048  (default)")
     assert "key-canary-51" not in done.stdout + done.stderr
-    assert "router: would dial 127.0.0.1 port 4000" in done.stdout
-    assert "chat surface: off" in done.stdout
+    assert "ok    router: would dial 127.0.0.1 port 4000" in done.stdout
+    assert "ok    chat surface: off" in done.stdout
 
 
 def test_check_judges_the_router() -> None:
     done = run("check", LLM_ROUTER_URL="http://localhost:4000", EIDPROXY_ROUTER_ALLOWED_NETWORKS="10.0.0.0/8")
     assert done.returncode == 78
     assert "egress_blocked" in done.stderr
-    assert run("check", LLM_ROUTER_URL="http://name.invalid:4000").returncode == 78
+    assert "cannot be resolved" in run("check", LLM_ROUTER_URL="http://name.invalid:4000").stderr
     assert run("check").returncode == 78
 
 
@@ -67,9 +73,79 @@ def test_check_tells_of_the_chat_surface(tmp_path: Path) -> None:
     }
     done = run("check", **env)
     assert "chat surface: on" in done.stdout
-    assert "chat.rules_file: cannot be read now" in done.stderr
+    assert "warn  chat.rules_file: cannot be read now" in done.stdout
     rules.write_text("Be kind.")
-    assert run("check", **env).stderr == ""
+    assert "rules_file: cannot" not in run("check", **env).stdout
+
+
+def test_check_asks_the_router_whether_it_answers(router: Router) -> None:
+    assert "ok    router: answers" in run("check", LLM_ROUTER_URL=router.url).stdout
+    port = free_port()
+    done = run("check", LLM_ROUTER_URL=f"http://127.0.0.1:{port}")
+    assert done.returncode == 0, "a router may be started later"
+    assert f"warn  router: 127.0.0.1 port {port} does not answer (router_ConnectError)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("buffered", "closed", "verdicts"),
+    [
+        (False, True, ["ok    public url: shows nothing but", "ok    public url: the stream arrives as it is sent"]),
+        (
+            True,
+            False,
+            ["fail  public url: shows /v1/models, /metrics, /status", "fail  public url: the stream is buffered"],
+        ),
+    ],
+)
+def test_check_tries_the_stream_through_an_edge(
+    router: Router, tmp_path: Path, buffered: bool, closed: bool, verdicts: list[str]
+) -> None:
+    """nginx in front, as it should be and as it is by default: it holds a stream back until it is whole."""
+    (nginx,) = need("nginx")
+    rules = tmp_path / "rules.txt"
+    rules.write_text("Be kind.")
+    router.script = stream(["a"] * 30, interval=0.03)
+    env: dict[str, Any] = {"EIDPROXY_CHAT_JWT_SECRET": SECRET, "EIDPROXY_CHAT_RULES_FILE": str(rules)}
+    edge = free_port()
+    with Proxy(router, **env) as proxy:
+        # X-Accel-Buffering of the answer switches buffering off; an edge that ignores it does what it is told.
+        buffering = "proxy_ignore_headers X-Accel-Buffering; proxy_buffering on;" if buffered else ""
+        version = 'proxy_http_version 1.1; proxy_set_header Connection "";'
+        passed = "location /api/eid/" if closed else "location /"
+        (tmp_path / "nginx.conf").write_text(
+            f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/log; events {{}} http {{ access_log off;"
+            + "".join(f"{name}_temp_path {tmp_path};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+            + f"server {{ listen 127.0.0.1:{edge}; {passed} {{ proxy_pass {proxy.url}; {version} {buffering} }} }} }}"
+        )
+        with subprocess.Popen([nginx, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]) as process:
+            try:
+                until(lambda: listens(edge))
+                done = run("check", "--public-url", f"http://127.0.0.1:{edge}", LLM_ROUTER_URL=router.url, **env)
+            finally:
+                process.terminate()
+    output = done.stdout + done.stderr
+    for verdict in verdicts:
+        assert verdict in output, output
+    assert done.returncode == (78 if buffered else 0)
+
+
+def test_a_person_at_a_terminal_is_told_what_runs(router: Router) -> None:
+    leader, follower = os.openpty()
+    environment = {"PATH": os.environ["PATH"], "LLM_ROUTER_URL": router.url, "EIDPROXY_SERVER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "eidproxy", "serve"]
+    with subprocess.Popen(command, stdout=follower, stderr=follower, env=environment) as process:
+        os.close(follower)
+        try:
+            text = b""
+            while b"started" not in text:
+                text += os.read(leader, 65536)
+        finally:
+            process.terminate()
+    os.close(leader)
+    shown = text.decode().splitlines()
+    assert 6 <= next(at for at, line in enumerate(shown) if "started" in line) <= 8
+    for word in (router.url, environment["EIDPROXY_SERVER_PORT"], "mac-mini-default", "1 at once, 64 waiting"):
+        assert word in text.decode()
 
 
 def test_a_file_without_certificates_is_said(tmp_path: Path) -> None:
