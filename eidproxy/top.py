@@ -114,14 +114,13 @@ class Trend:
         self.total: Total | None = None
         self.samples: deque[Total] = deque(maxlen=_WINDOW)
 
-    def add(self, text: str) -> None:
-        """Take what a scrape says; what came since the last one is a sample."""
+    def add(self, text: str, *, is_new: bool = False) -> None:
+        """Take what a scrape says; what came since the last one, or since a new process began, is a sample."""
         seconds, count = (_value(text, name) for name in self._names)
         last, self.total = self.total, Total(seconds, int(count))
         if last is not None:
-            began_anew = self.total.requests < last.requests
-            since = self.total if began_anew else Total(seconds - last.seconds, self.total.requests - last.requests)
-            self.samples.append(since)
+            last = Total() if is_new else last
+            self.samples.append(Total(seconds - last.seconds, self.total.requests - last.requests))
 
     @property
     def recent(self) -> Total:
@@ -147,6 +146,8 @@ class View:
         self.answered_at = 0.0
         self.opened: dict[str, int] = {}
         """The outcomes when the view was opened."""
+        self.started: float | None = None
+        """When the process that answers began, as /metrics has it."""
         self.depths: deque[int] = deque(maxlen=_WINDOW)
         waits = [(f"gate wait, {word}", "gate_wait", f'outcome="granted",priority="{word}"') for word in _PRIORITIES]
         firsts = [(f"first token, {word}", "time_to_first_token", f'mode="{word}"') for word in ("daily", "deep")]
@@ -156,10 +157,24 @@ class View:
         """Take an answer of `/status`."""
         if self.status is None:
             self.opened = status.outcomes
-        elif status.uptime_seconds < self.status.uptime_seconds:
-            self.opened = {}  # another process answers: its counts began anew
         self.status, self.fault, self.answered_at = status, None, now
         self.depths.append(len(status.gate.waiting))
+
+    def scraped(self, text: str) -> None:
+        """Take an answer of `/metrics`."""
+        started = _value(text, "\neidproxy_start_time_seconds ")
+        is_new = self.started is not None and started != self.started
+        self.started = started
+        if is_new:
+            self.opened = {}
+        for trend in self.trends:
+            trend.add(text, is_new=is_new)
+
+    def may_be_new(self, status: Status) -> bool:
+        """Whether another process may have given this answer than the one before."""
+        return self.fault is not None or (
+            self.status is not None and status.uptime_seconds < self.status.uptime_seconds
+        )
 
 
 _PRIORITIES = ("foreground", "background")
@@ -238,18 +253,18 @@ async def _get(client: httpx.AsyncClient, path: str) -> bytes:
     return bytes(body)
 
 
-async def ask(client: httpx.AsyncClient, view: View, with_metrics: bool) -> None:
-    """Ask once and tell the view. Raises TopError."""
+async def ask(client: httpx.AsyncClient, view: View, with_metrics: bool) -> bool:
+    """Ask once and tell the view. Whether `/metrics` was asked too. Raises TopError."""
     body = await _get(client, "status")
     try:
         status = msgspec.json.decode(body, type=Status)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise TopError(_UNREADABLE) from None
+    with_metrics = with_metrics or view.may_be_new(status)
     if with_metrics:
-        text = (await _get(client, "metrics")).decode("utf-8", "replace")
-        for trend in view.trends:
-            trend.add(text)
+        view.scraped((await _get(client, "metrics")).decode("utf-8", "replace"))
     view.show(status, time.monotonic())
+    return with_metrics
 
 
 # Words
@@ -544,15 +559,13 @@ async def watch(client: httpx.AsyncClient, name: str, interval: float, output: T
     async def poll() -> None:
         metrics_at = -_METRICS_SECONDS
         while True:
-            is_due = loop.time() - metrics_at >= _METRICS_SECONDS
             try:
-                await ask(client, view, is_due)
+                if await ask(client, view, loop.time() - metrics_at >= _METRICS_SECONDS):
+                    metrics_at = loop.time()
             except TopError as error:
                 if error.is_final:
                     raise
                 view.fault = str(error)
-            else:
-                metrics_at = loop.time() if is_due else metrics_at
             screen.draw(view)
             await asyncio.sleep(interval)
 

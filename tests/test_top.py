@@ -155,8 +155,9 @@ def test_trends_tell_what_came_between_two_scrapes() -> None:
         name = "eidproxy_time_to_first_token_seconds"
         return f'# HELP x\n{name}_count{{mode="deep"}} {count}.0\n{name}_sum{{mode="deep"}} {total}\n'
 
-    for total, count in ((10.0, 4), (10.0, 4), (16.0, 6), (1.0, 1)):  # the last is another process
+    for total, count in ((10.0, 4), (10.0, 4), (16.0, 6)):
         trend.add(scrape(total, count))
+    trend.add(scrape(1.0, 1), is_new=True)
     assert [(one.seconds, one.requests) for one in trend.samples] == [(0.0, 0), (6.0, 2), (1.0, 1)]
     assert trend.recent.mean == pytest.approx(7 / 3)
     line = next(line for line in render(view, Look(80, 24, ansi=True), 0.0) if line.startswith("first token, deep"))
@@ -165,7 +166,12 @@ def test_trends_tell_what_came_between_two_scrapes() -> None:
 
 def test_counts_begin_anew_with_another_process() -> None:
     view = view_of(uptime_seconds=100.0, outcomes={"ok": 50})
-    view.show(msgspec.convert(told(uptime_seconds=1.0, outcomes={"ok": 2}), Status), 0.0)
+    view.scraped("# HELP x\neidproxy_start_time_seconds 1.5e+09\n")
+    later = msgspec.convert(told(uptime_seconds=1.0, outcomes={"ok": 2}), Status)
+    assert view.may_be_new(later)
+    view.scraped("# HELP x\neidproxy_start_time_seconds 1.6e+09\n")
+    view.show(later, 0.0)
+    assert not view.may_be_new(later)
     line = next(line for line in render(view, Look(80, 24, ansi=True), 0.0) if line.startswith("  ok"))
     assert line.split() == ["ok", "2", "+2"]
 

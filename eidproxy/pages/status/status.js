@@ -30,6 +30,7 @@ const TRENDS = [
 const $ = (id) => document.getElementById(id);
 const depths = []; // {at, value} of each second
 let opened = null; // the outcomes when the page opened
+let started = null; // when the process that answers began, as /metrics has it
 let uptime = 0;
 let paused = false;
 let timer = 0;
@@ -202,6 +203,13 @@ function sample(text, now) {
     const start = text.indexOf(`\n${line}`);
     return start < 0 ? 0 : Number.parseFloat(text.slice(start + line.length + 1, start + line.length + 40));
   };
+  const start = value("eidproxy_start_time_seconds ");
+  if (started !== null && start !== started) {
+    // Another process answers: what was counted began anew.
+    opened = {};
+    for (const trend of TRENDS) trend.total = { sum: 0, count: 0 };
+  }
+  started = start;
   for (const trend of TRENDS) {
     const total = { sum: value(trend.sum), count: value(trend.count) };
     const last = trend.total;
@@ -255,12 +263,6 @@ function state(name, word, notice = "") {
 
 function show(status) {
   const now = performance.now();
-  if (status.uptime_seconds < uptime) {
-    // Another process answers: what was counted began anew.
-    opened = {};
-    metricsAt = -Infinity;
-    for (const trend of TRENDS) trend.total = { sum: 0, count: 0 };
-  }
   uptime = status.uptime_seconds;
   say($("version"), `version ${status.version}`);
   say($("uptime"), `up ${length(uptime)}`);
@@ -293,15 +295,18 @@ async function turn() {
   asking = new AbortController();
   const { signal } = asking;
   try {
-    show(await (await get("status", signal)).json());
-    answeredAt = performance.now();
-    if (answeredAt - metricsAt >= METRICS_MS) {
-      metricsAt = answeredAt;
-      sample(await (await get("metrics", signal)).text(), answeredAt);
+    const status = await (await get("status", signal)).json();
+    const now = performance.now();
+    if (now - metricsAt >= METRICS_MS || status.uptime_seconds < uptime) {
+      sample(await (await get("metrics", signal)).text(), now);
+      metricsAt = now;
     }
-    showTrends(answeredAt);
+    answeredAt = now;
+    show(status);
+    showTrends(now);
   } catch (error) {
     if (signal.aborted) return;
+    metricsAt = -Infinity; // who answers next may be another process
     document.title = "unreachable – eidproxy";
     if (answeredAt !== null) say($("uptime"), `last answer ${length((performance.now() - answeredAt) / 1000)} ago`);
     const what = error instanceof Answer ? error.message : "The proxy does not answer.";
