@@ -1,0 +1,170 @@
+"""Imports run one way, and the pure modules reach for nothing that waits, talks or looks at a clock."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import eidproxy
+
+PACKAGE = Path(eidproxy.__file__).parent
+
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    # pure
+    "vocabulary": set(),
+    "errors": {"vocabulary"},
+    "http1": {"errors"},
+    "chat": {"errors", "vocabulary"},
+    "sse": set(),
+    "sanitize": {"errors", "sse", "vocabulary"},
+    "admission": {"vocabulary"},
+    "egress": set(),
+    # shell
+    "logs": set(),
+    "metrics": {"errors", "vocabulary"},
+    "config": {"egress", "vocabulary"},
+    "tokens": {"errors"},
+    "pages": set(),
+    "top": {"config"},
+    "server": {"errors", "http1"},
+    "surface": {"chat", "config", "errors", "http1", "tokens"},
+    "upstream": {"egress"},
+    "gate": {"admission", "errors", "metrics", "vocabulary"},
+    "gate_link": {"config", "egress", "upstream"},
+    "gate_redis": {"config", "errors", "gate", "gate_link", "metrics", "upstream", "vocabulary"},
+    "relay": {
+        "chat",
+        "errors",
+        "gate",
+        "logs",
+        "metrics",
+        "sanitize",
+        "server",
+        "sse",
+        "upstream",
+        "vocabulary",
+    },
+    "endpoints": {"chat", "errors", "http1", "metrics", "relay", "server", "surface", "vocabulary"},
+    "app": {
+        "admission",
+        "chat",
+        "config",
+        "endpoints",
+        "gate",
+        "gate_redis",
+        "logs",
+        "metrics",
+        "pages",
+        "relay",
+        "server",
+        "surface",
+        "upstream",
+        "vocabulary",
+    },
+    "check": {"app", "config", "errors", "gate_redis", "surface", "tokens", "upstream"},
+    "demo": {"app", "config", "tokens"},
+    "cli": {"app", "check", "config", "demo", "logs", "tokens", "top"},
+}
+"""What each module may import of the package. A new import is a decision: it is written down here first."""
+
+PURE = ("vocabulary", "errors", "http1", "chat", "sse", "sanitize", "admission", "egress")
+
+PURE_MAY_IMPORT = {
+    "bisect",
+    "collections.abc",
+    "enum",
+    "ipaddress",
+    "itertools",
+    "math",
+    "msgspec",
+    "operator",
+    "re",
+    "typing",
+}
+
+NEVER_LOADED = {
+    "anyio",
+    "asyncio",
+    "httpx",
+    "httptools",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+    "structlog",
+    "logging",
+    "socket",
+}
+
+
+def _imports(path: Path) -> set[str]:
+    """Every module a file imports, wherever in the file; `from eidproxy import x` counts as `eidproxy.x`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import"
+            module = node.module or ""
+            found |= {f"eidproxy.{alias.name}" for alias in node.names} if module == "eidproxy" else {module}
+    return found
+
+
+def _own(path: Path) -> set[str]:
+    return {name.removeprefix("eidproxy.") for name in _imports(path) if name.startswith("eidproxy")}
+
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_what_it_may(module: str) -> None:
+    assert module in ALLOWED, f"{module} is new: say in ALLOWED what it may import"
+    assert _own(PACKAGE / f"{module}.py") <= ALLOWED[module]
+
+
+def test_the_table_has_no_circle() -> None:
+    order = list(TopologicalSorter(ALLOWED).static_order())
+    assert set(order) == set(ALLOWED)
+
+
+def test_the_table_names_no_module_that_is_gone() -> None:
+    assert set(ALLOWED) <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_imports_values_only(module: str) -> None:
+    path = PACKAGE / f"{module}.py"
+    foreign = {name for name in _imports(path) if not name.startswith("eidproxy")}
+    assert foreign <= PURE_MAY_IMPORT
+    assert _own(path) <= set(PURE)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_awaits_nothing(module: str) -> None:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith, ast.Yield, ast.YieldFrom)
+    assert not [node for node in ast.walk(tree) if isinstance(node, waiting)]
+
+
+def test_pure_modules_load_nothing_that_does_io() -> None:
+    code = (
+        f"import sys; before = set(sys.modules); import {', '.join(f'eidproxy.{name}' for name in PURE)}; "
+        "print(*(name.partition('.')[0] for name in sys.modules.keys() - before))"
+    )
+    code = f"import sys; sys.path[:0] = {sys.path!r}; {code}"
+    command = [sys.executable, "-I", "-S", "-c", code]  # no site: it may load anything
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "msgspec" in loaded
+    assert not NEVER_LOADED & set(loaded)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_uses_the_middleware_that_hides_departures(module: str) -> None:
+    assert "starlette.middleware" not in (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
