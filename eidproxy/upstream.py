@@ -19,7 +19,9 @@ from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_INTERIM = 8
-_MAX_ABANDONED_LOOKUPS = 8
+_MAX_ABANDONED_LOOKUPS = 64
+_BIG_READ_BYTES = 64 * 1024
+"""After a read of this size others have a turn: libuv would read a flooding router's socket up to 32 times in a row."""
 
 
 class EgressBlocked(Exception):
@@ -50,6 +52,7 @@ class Exchange(asyncio.Protocol):
         "_coding",
         "_content_type",
         "_encoded",
+        "_field_bytes",
         "_head_bytes",
         "_head_done",
         "_interim",
@@ -58,6 +61,7 @@ class Exchange(asyncio.Protocol):
         "_over",
         "_parser",
         "_parts",
+        "_paused",
         "_request",
         "_sink",
         "_transport",
@@ -77,6 +81,8 @@ class Exchange(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._head_done = False
         self._head_bytes = 0
+        self._field_bytes = 0
+        self._paused = False
         self._interim = 0
         self._over = False
         self._content_type = b""
@@ -106,13 +112,18 @@ class Exchange(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read no further for now."""
+        self._paused = True
         if self._transport is not None and not self._over and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
+        self._paused = False
         self.last_read_at = self._loop.time()
-        if self._transport is not None and not self._over and not self._transport.is_closing():
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not (self._paused or self._over or self._transport.is_closing()):
             self._transport.resume_reading()
 
     # asyncio.Protocol
@@ -146,6 +157,9 @@ class Exchange(asyncio.Protocol):
         self._hand_on()
         if self._over:
             self._end(None)
+        elif len(data) >= _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._loop.call_soon(self._read_on)
 
     def eof_received(self) -> None:
         """The router closed its side: the end of a body without a length, or of anything else that was cut."""
@@ -182,6 +196,9 @@ class Exchange(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field of the head. Only framing and media type matter."""
+        self._field_bytes += len(name) + len(value)
+        if self._field_bytes > _MAX_HEAD_BYTES:
+            raise httptools.HttpParserError("the response head is too large")
         name = name.lower()
         if name == b"content-type":
             self._content_type = value
