@@ -6,6 +6,7 @@ and the nearest-name advice follow from them.
 
 import difflib
 import importlib.util
+import ssl
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ _WEEK = 7 * 86400.0
 Seconds = Annotated[float, Meta(gt=0, le=_WEEK)]
 SecondsOrNever = Annotated[float, Meta(ge=0, le=_WEEK)]
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
-Word = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[!-~]+$")]
+Word = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[!-~]+\Z")]
 Secret = Annotated[str, Meta(min_length=1, extra={"secret": True})]
-Key = Annotated[str, Meta(min_length=1, pattern=r"^[!-~]+$", extra={"secret": True})]  # it stands in a header
+Key = Annotated[str, Meta(min_length=1, pattern=r"\A[!-~]+\Z", extra={"secret": True})]  # it stands in a header
 
 
 class RouterSettings(Struct, frozen=True, kw_only=True):
@@ -96,8 +97,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
 class LogSettings(Struct, frozen=True, kw_only=True):
     """What is written down."""
 
-    level: Annotated[str, Meta(pattern=r"^(debug|info|warning|error|critical)$")] = "info"
-    format: Annotated[str, Meta(pattern=r"^(auto|json|console)$")] = "auto"
+    level: Annotated[str, Meta(pattern=r"\A(debug|info|warning|error|critical)\Z")] = "info"
+    format: Annotated[str, Meta(pattern=r"\A(auto|json|console)\Z")] = "auto"
 
 
 class ChatSettings(Struct, frozen=True, kw_only=True):
