@@ -42,7 +42,7 @@ def token_of(subject: str, serial: int = 0) -> str:
     return ".".join([*encoded, "c2lnbmF0dXJl"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""
     (program,) = need("chromium")
