@@ -1,0 +1,221 @@
+"""Signals (C18): a drain explains itself, lets what runs finish, and ends; kill -9 leaves nothing that hinders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.callers import at_rest, check_error_event, check_refusal
+from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, free_port, request_bytes, until
+from tests.upstream import Router, Send, Stall, stream, stream_head
+
+GO = "go"
+
+
+def begin(proxy: Proxy, model: str = "daily", **headers: str) -> RawClient:
+    """A caller that has asked."""
+    client = RawClient(proxy, timeout=15)
+    client.send(request_bytes("POST", CHAT, chat(model), {name.replace("_", "-"): v for name, v in headers.items()}))
+    return client
+
+
+def finish(client: RawClient) -> Answer:
+    """Its answer."""
+    with client:
+        head = client.read_head()
+        return Answer(head.status, head.headers, client.read_body(), client.clean)
+
+
+def test_drain(router: Router) -> None:
+    """What runs finishes; what waits, has not begun or comes anew gets 503 `draining`; /readyz says so; exit 0."""
+    router.script = stream(gate=GO)
+    with Proxy(router) as proxy:
+        running, deep = begin(proxy), begin(proxy, "deep")
+        router.wait_for(lambda: router.waiting(GO) == 2)
+        queued, told = begin(proxy), begin(proxy, X_Eid_Progress="1")
+        half_head, half_body = RawClient(proxy), RawClient(proxy)
+        data = request_bytes("POST", CHAT, chat())
+        half_head.send(data[:20])
+        half_body.send(data[:-5])
+        idle = RawClient(proxy)
+        idle.send(request_bytes("GET", "/healthz"))
+        assert idle.read_head().status == 200
+        idle.read_body()
+        until(lambda: len(proxy.status()["gate"]["waiting"]) == 2)
+        proxy.terminate()
+        check_refusal(finish(queued), 503, "draining")
+        check_error_event(finish(told), 503, "draining")
+        for half in (half_head, half_body):
+            check_refusal(finish(half), 503, "draining")
+        for model in ("daily", "deep"):
+            answer = ask(proxy, "POST", CHAT, chat(model))
+            check_refusal(answer, 503, "draining")
+            assert answer.get("Connection") == "close"
+        idle.send(data)
+        assert idle.read_head().status == 503
+        idle.close()
+        check_refusal(proxy.get("/readyz"), 503, "draining")
+        assert proxy.get("/healthz").status == 200
+        assert proxy.status()["draining"] is True
+        assert proxy.metric("eidproxy_draining") == 1
+        assert proxy.process.poll() is None
+        assert router.posts == 2
+        router.release(GO)
+        for client in (running, deep):
+            said = finish(client).told()
+            assert (said.text, said.done, said.errors) == ("Hello world", True, [])
+        assert proxy.wait(3) == 0
+        assert [line["event"] for line in proxy.log() if line["event"] != "request"] == [
+            "started",
+            "draining",
+            "stopped",
+        ]
+    assert router.open_sockets == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_idle_process_ends_at_once(router: Router, number: int) -> None:
+    with Proxy(router) as proxy:
+        client = RawClient(proxy)
+        began = time.monotonic()
+        proxy.signal(number)
+        assert proxy.wait(3) == 0
+        assert time.monotonic() - began < 1
+        client.close()
+
+
+def test_drain_seconds(router: Router) -> None:
+    """What does not finish in time ends with an error event, or with a status when nothing was sent yet."""
+    router.script = [Stall()]
+    router.enqueue([*stream(["a"])[:3], Stall()])
+    with Proxy(router, EIDPROXY_SERVER_DRAIN_SECONDS=0.5) as proxy:
+        streaming = begin(proxy)
+        router.wait_for(lambda: router.posts == 1)
+        streaming.read_head()
+        silent = begin(proxy, "deep")
+        router.wait_for(lambda: router.posts == 2)
+        began = time.monotonic()
+        proxy.terminate()
+        head = streaming._head
+        with streaming:
+            answer = Answer(200, head.headers if head else [], streaming.read_body(), streaming.clean)
+        assert 0.4 < time.monotonic() - began < 1.5
+        check_error_event(answer, 503, "draining")
+        assert answer.told().text == "a"
+        check_refusal(finish(silent), 503, "draining")
+        router.wait_for(lambda: router.open_sockets == 0, 1)
+        assert proxy.wait(3) == 0
+        reasons = [line["reason"] for line in proxy.log() if line["event"] == "request"]
+        assert reasons == ["draining", "draining"]
+
+
+def test_second_signal(router: Router) -> None:
+    router.script = [*stream(["a"])[:3], Stall()]
+    with Proxy(router) as proxy:
+        client = begin(proxy)
+        client.read_head()
+        proxy.terminate()
+        until(lambda: proxy.status()["draining"])
+        began = time.monotonic()
+        proxy.terminate()
+        assert proxy.wait(3) == 0
+        assert time.monotonic() - began < 1
+        head = client._head
+        with client:
+            answer = Answer(200, head.headers if head else [], client.read_body(), client.clean)
+        check_error_event(answer, 503, "draining")
+        router.wait_for(lambda: router.open_sockets == 0, 1)
+
+
+def test_slow_reader_does_not_hold_the_end(router: Router) -> None:
+    """A caller that does not take its answer is waited for no longer than the drain lasts."""
+    router.script = [Send(stream_head()), *stream(["x" * 4000] * 500)[1:]]
+    with Proxy(router, EIDPROXY_SERVER_DRAIN_SECONDS=0.5, EIDPROXY_STREAM_BUFFER_BYTES=10_000_000) as proxy:
+        client = RawClient(proxy, receive_buffer=4096)
+        client.send(request_bytes("POST", CHAT, chat()))
+        router.wait_for(lambda: router.posts == 1 and router.concurrent == 0)
+        began = time.monotonic()
+        proxy.terminate()
+        assert proxy.wait(5) == 0
+        assert time.monotonic() - began < 3
+        client.close()
+
+
+@pytest.mark.parametrize("phase", ["idle", "queued", "connecting", "before the first byte", "mid-stream"])
+def test_kill_and_start_again(router: Router, phase: str) -> None:
+    """After kill -9 the router's sockets are closed within 1 s and a new process is ready within 2 s."""
+    router.script = [Stall()] if phase != "mid-stream" else [*stream(["a"])[:3], Stall()]
+    port = free_port()
+    clients = []
+    with Proxy(router, EIDPROXY_SERVER_PORT=port) as proxy:
+        if phase != "idle":
+            clients.append(begin(proxy))
+            if phase != "connecting":
+                router.wait_for(lambda: router.posts == 1)
+        if phase == "queued":
+            clients.append(begin(proxy))
+            until(lambda: proxy.status()["gate"]["waiting"])
+        if phase == "mid-stream":
+            clients[0].read_head()
+        proxy.kill()
+        killed = time.monotonic()
+        assert proxy.wait() == -signal.SIGKILL
+        router.wait_for(lambda: router.open_sockets == 0, 1)
+    for client in clients:
+        with contextlib.suppress(OSError, EOFError):
+            client.recv_all()
+        client.close()
+    router.script = stream()
+    with Proxy(router, EIDPROXY_SERVER_PORT=port) as proxy:
+        ready = time.monotonic() - killed
+        assert ask(proxy, "POST", CHAT, chat()).told().done
+        assert ready < 2 + 1  # a second more for a machine that runs other things
+        at_rest(router, proxy)
+
+
+def test_unix_socket_is_taken_over(router: Router, tmp_path: Path) -> None:
+    """What kill -9 leaves of a Unix socket does not hinder the next start."""
+    path = str(tmp_path / "socket")
+    with Proxy(router, EIDPROXY_SERVER_UDS=path) as proxy:
+        assert ask(proxy, "POST", CHAT, chat()).told().done
+        assert os.stat(path).st_mode & 0o777 == 0o660
+        proxy.kill()
+        proxy.wait()
+    assert os.path.exists(path)
+    with Proxy(router, EIDPROXY_SERVER_UDS=path) as proxy:
+        assert ask(proxy, "POST", CHAT, chat()).told().done
+
+
+def test_stopped_router(router: Router) -> None:
+    """A router that is stopped, not gone: what asks it ends with the read timeout, and a drain is not delayed by it."""
+    router.script = [Stall()]
+    with Proxy(router, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=0.5) as proxy:
+        check_refusal(ask(proxy, "POST", CHAT, chat()), 503, "router_ReadTimeout")
+        client = begin(proxy)
+        router.wait_for(lambda: router.posts == 2)
+        began = time.monotonic()
+        proxy.terminate()
+        check_refusal(finish(client), 503, "router_ReadTimeout")
+        assert proxy.wait(3) == 0
+        assert time.monotonic() - began < 1.5
+
+
+def test_port_in_use(router: Router) -> None:
+    with Proxy(router) as proxy, Proxy(router, EIDPROXY_SERVER_PORT=proxy.port, ready=False) as second:
+        assert second.wait(10) == 1
+        assert b"cannot listen" in second.output()
+        assert proxy.get("/healthz").status == 200
+
+
+def test_control_the_listener_stays_open(router: Router) -> None:
+    """Control: a process that is really gone refuses, so the 503 of a drain above is the proxy's own word."""
+    with Proxy(router) as proxy:
+        proxy.terminate()
+        proxy.wait(3)
+        with pytest.raises(ConnectionRefusedError):
+            ask(proxy, "GET", "/readyz")
