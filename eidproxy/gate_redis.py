@@ -345,7 +345,12 @@ class RedisGate:
         """Take what the server says of a pass. Its lease was begun anew no earlier than `sent_at`."""
         now = self._loop.time()
         if state == b"gone":
-            self._lose(claim)
+            fence = claim.fence
+            if claim.granted_at is None and claim.priority is Priority.BACKGROUND and fence and fence.when() > now:
+                # Its lease was good, so it was displaced, and the message that says so is slower or lost.
+                self._displaced(claim)
+            else:
+                self._lose(claim)
             return
         claim.number = number
         fence_at = sent_at + self._lease.hold
@@ -390,6 +395,10 @@ class RedisGate:
     def _expire(self, claim: RedisPass) -> None:
         refusal = Refusal("gate_wait_timeout", retry_seconds=self.wait(max(claim.position, 1)))
         self._turn_away(claim, refusal, WaitOutcome.EXPIRED)
+
+    def _displaced(self, claim: RedisPass) -> None:
+        refusal = Refusal("gate_queue_full", retry_seconds=self.wait(max(claim.position, 1)))
+        self._turn_away(claim, refusal, WaitOutcome.FULL, place=False)
 
     def _unavailable(self, claim: RedisPass) -> None:
         self._turn_away(claim, Refusal("gate_unavailable"), None)
@@ -518,8 +527,7 @@ class RedisGate:
             if any(claim.moved is not None for claim in self._passes.values()):
                 self._round_within(0)
         elif word == "full" and claim is not None:
-            refusal = Refusal("gate_queue_full", retry_seconds=self.wait(max(claim.position, 1)))
-            self._turn_away(claim, refusal, WaitOutcome.FULL, place=False)
+            self._displaced(claim)
         elif word == "granted":
             if claim is not None:
                 self._renew([claim])

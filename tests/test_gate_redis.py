@@ -1,0 +1,436 @@
+"""The shared gate in a loop, over a real server: both gates by one suite, the library, leases, the link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from eidproxy.admission import AdmissionQueue, Ticket
+from eidproxy.config import GateSettings, SettingsError, gate_address, load
+from eidproxy.egress import EgressPolicy
+from eidproxy.errors import Refusal
+from eidproxy.gate import Gate, LocalGate, Pass
+from eidproxy.metrics import Metrics
+from eidproxy.upstream import EgressBlocked, Resolver
+from eidproxy.vocabulary import Priority, WaitOutcome
+from tests.callers import amount
+from tests.gate.history import Span, judged, replayed
+from tests.gate.store import Store, recorded
+from tests.tools import without
+from tests.upstream import Router
+
+if importlib.util.find_spec("redis") is None:
+    without("redis-py is not installed")
+
+from eidproxy.gate_link import GuardedConnection
+from eidproxy.gate_redis import RedisGate, build_link
+
+LEASE = 1.0
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    """One for all: nothing here does it harm."""
+    with Store() as started:
+        yield started
+
+
+# --- One suite for both gates, in one loop -----------------------------------------------------------------------
+
+Settings = dict[str, float]
+
+
+@contextlib.asynccontextmanager
+async def gates(kind: str, store: Store, count: int = 1, **settings: Any) -> AsyncIterator[list[Gate]]:
+    """Gates that share their slots: one in the process, or some over a store. Their grace is over."""
+    given: dict[str, Any] = {"capacity": 1, "max_waiting": 64, "aging_seconds": 60.0, **settings}
+    wait_timeout = given.pop("wait_timeout_seconds", 300.0)
+    max_hold = given.pop("max_hold_seconds", 300.0)
+    if kind == "local":
+        queue = AdmissionQueue(given["capacity"], given["max_waiting"], given["aging_seconds"])
+        local = LocalGate(queue, Metrics("test"), wait_timeout, max_hold)
+        yield [local]
+        await local.aclose()
+        return
+    shared = [
+        RedisGate(
+            build_link(GateSettings(url=store.url, lease_seconds=LEASE, **given)),
+            Metrics("test"),
+            capacity=given["capacity"],
+            max_waiting=given["max_waiting"],
+            lease_seconds=LEASE,
+            wait_timeout_seconds=wait_timeout,
+            max_hold_seconds=max_hold,
+        )
+        for _ in range(count)
+    ]
+    try:
+        while True:  # a new store waits a lease; what an earlier test left goes
+            first = shared[0].request(Priority.FOREGROUND)
+            with contextlib.suppress(Refusal):
+                async with asyncio.timeout(LEASE * 3):
+                    await first.granted()
+                shared[0].leave(first)
+                break
+        yield list(shared)
+    finally:
+        for gate in shared:
+            await gate.aclose()
+
+
+both = pytest.mark.parametrize("kind", ["local", "redis"])
+
+
+def played(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """A test in a loop of its own, where no task and no exception may be left over."""
+
+    async def play(kind: str, store: Store) -> None:
+        faults: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        async with asyncio.timeout(60):
+            await test(kind, store)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left
+        assert not faults
+
+    def run(kind: str, store: Store) -> None:
+        asyncio.run(play(kind, store))
+
+    run.__name__ = test.__name__
+    run.__doc__ = test.__doc__
+    return both(run)
+
+
+async def reached(state: Callable[[], object], seconds: float = 5.0) -> None:
+    """Until it is so."""
+    async with asyncio.timeout(seconds):
+        while not state():  # noqa: ASYNC110  # there is no event for what a test wants to see
+            await asyncio.sleep(0.001)
+
+
+async def settled(claims: list[Pass]) -> None:
+    """Until all of them know their place in the queue."""
+    await reached(lambda: all(claim.place()[0] > 0 for claim in claims))
+
+
+async def in_order(gate: Gate, claims: list[Pass]) -> list[int]:
+    """Serve them one after the other: which had its turn when. Never two at once."""
+    turns: asyncio.Queue[int] = asyncio.Queue()
+
+    async def wait(number: int) -> None:
+        await claims[number].granted()
+        turns.put_nowait(number)
+
+    tasks = [asyncio.create_task(wait(number)) for number in range(len(claims))]
+    order = []
+    async with asyncio.timeout(10):
+        for _ in claims:
+            order.append(await turns.get())
+            assert turns.empty()
+            gate.leave(claims[order[-1]])
+        await asyncio.gather(*tasks)
+    return order
+
+
+async def refused(claim: Pass) -> str:
+    """With which reason it is turned away."""
+    async with asyncio.timeout(5):
+        with pytest.raises(Refusal) as refusal:
+            await claim.granted()
+    return refusal.value.reason
+
+
+def count(gate: Any, priority: Priority, outcome: WaitOutcome) -> float:
+    """How many waits ended so, by the gate's metrics."""
+    samples = gate._metrics.gate_wait[priority, outcome].collect()[0].samples
+    return next(float(sample.value) for sample in samples if sample.name.endswith("_count"))
+
+
+@played
+async def test_classes_and_places(kind: str, store: Store) -> None:
+    async with gates(kind, store) as [gate]:
+        holder = gate.request(Priority.FOREGROUND)
+        await holder.granted()
+        line = [gate.request(priority) for priority in (Priority.BACKGROUND, Priority.FOREGROUND) * 3]
+        await settled(line)
+        await reached(lambda: [claim.place()[0] for claim in line] == [4, 1, 5, 2, 6, 3])
+        assert [waiter.position for waiter in gate.waiters()] == [1, 2, 3, 4, 5, 6]
+        states = gate.statistics()
+        assert (states.in_use, states.depth) == (1, {Priority.FOREGROUND: 3, Priority.BACKGROUND: 3})
+        gate.leave(line[1])
+        gate.leave(line[1])
+        gate.leave(holder)
+        assert await in_order(gate, [line[0], *line[2:]]) == [2, 4, 0, 1, 3]
+        states = gate.statistics()
+        assert (states.in_use, states.depth) == (0, {Priority.FOREGROUND: 0, Priority.BACKGROUND: 0})
+        assert count(gate, Priority.FOREGROUND, WaitOutcome.CANCELLED) == 1
+        assert count(gate, Priority.BACKGROUND, WaitOutcome.GRANTED) == 3
+
+
+@played
+async def test_who_has_waited_long_counts_as_foreground(kind: str, store: Store) -> None:
+    async with gates(kind, store, aging_seconds=0.3) as [gate]:
+        holder = gate.request(Priority.FOREGROUND)
+        await holder.granted()
+        line = [gate.request(priority) for priority in (Priority.FOREGROUND, Priority.BACKGROUND)]
+        await settled(line)
+        await asyncio.sleep(0.35)  # the age itself is what is tested
+        line += [gate.request(priority) for priority in (Priority.FOREGROUND, Priority.BACKGROUND)]
+        await settled(line)
+        await reached(lambda: [claim.place()[0] for claim in line[2:]] == [3, 4])
+        gate.leave(holder)
+        assert await in_order(gate, line) == [0, 1, 2, 3]
+
+
+@played
+async def test_a_full_queue(kind: str, store: Store) -> None:
+    async with gates(kind, store, max_waiting=2) as [gate]:
+        holder = gate.request(Priority.FOREGROUND)
+        await holder.granted()
+        line = [gate.request(Priority.BACKGROUND) for _ in range(2)]
+        await settled(line)
+        for displaced in reversed(line):
+            newcomer = gate.request(Priority.FOREGROUND)
+            assert await refused(displaced) == "gate_queue_full"
+            await settled([newcomer])
+        for priority in Priority:
+            with pytest.raises(Refusal) as full:
+                await gate.request(priority).granted()
+            assert full.value.reason == "gate_queue_full"
+        assert count(gate, Priority.BACKGROUND, WaitOutcome.FULL) == 3
+        assert gate.statistics().depth == {Priority.FOREGROUND: 2, Priority.BACKGROUND: 0}
+
+
+@played
+async def test_clocks(kind: str, store: Store) -> None:
+    async with gates(kind, store, wait_timeout_seconds=0.3, max_hold_seconds=0.8) as [gate]:
+        holder = gate.request(Priority.FOREGROUND)
+        await holder.granted()
+        lost: list[str] = []
+        holder.lost = lost.append
+        assert await refused(gate.request(Priority.FOREGROUND)) == "gate_wait_timeout"
+        await reached(lambda: lost)
+        assert lost == ["internal_error"]
+        successor = gate.request(Priority.BACKGROUND)
+        await successor.granted()
+        gate.leave(holder)
+        assert gate.statistics().in_use == 1
+
+
+@played
+async def test_draining(kind: str, store: Store) -> None:
+    async with gates(kind, store) as [gate]:
+        holder = gate.request(Priority.FOREGROUND)
+        await holder.granted()
+        line = [gate.request(priority) for priority in Priority]
+        await settled(line)
+        line.append(gate.request(Priority.FOREGROUND))
+        gate.drain()
+        assert [await refused(claim) for claim in line] == ["draining"] * 3
+        with pytest.raises(Refusal):
+            gate.request(Priority.FOREGROUND)
+        assert gate.statistics().in_use == 1
+        gate.leave(holder)
+
+
+@pytest.mark.parametrize("capacity", [1, 3])
+@both
+def test_storm(kind: str, capacity: int, store: Store, seed: int) -> None:
+    """Callers that leave at any moment: never more than there are slots, nothing left behind, nobody forgotten."""
+    choose = random.Random(seed)
+    held: set[int] = set()
+    most = served = 0
+
+    async def caller(gate: Gate, number: int) -> None:
+        nonlocal most, served
+        await asyncio.sleep(choose.random())
+        claim = gate.request(choose.choice(list(Priority)))
+        claim.lost = lambda _reason: held.discard(number)
+        give_up = choose.choice([None, None, 0, choose.random() * 0.01, choose.random()])
+        try:
+            async with asyncio.timeout(give_up):
+                await claim.granted()
+                held.add(number)
+                most, served = max(most, len(held)), served + 1
+                await asyncio.sleep(choose.choice([0, 0, 0.001, 0.003]))
+        except TimeoutError:
+            pass
+        held.discard(number)
+        gate.leave(claim)
+
+    async def storm() -> None:
+        async with gates(kind, store, 3, capacity=capacity, max_waiting=1000) as shared:
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(caller(choose.choice(shared), number) for number in range(600)))
+                last = [shared[0].request(Priority.BACKGROUND) for _ in range(capacity)]
+                for claim in last:
+                    await claim.granted()
+            assert shared[0].statistics().in_use == capacity
+
+    asyncio.run(storm())
+    assert most == capacity
+    assert served > 200
+
+
+# --- The library against the discipline it repeats ---------------------------------------------------------------
+
+
+def test_the_library_decides_as_admission_does(store: Store, seed: int) -> None:
+    """The same operations on both: the same grants, refusals, displacements and places."""
+    choose = random.Random(seed)
+    store.command("SELECT", "0")
+    with recorded(store) as record:
+        asyncio.run(_compared(choose, store))
+    assert replayed(record.taken(), capacity=2, lease=LEASE, aging=0) == []
+
+
+async def _compared(choose: random.Random, store: Store) -> None:
+    async with gates("redis", store, 3, capacity=2, max_waiting=5, aging_seconds=0.0) as shared:
+        queue = AdmissionQueue(2, 5, 0)
+        pairs: list[tuple[Ticket, Any, Any]] = []
+        for _ in range(amount(400, 20_000)):
+            if choose.random() < 0.55 or not pairs:
+                gate, priority = choose.choice(shared), choose.choice(list(Priority))
+                ticket, displaced = queue.request(priority, 0)
+                claim = gate.request(priority)
+                if ticket is None:
+                    assert await refused(claim) == "gate_queue_full"
+                else:
+                    pairs.append((ticket, gate, claim))
+                    await reached(lambda claim=claim: claim.number)  # type: ignore[misc]
+                if displaced is not None:
+                    [gone] = [pair for pair in pairs if pair[0] is displaced]
+                    pairs.remove(gone)
+                    assert await refused(gone[2]) == "gate_queue_full"
+            else:
+                ticket, gate, claim = pairs.pop(choose.randrange(len(pairs)))
+                queue.leave(ticket, 0)
+                gate.leave(claim)
+            await _agree(queue, pairs)
+
+
+async def _agree(queue: AdmissionQueue, pairs: list[tuple[Ticket, Any, Any]]) -> None:
+    def agreed() -> bool:
+        for _, gate, _ in pairs:
+            gate._round_within(0)  # places are told at each poll; look now
+        return all(
+            (claim.granted_at is None) is (ticket.granted_at is None) and claim.place()[0] == queue.position(ticket, 0)
+            for ticket, _, claim in pairs
+        )
+
+    await reached(agreed)
+
+
+# --- Leases, and what happens without them -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_renewals_that_do_not_arrive(store: Store, fenced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder whose renewals are lost stops before anybody else begins. Control: without its fence it does not."""
+
+    async def two() -> list[Span]:
+        async with gates("redis", store, 2) as (one, other):
+            first, second = one.request(Priority.FOREGROUND), other.request(Priority.FOREGROUND)
+            await first.granted()
+            began = time.monotonic()
+            ended: list[float] = []
+            first.lost = lambda _reason: ended.append(time.monotonic())
+            link = one._link  # type: ignore[attr-defined]
+            call = link.call
+
+            def lossy(function: str, *rest: str | int) -> Any:
+                return call("enter", "", "") if function == "renew" else call(function, *rest)
+
+            monkeypatch.setattr(link, "call", lossy)
+            monkeypatch.setattr(one, "_renewed", lambda _claims, _done: None)
+            async with asyncio.timeout(LEASE * 3):
+                await second.granted()
+            second_began = time.monotonic()
+            one.leave(first)
+            other.leave(second)
+            return [Span(0, began, (ended or [time.monotonic()])[0]), Span(1, second_began, time.monotonic())]
+
+    if not fenced:
+        monkeypatch.setattr("eidproxy.gate_redis.HOLD_SHARE", 1e6)
+    violations, _ = judged(asyncio.run(two()), [], 0)
+    assert bool(violations) is not fenced
+
+
+def test_a_woken_waiter_believes_only_the_server(store: Store) -> None:
+    """A message that says `granted` and is not true, or is late, gives nothing."""
+
+    async def misled() -> None:
+        async with gates("redis", store, 2) as (one, other):
+            first, second = one.request(Priority.FOREGROUND), other.request(Priority.FOREGROUND)
+            await first.granted()
+            await settled([second])
+            for _ in range(5):
+                store.command("PUBLISH", f"eidproxy:gate:{second.id.partition(':')[0]}", f"granted {second.id}")  # type: ignore[attr-defined]
+                await asyncio.sleep(0.02)
+            assert second.place()[0] == 1
+            one.leave(first)
+            await second.granted()
+            other.leave(second)
+
+    asyncio.run(misled())
+
+
+# --- Where it may lead -------------------------------------------------------------------------------------------
+
+
+def test_url() -> None:
+    address = gate_address("rediss://user:p%40ss@Store.internal:6380/3")
+    assert (address.host, address.port, address.database) == ("store.internal", 6380, 3)
+    assert (address.username, address.password, address.secure) == ("user", "p@ss", True)
+    assert "ss" not in repr(address).replace("GateAddress", "").replace("class", "")
+    address = gate_address("unix://:secret@/run/store.sock?db=2")
+    assert (address.path, address.password, address.database) == ("/run/store.sock", "secret", 2)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:6379", "redis://", "redis://:6379", "redis://127.0.0.1:0", "redis://127.0.0.1:99999",
+        "redis://127.0.0.1:6379/x", "redis://127.0.0.1/0?timeout=1", "redis://127.0.0.1/0?db=1", "redis://127.1",
+        "redis://0x7f000001", "redis://8.8.8.8", "redis://169.254.169.254", "redis://[::ffff:127.0.0.1]",
+        "redis://[fd00:ec2::254]", "redis://100.100.100.200", "redis://127.0.0.1#x", "unix://host/socket",
+        "unix://", "rediss://127.0.0.1?ssl_cert_reqs=none", "rediss://127.0.0.1?ssl_ca_certs=/nowhere",
+        "redis://127.0.0.1:", "redis://\uff2cocalhost",
+    ],
+)  # fmt: skip
+def test_urls_that_are_refused(url: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(None, {"LLM_ROUTER_URL": "http://127.0.0.1:4000", "EIDPROXY_GATE_URL": url}, {})
+    [fault] = refused.value.faults
+    assert fault.startswith("gate.url: ")
+    assert url not in fault
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["169.254.169.254"], ["8.8.8.8"], ["127.0.0.1", "8.8.8.8"], ["::ffff:127.0.0.1"], ["fd00:ec2::254"],
+        ["0.0.0.0"], [],
+    ],
+)  # fmt: skip
+def test_names_are_judged_at_each_connect(answer: list[str]) -> None:
+    async def connect(lookup: Callable[[str, int], list[str]], port: int) -> None:
+        address = gate_address(f"redis://store.internal:{port}")
+        connection = GuardedConnection(address, EgressPolicy(), Resolver(lookup), None)
+        try:
+            async with asyncio.timeout(5):
+                await connection.connect()
+        finally:
+            await connection.disconnect(nowait=True)
+
+    with Router() as listener:
+        with pytest.raises(EgressBlocked):
+            asyncio.run(connect(lambda _host, _port: answer, listener.port))
+        assert listener.connections == 0
