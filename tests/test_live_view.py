@@ -18,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from eidproxy.pages import STATUS_POLICY, load_pages
+from tests import tools
 from tests.harness import CANARIES, CHAT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.tools import need
 from tests.upstream import Received, Router, Script, Step, status, stream
@@ -265,8 +266,17 @@ def looks(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+LOOKS = [
+    ("desktop", "light"),
+    ("phone", "dark"),
+    ("small", "light"),
+    ("small", "dark"),
+    ("phone", "light"),
+    ("desktop", "dark"),
+]
+
+
+@pytest.mark.parametrize(("size", "theme"), LOOKS[: tools.size(2, len(LOOKS))])
 def test_every_state_in_every_look(
     busy: Router, opened: Opener, watch: Watch, looks: Path, size: str, theme: str
 ) -> None:
