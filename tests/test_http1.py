@@ -1,0 +1,280 @@
+"""The request's edge: the named variants of `tests/fuzz/requests.py`, and what they leave open."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from eidproxy.errors import Refusal
+from eidproxy.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
+from tests.fuzz import requests
+from tests.fuzz.requests import INCOMPLETE, VARIANTS, Reading, read
+
+
+def test_there_are_many_variants() -> None:
+    assert len(VARIANTS) >= 200
+
+
+@pytest.mark.parametrize(("data", "verdict"), VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_variant_has_one_reading(data: bytes, verdict: Reading | str) -> None:
+    assert read([data]) == verdict
+
+
+@pytest.mark.parametrize(("data", "verdict"), VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_variant_has_the_same_reading_byte_by_byte(data: bytes, verdict: Reading | str) -> None:
+    got = read([data[at : at + 1] for at in range(len(data))])
+    if isinstance(verdict, Reading):
+        # Answered before the bytes behind it have come.
+        assert got == verdict._replace(surplus=False)
+    else:
+        assert got == verdict
+
+
+@pytest.mark.parametrize(("data", "verdict"), VARIANTS.values(), ids=VARIANTS.keys())
+def test_the_slow_reader_accepts_the_same(data: bytes, verdict: Reading | str) -> None:
+    slow = requests.slow(data)
+    if isinstance(verdict, Reading):
+        assert slow == verdict
+    else:
+        assert isinstance(slow, str)
+        assert verdict != INCOMPLETE or slow == INCOMPLETE
+
+
+# The head
+
+
+def head(*fields: bytes, line: bytes = b"GET /x HTTP/1.1", host: bytes = b"Host: localhost") -> RequestHead:
+    return parse_head(b"\r\n".join([line, host, *fields, b"", b""]))
+
+
+def test_what_a_head_says() -> None:
+    found = head(
+        b"X-Request-Id:  a b\t",
+        b"Content-Length: 7",
+        b"expect: 100-CONTINUE",
+        line=b"PUT /a/%2F?b=c&d HTTP/1.1",
+        host=b"hOST: LocalHost:80",
+    )
+    assert found.method == "PUT"
+    assert found.path == "/a/%2F"
+    assert found.query == "b=c&d"
+    assert found.host == "localhost"
+    assert found.headers[b"x-request-id"] == b"a b"
+    assert found.repeated == frozenset()
+    assert (found.content_length, found.chunked, found.expects_continue) == (7, False, True)
+
+
+def test_a_plain_head() -> None:
+    found = head()
+    assert (found.content_length, found.chunked, found.expects_continue, found.keep_alive) == (0, False, False, True)
+    assert found.query == ""
+    assert head(b"Transfer-Encoding: chunked").chunked
+
+
+def test_fields_given_more_than_once_are_one_list() -> None:
+    found = head(b"Accept: a", b"ACCEPT: b", b"X: 1", b"accept:")
+    assert found.headers[b"accept"] == b"a, b, "
+    assert found.repeated == {b"accept"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ([], True),
+        ([b"Connection: keep-alive"], True),
+        ([b"Connection: close"], False),
+        ([b"Connection: CLOSE"], False),
+        ([b"Connection: keep-alive, close"], False),
+        ([b"Connection: close,keep-alive"], False),
+        ([b"Connection: close", b"Connection: keep-alive"], False),
+        ([b"Connection:", b"Connection:\tclose"], False),
+        ([b"Connection: not-close"], True),
+        ([b"Connection: closed"], True),
+    ],
+)
+def test_close_is_a_word_of_the_list(fields: list[bytes], kept: bool) -> None:
+    assert head(*fields).keep_alive is kept
+
+
+@pytest.mark.parametrize(
+    ("value", "host"),
+    [
+        (b"localhost", "localhost"),
+        (b"LOCALHOST:1", "localhost"),
+        (b"localhost:", "localhost"),
+        (b"localhost:999999999", "localhost"),
+        (b"localhost.", "localhost."),
+        (b"[::1]", "[::1]"),
+        (b"[FD00::1]:80", "[fd00::1]"),
+        (b"127.0.0.1:8790", "127.0.0.1"),
+        (b"my_service", "my_service"),
+        (b"%6cocalhost", "%6cocalhost"),
+        (b"a,b", "a,b"),
+        (b"", ""),
+        (b":80", ""),
+    ],
+)
+def test_a_host_is_taken_as_it_stands(value: bytes, host: str) -> None:
+    assert head(host=b"Host: " + value).host == host
+
+
+def test_a_head_over_the_limit_is_refused_whole_too() -> None:
+    with pytest.raises(Refusal, match="headers_too_large"):
+        head(b"X: " + b"a" * MAX_HEAD_BYTES)
+
+
+def test_the_cause_of_a_refusal_holds_no_bytes() -> None:
+    for data in (b"GET / HTTP/1.1\r\nHost: canary @\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n", b"canary\r\n\r\n"):
+        with pytest.raises(Refusal) as caught:
+            parse_head(data)
+        assert caught.value.__cause__ is None
+        assert caught.value.__context__ is None
+        assert caught.value.args == ("invalid_request",)
+
+
+# A head that is not whole
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\r\n",
+        b"\n",
+        b"\x16\x03\x01",
+        b"GET / HTTP/1.0\r\n",
+        b"GET http://x/ HTTP/1.1\r\n",
+        b"PRI * HTTP/2.0\r\n\r\n",
+        b"GET / HTTP/1.1\n",
+        b"GET / HTTP/1.1\r\nX: a\nY",
+        b"GET / HTTP/1.1\r\nX: a\rY",
+        b"GET / HTTP/1.1\r\nX: a\x00",
+    ],
+)
+def test_a_hopeless_head_is_refused_at_its_last_byte(data: bytes) -> None:
+    with pytest.raises(Refusal, match="invalid_request"):
+        check_partial_head(data, 0)
+    buffer = bytearray()
+    with pytest.raises(Refusal, match="invalid_request"):  # noqa: PT012
+        for byte in data:
+            seen = len(buffer)
+            buffer.append(byte)
+            check_partial_head(buffer, seen)
+    assert len(buffer) <= len(data)
+
+
+def test_a_sound_head_is_waited_for_at_every_byte() -> None:
+    data = b"GET /x?y HTTP/1.1\r\nHost: localhost\r\nX: \xff\t\r\n\r"
+    for seen in range(len(data)):
+        for length in range(seen, len(data) + 1):
+            check_partial_head(data[:length], seen)
+
+
+def test_a_head_is_waited_for_up_to_16_kib() -> None:
+    check_partial_head(b"GET /" + b"a" * (MAX_HEAD_BYTES - 6), 0)
+    with pytest.raises(Refusal, match="headers_too_large"):
+        check_partial_head(b"GET /" + b"a" * (MAX_HEAD_BYTES - 5), 0)
+
+
+@pytest.mark.parametrize("data", [b"GET /" + b"a" * 16_000, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 2_700])
+def test_a_head_byte_by_byte_costs_the_same_for_each(data: bytes) -> None:
+    buffer = bytearray()
+    began = time.process_time()
+    for byte in data:
+        seen = len(buffer)
+        buffer.append(byte)
+        check_partial_head(buffer, seen)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /" + b"%41" * 5400,
+        b"GET /" + b"%4" * 8000,
+        b"a" * 16_000,
+        b"GET / HTTP/1.1\r\n" + b"a:" * 8000,
+        b"GET / HTTP/1.1\r\nHost: " + b"%41" * 5000 + b"\x00",
+        b"GET / HTTP/1.1\r\nHost: " + b"a-." * 5000 + b"@\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 4000,
+        b"GET / HTTP/1.1\r\nHost: [" + b":" * 16_000 + b"\r\n\r\n",
+    ],
+)
+def test_no_head_is_expensive(data: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(Refusal):
+        parse_head(data)
+    assert time.process_time() - began < 0.1
+
+
+# Chunks
+
+
+def test_a_body_may_be_as_large_as_the_limit() -> None:
+    for body, reason in ((b"a\r\n0123456789\r\n0\r\n\r\n", ""), (b"5\r\n01234\r\n6\r\n", "body_too_large")):
+        chunked = ChunkedBody(10)
+        if reason:
+            with pytest.raises(Refusal, match=reason):
+                chunked.feed(body)
+        else:
+            chunked.feed(body)
+            assert chunked.complete
+            assert not chunked.surplus
+            assert bytes(chunked.body) == b"0123456789"
+
+
+def test_a_size_over_the_limit_is_refused_before_its_data() -> None:
+    with pytest.raises(Refusal, match="body_too_large"):
+        ChunkedBody(10).feed(b"b\r\n")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"5\r\nhello\r\n6;a\r\n world\r\n0;b\r\n\r\n",
+        b"1\r\nh\r\n1\r\ne\r\n9\r\nllo world\r\n0\r\n\r\n",
+        b'b;a="b\\"";c=d\r\nhello world\r\n000\r\n\r\n',
+    ],
+)
+def test_chunks_cut_anywhere(body: bytes) -> None:
+    for first in range(len(body) + 1):
+        for second in range(first, len(body) + 1):
+            chunked = ChunkedBody(11)
+            for piece in (body[:first], body[first:second], body[second:]):
+                chunked.feed(piece)
+            assert chunked.complete
+            assert not chunked.surplus
+            assert bytes(chunked.body) == b"hello world"
+
+
+def test_bytes_behind_the_end_are_noticed_later_too() -> None:
+    chunked = ChunkedBody(10)
+    chunked.feed(b"0\r\n\r\n")
+    assert not chunked.surplus
+    chunked.feed(b"x")
+    assert chunked.surplus
+
+
+@pytest.mark.parametrize(
+    "unit", [b"1\r\nx\r\n", b"01\r\nx\r\n", b"1;a\r\nx\r\n", b'1;a="b"\r\nx\r\n', b"5\r\nhello\r\n"]
+)
+def test_no_read_of_small_chunks_holds_the_loop(unit: bytes) -> None:
+    # One read brings at most 256 000 bytes; the best of three is not the machine's fault.
+    piece = (unit * (256_000 // len(unit) + 1))[:256_000]
+
+    def seconds() -> float:
+        began = time.process_time()
+        ChunkedBody(1024 * 1024).feed(piece)
+        return time.process_time() - began
+
+    assert min(seconds() for _ in range(3)) < 0.1
+
+
+def test_a_body_byte_by_byte_costs_the_same_for_each() -> None:
+    data = b"40000\r\n" + b"x" * 0x40000 + b"\r\n0\r\n\r\n"
+    chunked = ChunkedBody(1024 * 1024)
+    began = time.process_time()
+    for at in range(len(data)):
+        chunked.feed(data[at : at + 1])
+    assert chunked.complete
+    assert time.process_time() - began < 5
