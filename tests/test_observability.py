@@ -186,7 +186,7 @@ def test_everything_an_operator_sees(router: Router, seed: int) -> None:
             check_line(line)
         assert not [line for line in proxy.log() if line["event"] == "fault"]
         lines = [line for line in proxy.log() if line["event"] == "request"]
-        total = sum(value for (name, _), value in ended.items() if name == "eidproxy_requests_total")
+        total = sum(value for (name, _), value in proxy.metrics().items() if name == "eidproxy_requests_total")
         assert total == len(lines)  # each was counted once and logged once
 
 
