@@ -37,6 +37,9 @@ _LINGER_SECONDS = 5.0
 _ERROR_BODY_SECONDS = 5.0
 _MAX_ERROR_BODY_BYTES = 64 * 1024
 _MAX_STREAM_BYTES = 64 * 1024 * 1024
+_MAX_COMPLETION_CHARS = 4 * 1024 * 1024
+"""How much of an answer is held for a caller that asked for no stream: a thousand times what `max_tokens` allows."""
+
 _PROGRESS_SECONDS = 10.0
 _FLUSH_SECONDS = 0.5
 """How long a caller has to take what ends its answer after the wall clock ran out."""
@@ -315,7 +318,9 @@ class Relay:
             self._first_event(self._loop.time())
         if failure is not None:
             raise failure
-        if sanitizer.said_done:
+        if completion is not None and completion.size > _MAX_COMPLETION_CHARS:
+            self.conclude("upstream_protocol_error")
+        elif sanitizer.said_done:
             self.conclude(None if sanitizer.finished else "upstream_truncated")
         elif sanitizer.finished and self._finished_at is None:
             self._finished_at = self._loop.time()
