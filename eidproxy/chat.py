@@ -94,9 +94,8 @@ def parse_mode(value: Object, body: bytes, name: str = "model") -> Mode:
         try:
             _decode_model(body)
         except msgspec.ValidationError as error:
-            if str(error).startswith("Invalid enum value"):
-                raise Refusal("model_not_found", name) from None
-            _invalid(name)
+            reason = "model_not_found" if str(error).startswith("Invalid enum value") else "invalid_request"
+            raise Refusal(reason, name) from None
     return Mode(word)
 
 
