@@ -162,14 +162,18 @@ class LocalGate:
         if displaced is not None:
             self._turn_away(self._passes[displaced.number], WaitOutcome.FULL, self._full())
         claim = self._passes[ticket.number] = LocalPass(self, ticket)
-        if ticket.granted_at is not None:
-            self._begin_hold(claim)
-        else:
-            claim._turn = self._loop.create_future()
-            claim._expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, claim)
-            if moved is not None:
-                self._watchers[ticket.number] = moved
-            self._tell_waiters()
+        try:
+            if ticket.granted_at is not None:
+                self._begin_hold(claim)
+            else:
+                claim._turn = self._loop.create_future()
+                claim._expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, claim)
+                if moved is not None:
+                    self._watchers[ticket.number] = moved
+                self._tell_waiters()
+        except BaseException:
+            self.leave(claim)  # nobody gets the claim, so nobody else could
+            raise
         return claim
 
     def leave(self, claim: Pass) -> None:
@@ -182,14 +186,15 @@ class LocalGate:
         for timer in (claim._expiry, claim._watchdog):
             if timer is not None:
                 timer.cancel()
-        if ticket.granted_at is not None:
-            self._mean_hold.add(now - ticket.granted_at)
-            self._metrics.gate_hold[ticket.priority].observe(now - ticket.granted_at)
-        elif not ticket.left:
-            self._metrics.gate_wait[ticket.priority, WaitOutcome.CANCELLED].observe(now - ticket.arrived_at)
+        # The slot goes on first, and whom it goes to is woken first: what is only counted must not come between.
         for runner in self._queue.leave(ticket, now):
             self._grant(self._passes[runner.number])
         self._tell_waiters()
+        if ticket.granted_at is not None:
+            self._mean_hold.add(now - ticket.granted_at)
+            self._metrics.gate_hold[ticket.priority].observe(now - ticket.granted_at)
+        else:
+            self._metrics.gate_wait[ticket.priority, WaitOutcome.CANCELLED].observe(now - ticket.arrived_at)
 
     def drain(self) -> None:
         """See `Gate.drain`."""
@@ -244,18 +249,18 @@ class LocalGate:
         return Refusal("gate_queue_full", retry_seconds=wait)
 
     def _grant(self, claim: LocalPass) -> None:
+        if claim._turn is not None and not claim._turn.done():
+            claim._turn.set_result(None)
         if claim._expiry is not None:
             claim._expiry.cancel()
         self._watchers.pop(claim.ticket.number, None)
         self._begin_hold(claim)
-        if claim._turn is not None and not claim._turn.done():
-            claim._turn.set_result(None)
 
     def _begin_hold(self, claim: LocalPass) -> None:
         ticket = claim.ticket
+        claim._watchdog = self._loop.call_later(self._max_hold_seconds, self._take_back, claim)
         waited = self._loop.time() - ticket.arrived_at
         self._metrics.gate_wait[ticket.priority, WaitOutcome.GRANTED].observe(waited)
-        claim._watchdog = self._loop.call_later(self._max_hold_seconds, self._take_back, claim)
 
     def _expire(self, claim: LocalPass) -> None:
         wait = self._mean_hold.wait(max(self._queue.waiting, 1), self._queue.capacity)
@@ -269,11 +274,11 @@ class LocalGate:
         if claim._expiry is not None:
             claim._expiry.cancel()
         self._queue.leave(ticket, now)
-        self._metrics.gate_wait[ticket.priority, outcome].observe(now - ticket.arrived_at)
         if claim._turn is not None and not claim._turn.done():
             claim._turn.set_exception(refusal)
             claim._turn.exception()  # a waiter that left in this very tick never looks
         self._tell_waiters()
+        self._metrics.gate_wait[ticket.priority, outcome].observe(now - ticket.arrived_at)
 
     def _take_back(self, claim: LocalPass) -> None:
         """The watchdog: a holder that outlived its own deadline is a bug, and must not become an outage."""
