@@ -9,6 +9,7 @@ as a pause of this process was long, so a waiter that is woken renews, and holds
 """
 
 import asyncio
+import itertools
 import secrets
 import ssl
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from eidproxy.metrics import Metrics
 from eidproxy.upstream import EgressBlocked
 from eidproxy.vocabulary import Priority, WaitOutcome
 
-CALL_SECONDS = 0.4
+CALL_SECONDS = 0.3
 """How long the store may take to answer. A caller gets its 503 within 500 ms."""
 
 HOLD_SHARE = 0.8
@@ -191,6 +192,7 @@ class RedisGate:
         self._draining = False
         self._up: bool | None = None
         self._renewing = False
+        self._whole_round_at = 0.0
         self._round_timer: asyncio.TimerHandle | None = None
         metrics.gate_backend_up.set(0)
         self._link = link(self)
@@ -334,7 +336,8 @@ class RedisGate:
 
     def _renewed(self, claims: list[RedisPass], done: "asyncio.Future[Reply]") -> None:
         if done.cancelled() or done.exception() is not None:
-            return  # the next round tries again; the fence stands
+            self._whole_round_at = 0.0  # the next round tries again; the fence stands
+            return
         sent_at, (mean, *reports) = done.result()
         self._learn_mean(mean)
         for index, claim in enumerate(claims):
@@ -471,7 +474,7 @@ class RedisGate:
     # The rounds
 
     def _round(self) -> None:
-        """Renew all leases in one call, send again what was not taken back, and look whether the store serves."""
+        """Renew the leases in one call, send again what was not taken back, and look whether the store serves."""
         now = self._loop.time()
         self._round_timer = None
         for number, (token, give_up_at) in list(self._releases.items()):
@@ -482,12 +485,25 @@ class RedisGate:
         if not self._renewing:
             self._renewing = True
             call = self._link.call("enter", "", "")
-            known = [claim for claim in self._passes.values() if claim.number]
-            if known:
-                call = self._renew(known)
+            due = self._due(now)
+            if due:
+                call = self._renew(due)
             call.reply.add_done_callback(self._round_ended)
         waiting = any(self._lines.values()) or self._releases or not self._up
         self._round_within(self._lease.poll if waiting else self._lease.round)
+
+    def _due(self, now: float) -> list[RedisPass]:
+        """Every third of a lease all passes; in the rounds between, those whose news nobody should wait for: who
+        holds, who would be next of ours, and those whose callers are told their places.
+        """
+        claims = self._passes
+        if now >= self._whole_round_at - 0.001:
+            self._whole_round_at = now + self._lease.round
+        else:
+            heads = [number for line in self._lines.values() for number in itertools.islice(line, self._capacity)]
+            told = [claim.id for claim in claims.values() if claim.moved is not None]
+            claims = {number: claims[number] for number in (*self._holders, *heads, *told)}
+        return [claim for claim in claims.values() if claim.number]
 
     def _round_ended(self, _done: "asyncio.Future[Reply]") -> None:
         self._renewing = False
