@@ -389,8 +389,8 @@ def test_the_naive_gate_is_stuck_within_1000_operations(seed: int) -> None:
 # The gate's own clocks, at the same instants
 
 
-def _gate(**settings: float) -> tuple[LocalGate, Metrics]:
-    metrics = Metrics("test")
+def _gate(metrics: Metrics | None = None, **settings: float) -> tuple[LocalGate, Metrics]:
+    metrics = metrics or Metrics("test")
     return LocalGate(AdmissionQueue(1, 2), metrics, **settings), metrics
 
 
@@ -432,8 +432,9 @@ def test_a_wait_that_ran_out_is_refused() -> None:
 
 def test_a_grant_in_the_tick_in_which_the_wait_runs_out_is_one_of_both() -> None:
     async def main() -> None:
+        metrics = Metrics("test")
         for _ in range(200):
-            gate, _ = _gate(wait_timeout_seconds=0.0005)
+            gate, _ = _gate(metrics, wait_timeout_seconds=0.0005)
             holder, waiter = gate.request(F), gate.request(F)
             task = asyncio.ensure_future(waiter.granted())
             asyncio.get_running_loop().call_later(0.0005, gate.leave, holder)
