@@ -186,6 +186,7 @@ class Relay:
                 self._claim = self._services.gate.request(self._priority, self._tell_place if self._progress else None)
                 self._claim.lost = self.conclude
             self._task = self._loop.create_task(self._run())
+            self._task.add_done_callback(self._ran)
         except Refusal as refusal:
             self.refuse(refusal)
         except Exception as error:  # noqa: BLE001  # what was taken until here must be given back
@@ -216,10 +217,16 @@ class Relay:
             self.conclude(f"router_{type(error).__name__}")
         except Exception as error:  # noqa: BLE001  # nothing may end a request without an answer
             self.fail("relay", error)
-        finally:
-            self._task = None
-            if not self._concluded and self._exchange is None:  # cancelled from outside
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        """The task is over. One that was cancelled from outside, perhaps before it began, has concluded nothing."""
+        self._task = None
+        if not self._concluded and self._exchange is None:
+            error = None if task.cancelled() else task.exception()
+            if error is None:
                 self.conclude(CLIENT_GONE)
+            else:
+                self.fail("relay", error)
 
     def _granted(self) -> None:
         now = self._granted_at = self._loop.time()
