@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import random
-import time
 from typing import Any
 
 import pytest
@@ -25,6 +23,7 @@ from eidproxy.chat import (
 )
 from eidproxy.errors import Refusal
 from eidproxy.vocabulary import Mode
+from tests.cost import cost
 from tests.tools import size
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -631,18 +630,11 @@ HOSTILE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
 def test_no_body_of_one_mebibyte_holds_the_loop(body: bytes) -> None:
-    def seconds() -> float:
-        began = time.process_time()
+    def refused_or_not() -> None:
         with contextlib.suppress(Refusal):
             parse(body)
-        return time.process_time() - began
 
-    # The collector looks at pytest's own heap each time; the server's is frozen.
-    gc.disable()
-    try:
-        assert min(seconds() for _ in range(2)) < 0.25
-    finally:
-        gc.enable()
+    assert cost(refused_or_not) < 0.15
 
 
 # Generated (test plan, C15)
