@@ -9,6 +9,7 @@ as a pause of this process was long, so a waiter that is woken renews, and holds
 """
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import ssl
@@ -20,7 +21,7 @@ import httpx
 from eidproxy.config import GateSettings, gate_address
 from eidproxy.errors import Refusal
 from eidproxy.gate import GateStatistics, Holder, Pass, Waiter
-from eidproxy.gate_link import Call, Link, Reply, addresses
+from eidproxy.gate_link import Call, GuardedConnection, Link, Reply, addresses
 from eidproxy.metrics import Metrics
 from eidproxy.upstream import EgressBlocked
 from eidproxy.vocabulary import Priority, WaitOutcome
@@ -194,6 +195,9 @@ class RedisGate:
         self._renewing = False
         self._whole_round_at = 0.0
         self._round_timer: asyncio.TimerHandle | None = None
+        self._subscription: GuardedConnection | None = None
+        self._following = False
+        self._follower: asyncio.Task[None] | None = None
         metrics.gate_backend_up.set(0)
         self._link = link(self)
         self._listener = self._loop.create_task(self._listen())
@@ -290,8 +294,10 @@ class RedisGate:
             await asyncio.sleep(0.01)
         if self._round_timer is not None:
             self._round_timer.cancel()
-        self._listener.cancel()
-        await asyncio.wait([self._listener])
+        tasks = [self._listener] if self._follower is None else [self._listener, self._follower]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         await self._link.aclose()
 
     # What the store answers
@@ -324,7 +330,8 @@ class RedisGate:
             return
         self._apply(claim, sent_at, state, number, token, position)
         if state == b"waits":
-            self._round_within(self._lease.poll)
+            # A caller that is told its place follows it from now on.
+            self._round_within(0 if claim.moved is not None and not self._following else self._lease.poll)
 
     def _renew(self, claims: list[RedisPass]) -> Call:
         arguments: list[str | int] = []
@@ -489,6 +496,8 @@ class RedisGate:
             if due:
                 call = self._renew(due)
             call.reply.add_done_callback(self._round_ended)
+            if self._follower is None or self._follower.done():
+                self._follower = self._loop.create_task(self._follow())
         waiting = any(self._lines.values()) or self._releases or not self._up
         self._round_within(self._lease.poll if waiting else self._lease.round)
 
@@ -524,7 +533,8 @@ class RedisGate:
             try:
                 async with asyncio.timeout(self._lease.call):
                     await connection.connect()
-                    await connection.send_command("SUBSCRIBE", f"eidproxy:gate:{self._replica}", "eidproxy:gate:moved")
+                    await connection.send_command("SUBSCRIBE", f"eidproxy:gate:{self._replica}")
+                self._subscription, self._following = connection, False
                 self._round_within(0)  # what was said while nobody listened
                 while True:
                     kind, _, words = await connection.read_response()
@@ -533,8 +543,21 @@ class RedisGate:
             except Exception:  # noqa: BLE001, S110  # the polls go on, and the link says why
                 pass
             finally:
+                self._subscription = None
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
+
+    async def _follow(self) -> None:
+        """Hear of every move in the queue while a caller is told its place, and only then: a message goes to each
+        replica that listens, and one to all of a thousand would hold up the grant.
+        """
+        wanted = any(claim.moved is not None for line in self._lines.values() for claim in line.values())
+        connection = self._subscription
+        if connection is not None and wanted is not self._following:
+            self._following = wanted
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(self._lease.call):
+                    await connection.send_command("SUBSCRIBE" if wanted else "UNSUBSCRIBE", "eidproxy:gate:moved")
 
     def _hear(self, words: str) -> None:
         word, _, number = words.partition(" ")
