@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from tests.page.stub import Stub
 from tests.tools import need
@@ -33,6 +33,7 @@ FLAGS = [
 
 # How long anything on the page may take to come about.
 PATIENCE_MS = 8000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 def token_of(subject: str, serial: int = 0) -> str:
@@ -147,3 +148,34 @@ def storage(page: Page) -> dict[str, Any]:
     kept = page.evaluate("() => ({local: {...localStorage}, session: {...sessionStorage}})")
     assert isinstance(kept, dict)
     return kept
+
+
+# --- What a person does, and what they see -------------------------------------------------------------------------
+
+
+def ask(page: Page, question: str) -> None:
+    """Write a question and send it with the button."""
+    page.fill("#compose", question)
+    page.click("#send")
+
+
+def button(page: Page, name: str) -> Locator:
+    """A button by its words."""
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def answers(page: Page) -> list[str]:
+    """The texts of all answers that are shown."""
+    return page.locator(".answer .text").all_inner_texts()
+
+
+def rested(page: Page) -> None:
+    """Wait until nothing is under way."""
+    expect(page.locator("#log")).to_have_attribute("aria-busy", "false")
+
+
+def notice(page: Page) -> str:
+    """Title and body of the notice at the end, once it is there."""
+    expect(page.locator(".notice")).to_have_count(1)
+    lines = page.locator(".notice > div").first.inner_text().split("\n")
+    return "\n".join(line for line in lines if line)

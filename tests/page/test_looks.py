@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.page.conftest import PATIENCE_MS, Watch, token_of
+from tests.page.conftest import PATIENCE_MS, Watch, ask, token_of
 from tests.page.stub import UPSTREAM, Answer, Hold, Stub, queued, refusal, text, thought, whole
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
@@ -69,11 +69,6 @@ def page(browser: Browser, watch: Watch, base_url: str, look: str) -> Iterator[P
     page.goto(f"{base_url}/chat")
     yield page
     context.close()
-
-
-def ask(page: Page, question: str) -> None:
-    page.fill("#compose", question)
-    page.click("#send")
 
 
 def judged(page: Page) -> list[str]:

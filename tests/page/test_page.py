@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.harness import until
-from tests.page.conftest import PATIENCE_MS, Watch, storage, token_of
+from tests.page.conftest import Watch, answers, ask, button, notice, rested, storage, token_of
 from tests.page.stub import (
     DONE,
     REQUEST_ID,
@@ -28,37 +28,6 @@ from tests.page.stub import (
     thought,
     whole,
 )
-
-expect.set_options(timeout=PATIENCE_MS)
-
-
-def ask(page: Page, question: str) -> None:
-    """Write a question and send it with the button."""
-    page.fill("#compose", question)
-    page.click("#send")
-
-
-def button(page: Page, name: str) -> Locator:
-    """A button by its words."""
-    return page.get_by_role("button", name=name, exact=True)
-
-
-def answers(page: Page) -> list[str]:
-    """The texts of all answers that are shown."""
-    return page.locator(".answer .text").all_inner_texts()
-
-
-def rested(page: Page) -> None:
-    """Wait until nothing is under way."""
-    expect(page.locator("#log")).to_have_attribute("aria-busy", "false")
-
-
-def notice(page: Page) -> str:
-    """Title and body of the notice at the end, once it is there."""
-    expect(page.locator(".notice")).to_have_count(1)
-    lines = page.locator(".notice > div").first.inner_text().split("\n")
-    return "\n".join(line for line in lines if line)
-
 
 # --- Asking ---------------------------------------------------------------------------------------------------------
 
@@ -346,7 +315,12 @@ REASONS: dict[str, tuple[int, str, str, list[str]]] = {
     "invalid_request": (400, "질문을 보내지 못했어요", "내용을 확인하고 다시 보내 주세요.", ["질문 고치기"]),
     "system_role_forbidden": (422, "질문을 보내지 못했어요", "내용을 확인하고 다시 보내 주세요.", ["질문 고치기"]),
     "message_too_long": (422, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
-    "conversation_too_long": (422, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
+    "conversation_too_long": (
+        422,
+        "질문이 너무 길어요",
+        "내용을 줄여서 보내 주세요.",
+        ["질문 고치기", "새 대화로 보내기"],
+    ),
     "body_too_large": (413, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
     "too_many_turns": (422, "대화가 너무 길어졌어요", "새 대화에서 다시 물어봐 주세요.", ["새 대화로 보내기"]),
     "internal_error": (
@@ -367,7 +341,7 @@ REASONS: dict[str, tuple[int, str, str, list[str]]] = {
         f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
         ["다시 시도"],
     ),
-    "xyz_unavailable": (503, "지금은 답할 수 없어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "the_2nd_unavailable": (503, "지금은 답할 수 없어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
 }
 
 

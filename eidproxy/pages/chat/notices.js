@@ -24,6 +24,7 @@ export const NOTICES = {
   unknown_mode: { buttons: [], refused: true },
   invalid: { buttons: ["edit"], refused: true },
   too_long: { buttons: ["edit"], refused: true },
+  too_long_in_all: { buttons: ["edit", "fresh"], refused: true },
   too_many: { buttons: ["fresh"], refused: true },
   login: { buttons: ["login"] },
   login_expired: { buttons: ["login"] },
@@ -67,7 +68,7 @@ const KINDS = {
   headers_too_large: "invalid",
   system_role_forbidden: "invalid",
   message_too_long: "too_long",
-  conversation_too_long: "too_long",
+  conversation_too_long: "too_long_in_all",
   body_too_large: "too_long",
   too_many_turns: "too_many",
   unauthorized: "login",
@@ -96,7 +97,7 @@ export function noticeOf(outcome, { mode, hasText, resume, wasAccepted }) {
   const { reason, status } = outcome;
   let kind = Object.hasOwn(KINDS, reason ?? "") ? KINDS[reason] : null;
   // The machine behind a mode has a name of its own in the reason; it is no business of this page.
-  if (kind === null && /^[a-z]+_unavailable$/.test(reason ?? "")) kind = mode === "deep" ? "deep_unavailable" : "unavailable";
+  if (kind === null && /^[a-z0-9_]+_unavailable$/.test(reason ?? "")) kind = mode === "deep" ? "deep_unavailable" : "unavailable";
   if (kind === null && /^router_http_\d+$/.test(reason ?? "")) kind = "answer_failed";
   if (kind === null && reason === null) kind = BY_STATUS[status] ?? null;
   kind ??= "unknown";

@@ -72,6 +72,7 @@ export default {
     unknown_mode: { title: "This mode cannot be used", body: "Please choose Daily or Deep." },
     invalid: { title: "The question could not be sent", body: "Please check it and send it again." },
     too_long: { title: "The question is too long", body: "Please shorten it and send it again." },
+    too_long_in_all: { title: "The question is too long", body: "Please shorten it and send it again." },
     too_many: { title: "The conversation got too long", body: "Please ask again in a new chat." },
     login: { title: "Please log in", body: "" },
     login_expired: { title: "Your login has run out", body: "Please log in again. Your question is still here." },

@@ -72,6 +72,7 @@ export default {
     unknown_mode: { title: "쓸 수 없는 모드예요", body: "일상이나 심층을 골라 주세요." },
     invalid: { title: "질문을 보내지 못했어요", body: "내용을 확인하고 다시 보내 주세요." },
     too_long: { title: "질문이 너무 길어요", body: "내용을 줄여서 보내 주세요." },
+    too_long_in_all: { title: "질문이 너무 길어요", body: "내용을 줄여서 보내 주세요." },
     too_many: { title: "대화가 너무 길어졌어요", body: "새 대화에서 다시 물어봐 주세요." },
     login: { title: "로그인이 필요해요", body: "" },
     login_expired: { title: "로그인 시간이 지났어요", body: "다시 로그인해 주세요. 쓰던 질문은 남아 있어요." },
