@@ -169,18 +169,12 @@ class Sanitizer:
                 if call.type is not None:
                     call.type = "function"
         if choice.finish_reason is not None:
-            self._finish(choice)
+            if choice.finish_reason not in FINISH_REASONS:
+                choice.finish_reason = "stop"
+            self.finish_reason = choice.finish_reason
+            self.finished = True
         if self.finished or Stripped.OTHER not in self.stripped:
             self._count_others(data)
-
-    def _finish(self, choice: Choice) -> None:
-        if not choice.finish_reason:
-            choice.finish_reason = None  # no reason yet: some servers write "" until there is one
-            return
-        if choice.finish_reason not in FINISH_REASONS:
-            choice.finish_reason = "stop"
-        self.finish_reason = choice.finish_reason
-        self.finished = True
 
     def _count_others(self, data: bytes) -> None:
         """Count the unknown fields of an event. Done for the first event of a stream and for its last.

@@ -287,7 +287,7 @@ def _passes(choice: dict[str, Any]) -> dict[str, Any]:
         calls.append(call)
     if choice.get("delta", {}).get("tool_calls") is not None:
         delta["tool_calls"] = calls
-    said = choice.get("finish_reason") or None
+    said = choice.get("finish_reason")
     if said is not None and said not in FINISH_REASONS:
         said = "stop"
     return {"index": 0, "delta": delta, "finish_reason": said}

@@ -141,7 +141,7 @@ _WORDS = [
     "\x7f",
     "[DONE]",
 ]
-_FINISH = ["stop", "length", "tool_calls", "content_filter", "function_call", "eos", "STOP", f"{CANARY}"]
+_FINISH = ["stop", "length", "tool_calls", "content_filter", "function_call", "eos", "STOP", "", CANARY]
 _COUNTS = [0, 1, 17, 2048, -1, 10**9, 10**9 + 1, 10**30, 1.0, 1.5, "5", None, True, [], 1e300]
 _ODD: list[Any] = [None, True, False, 0, -1, 1.5, "", "x", [], {}, [[]], [None], {"a": 1}]
 
