@@ -194,8 +194,8 @@ def main() -> None:
     costs = measured()
     print(
         f"measured: enter {costs.enter * 1e6:.0f} µs, leave {costs.leave * 1e6:.0f} µs, "
-        f"renew {costs.renew * 1e6:.0f} µs + {costs.ticket * 1e6:.1f} µs a ticket, message {costs.message * 1e6:.1f} µs a subscriber, "
-        f"{costs.waiter_bytes:.0f} bytes a waiter"
+        f"renew {costs.renew * 1e6:.0f} µs + {costs.ticket * 1e6:.1f} µs a ticket, "
+        f"message {costs.message * 1e6:.1f} µs a subscriber, {costs.waiter_bytes:.0f} bytes a waiter"
     )
     print("| replicas | waiting | hold | calls/request | calls/s | messages/request | store busy | grant p50 | p99 |")
     print("|---|---|---|---|---|---|---|---|---|")
