@@ -19,6 +19,7 @@ from eidproxy.errors import (
     DEADLINES,
     STREAM_ENDS,
     Refusal,
+    Said,
     metric_reason,
     reason_of_status,
 )
@@ -278,12 +279,16 @@ class Relay:
             if self._stream_bytes > _MAX_STREAM_BYTES:
                 self.conclude("upstream_protocol_error")
                 return
-            self._take(self._parser.feed(data))
+            try:
+                events = self._parser.feed(data)
+            except EventTooLarge as cut:
+                self._take(cut.events)  # what was whole before it
+                self._services.metrics.dropped[Dropped.TOO_LARGE].inc()
+                self.conclude("upstream_protocol_error")
+            else:
+                self._take(events)
         except UpstreamFailed as failed:
             self.conclude(failed.reason)
-        except EventTooLarge:
-            self._services.metrics.dropped[Dropped.TOO_LARGE].inc()
-            self.conclude("upstream_protocol_error")
         except Exception as error:  # noqa: BLE001  # a callback has nobody above it
             self.fail("relay", error)
 
@@ -474,6 +479,8 @@ class Relay:
         if self._concluded:
             return
         self._concluded = True
+        if self._sanitizer.finished and reason not in (None, "internal_error", CLIENT_GONE):
+            reason = refusal = None  # the answer is whole: no clock, cap or drain makes an error of it any more
         for give_back in (self._hang_up, self._leave_gate, self._stop, self._sign_off):
             try:
                 give_back()
@@ -511,7 +518,7 @@ class Relay:
     def _end_answer(self, reason: str | None, refusal: Refusal | None) -> int:
         """Write what ends the answer and return its status."""
         connection = self._connection
-        if reason == CLIENT_GONE:
+        if reason == CLIENT_GONE and not isinstance(reason, Said):
             connection.abort()
             return 499
         left = self._deadline_at - self._loop.time() if self._granted_at is not None else None
@@ -555,15 +562,16 @@ class Relay:
         metrics.count_request(self._surface, mode, label, total)
         if self._granted_at is not None:
             metrics.deadline_margin[mode].observe(max(self._deadline_at - now, 0))
-        if reason is not None and (clock := DEADLINES.get(reason)) is not None:
+        own = "" if reason is None or isinstance(reason, Said) else reason  # a router's word may look like one of ours
+        if (clock := DEADLINES.get(own)) is not None:
             metrics.deadline_exceeded[mode, clock].inc()
         if self._status == 200:
             if reason is None:
                 end = StreamEnd.DONE if sanitizer.said_done else StreamEnd.NO_DONE
             else:
-                end = STREAM_ENDS.get(reason, StreamEnd.UPSTREAM_ERROR)
+                end = STREAM_ENDS.get(own, StreamEnd.UPSTREAM_ERROR)
             metrics.stream_ends[mode, end].inc()
-        outcome = Outcome.OK if reason is None else Outcome.CLIENT_GONE if reason == CLIENT_GONE else Outcome.ERROR
+        outcome = Outcome.OK if reason is None else Outcome.CLIENT_GONE if own == CLIENT_GONE else Outcome.ERROR
         waited = (self._granted_at or now) - self._arrived_at
         first = self._first_event_at
         self._services.log.request(

@@ -1,0 +1,62 @@
+"""relay: ends that could be taken for one another. The rest of its behaviour is tested from outside, by promise."""
+
+import pytest
+
+from tests.harness import CHAT, Proxy, ask, chat
+from tests.upstream import DONE, Router, Stall, chunk, completion_chunk, event, status, stream_head
+
+
+def finished() -> bytes:
+    """A whole answer but for its `[DONE]`."""
+    return chunk(event(completion_chunk({"content": "whole"}))) + chunk(event(completion_chunk({}, "stop")))
+
+
+@pytest.mark.parametrize("word", ["client_gone", "draining", "stream_deadline_exceeded", "internal_error"])
+def test_a_word_of_the_router_is_none_of_ours(router: Router, proxy: Proxy, word: str) -> None:
+    router.enqueue(status(503, {"error": {"type": word}}), [stream_head(), chunk(event({"error": {"type": word}}))])
+    for _ in range(2):
+        answer = ask(proxy, "POST", CHAT, chat("deep"))
+        assert (answer.status, answer.reason) == (503, word)
+        assert answer.get("Retry-After") is not None
+    labels = {"surface": "proxy", "mode": "deep", "outcome": "error", "reason": "other"}
+    assert proxy.metric("eidproxy_requests_total", **labels) == 2
+    for clock in ("total", "queue"):
+        assert proxy.metric("eidproxy_deadline_exceeded_total", mode="deep", deadline=clock) == 0
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_no_clock_makes_an_error_of_a_whole_answer(router: Router, streamed: bool) -> None:
+    """The wall clock runs out while usage and `[DONE]` are waited for."""
+    router.script = [stream_head(), finished(), Stall()]
+    with Proxy(router, EIDPROXY_STREAM_DEADLINE_SECONDS=1) as proxy:
+        answer = ask(proxy, "POST", CHAT, chat("daily", streamed))
+        assert answer.status == 200
+        if streamed:
+            assert (answer.told().text, answer.told().done) == ("whole", True)
+        else:
+            assert answer.json()["choices"][0]["message"]["content"] == "whole"
+        assert proxy.metric("eidproxy_stream_ends_total", mode="daily", end="no_done") == 1
+
+
+def test_what_was_whole_before_an_event_too_large_is_passed_on(router: Router, proxy: Proxy) -> None:
+    large = b"data: " + b"x" * 1_048_600 + b"\n\n"
+    router.enqueue([stream_head(), chunk(event(completion_chunk({"content": "before"})) + large), Stall()])
+    answer = ask(proxy, "POST", CHAT, chat("deep"))
+    assert answer.status == 200
+    assert answer.told().text == "before"
+    assert b'"code":"upstream_protocol_error"' in answer.body
+    assert b"[DONE]" not in answer.body
+
+
+def test_a_whole_answer_stays_whole_before_an_event_too_large(router: Router, proxy: Proxy) -> None:
+    large = chunk(b"data: " + b"x" * 1_048_600 + b"\n\n")
+    router.enqueue([stream_head(), finished() + large + chunk(DONE), Stall()])
+    answer = ask(proxy, "POST", CHAT, chat("deep"))
+    assert (answer.told().text, answer.told().done) == ("whole", True)
+
+
+def test_an_answer_that_is_held_has_a_bound(router: Router, proxy: Proxy) -> None:
+    piece = chunk(event(completion_chunk({"content": "x" * 500_000})))
+    router.enqueue([stream_head(), *[piece] * 10, Stall()])
+    answer = ask(proxy, "POST", CHAT, chat("deep", stream=False))
+    assert (answer.status, answer.reason) == (503, "upstream_protocol_error")
