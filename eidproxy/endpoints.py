@@ -36,6 +36,15 @@ _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _JSON = re.compile(rb'application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
 
 
+class NotReady(Refusal):
+    """The reason why `/readyz` says no. Its status is 503 whatever the reason would have elsewhere (contract, 2)."""
+
+    @property
+    def status(self) -> int:
+        """See `Refusal.status`."""
+        return 503
+
+
 class Endpoints:
     """The service behind every connection."""
 
@@ -257,7 +266,7 @@ def build_pages(
     async def readyz(_: Request) -> Response:
         reason = await ready()
         if reason is not None:
-            raise Refusal(reason)
+            raise NotReady(reason)
         return json_response({"status": "ready"})
 
     async def show_metrics(request: Request) -> Response:

@@ -180,15 +180,16 @@ class LocalGate:
         """See `Gate.leave`."""
         assert isinstance(claim, LocalPass)  # noqa: S101  # a gate is only given back its own passes
         ticket, now = claim.ticket, self._loop.time()
-        if self._passes.pop(ticket.number, None) is None:
+        if ticket.number not in self._passes:
             return
+        # The slot goes on first, and whom it goes to is woken first: what is only counted must not come between.
+        for runner in self._queue.leave(ticket, now):
+            self._grant(self._passes[runner.number])
+        del self._passes[ticket.number]
         self._watchers.pop(ticket.number, None)
         for timer in (claim._expiry, claim._watchdog):
             if timer is not None:
                 timer.cancel()
-        # The slot goes on first, and whom it goes to is woken first: what is only counted must not come between.
-        for runner in self._queue.leave(ticket, now):
-            self._grant(self._passes[runner.number])
         self._tell_waiters()
         if ticket.granted_at is not None:
             self._mean_hold.add(now - ticket.granted_at)

@@ -194,16 +194,16 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The connection is gone, whoever ended it."""
-        self._unwait()
-        self._state = State.CLOSED
-        self._roster.depart(self)
-        self._buffer = self._chunked = None
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-        departed, self.departed = self.departed, None
-        self.writing_paused = self.writing_resumed = None
-        if departed is not None:
-            departed()
+        try:
+            self._unwait()
+            self._state = State.CLOSED
+            self.writing_paused = self.writing_resumed = None
+            self._buffer = self._chunked = None
+            if self._flush_timer is not None:
+                self._flush_timer.cancel()
+            self._leave()
+        finally:
+            self._roster.depart(self)
 
     def eof_received(self) -> None:
         """The caller closed its side. A half-closed connection is a caller that has left (contract, 2)."""

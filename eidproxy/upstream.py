@@ -106,9 +106,9 @@ class Exchange(asyncio.Protocol):
     def abort(self) -> None:
         """Close the connection now. The sink hears nothing more."""
         self._sink = None
-        self._release()
         if self._transport is not None:
             self._transport.abort()
+        self._release()
 
     def pause(self) -> None:
         """Read no further for now."""
@@ -263,33 +263,31 @@ class Resolver:
     """Looks a name up in a thread of its own: one look-up at a time, shared by all who ask meanwhile.
 
     `getaddrinfo` cannot be cancelled and the default executor has few threads, so a silent name server would stall
-    everything that uses it, and the exit of the process. A look-up that overran its asker's deadline is left behind;
-    of those there are at most a few.
+    everything that uses it, and the exit of the process. A look-up that takes longer than `patience` seconds is left
+    behind; of those there are at most a few. That a caller left is no reason to begin another.
     """
 
-    def __init__(self, lookup: Callable[[str, int], list[str]] | None = None) -> None:
+    def __init__(self, patience: float = 5.0, lookup: Callable[[str, int], list[str]] | None = None) -> None:
+        self._patience = patience
         self._lookup = lookup or _lookup
         self._current: asyncio.Future[list[str]] | None = None
+        self._began_at = 0.0
         self._running = 0
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """The addresses of a name. Raises httpx.ConnectError; the caller has a deadline round it."""
+        loop = asyncio.get_running_loop()
+        if self._current is not None and loop.time() - self._began_at >= self._patience:
+            self._current = None  # whoever asks now shall not wait behind a look-up that overran
         if self._current is None:
             if self._running >= _MAX_ABANDONED_LOOKUPS:
                 raise httpx.ConnectTimeout("the name server does not answer")
-            loop = asyncio.get_running_loop()
             self._current = loop.create_future()
+            self._began_at = loop.time()
             self._running += 1
-            threading.Thread(
-                target=self._run, args=(loop, self._current, host, port), name="resolver", daemon=True
-            ).start()
-        current = self._current
-        try:
-            return await asyncio.shield(current)
-        except asyncio.CancelledError:
-            if self._current is current:
-                self._current = None  # whoever asks next shall not wait behind a look-up that overran
-            raise
+            arguments = (loop, self._current, host, port)
+            threading.Thread(target=self._run, args=arguments, name="resolver", daemon=True).start()
+        return await asyncio.shield(self._current)
 
     def _run(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[str]], host: str, port: int) -> None:
         addresses: list[str] | None
@@ -342,7 +340,7 @@ class Upstream:
         self._connect_timeout = connect_timeout
         self._write_timeout = write_timeout
         self._literal = policy.decide_all([host]) if literal(host) is not None else None
-        self._resolver = resolver or Resolver()
+        self._resolver = resolver or Resolver(connect_timeout)
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         lines = [
             "POST /v1/chat/completions HTTP/1.1",
