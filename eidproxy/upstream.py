@@ -267,7 +267,7 @@ class Resolver:
     behind; of those there are at most a few. That a caller left is no reason to begin another.
     """
 
-    def __init__(self, patience: float = 5.0, lookup: Callable[[str, int], list[str]] | None = None) -> None:
+    def __init__(self, lookup: Callable[[str, int], list[str]] | None = None, patience: float = 5.0) -> None:
         self._patience = patience
         self._lookup = lookup or _lookup
         self._current: asyncio.Future[list[str]] | None = None
@@ -340,7 +340,7 @@ class Upstream:
         self._connect_timeout = connect_timeout
         self._write_timeout = write_timeout
         self._literal = policy.decide_all([host]) if literal(host) is not None else None
-        self._resolver = resolver or Resolver(connect_timeout)
+        self._resolver = resolver or Resolver(patience=connect_timeout)
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         lines = [
             "POST /v1/chat/completions HTTP/1.1",
