@@ -188,9 +188,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A caller connected."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=self._service.buffer_bytes)
-        self._wait(State.IDLE, _IDLE_SECONDS)
-        self._roster.arrive(self)
+        try:
+            self._transport.set_write_buffer_limits(high=self._service.buffer_bytes)
+            self._wait(State.IDLE, _IDLE_SECONDS)
+            self._roster.arrive(self)
+        except BaseException:
+            self._transport.abort()  # uvloop would keep it, unread
+            raise
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The connection is gone, whoever ended it."""

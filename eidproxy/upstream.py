@@ -376,15 +376,13 @@ class Upstream:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):
-                exchange = await self._dial(loop)
+                return await self._dial(loop)
         except TimeoutError:
             self._checked(loop, False)
             raise httpx.ConnectTimeout("the router does not answer") from None
         except httpx.ConnectError:
             self._checked(loop, False)
             raise
-        self._checked(loop, True)
-        return exchange
 
     async def check(self) -> None:
         """Connect and hang up. Raises as `connect` does. Those who ask at once share one attempt."""
@@ -410,6 +408,7 @@ class Upstream:
                 continue
             try:
                 self._check_peer(address, transport)
+                self._checked(loop, True)
             except BaseException:
                 transport.abort()
                 raise
