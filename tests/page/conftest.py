@@ -9,16 +9,27 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Request,
+    WebError,
+    expect,
+    sync_playwright,
+)
 
 from tests.page.stub import Stub
-from tests.tools import need
+from tests.tools import need, size
 
 FLAGS = [
     "--headless",
@@ -31,9 +42,17 @@ FLAGS = [
     "--disable-sync",
 ]
 
+# The quick form asks less of the machine: most tests share one tab. In the full form each has a browser context.
+QUICK = size(1, 0) == 1
+
 # How long anything on the page may take to come about.
 PATIENCE_MS = 8000
 expect.set_options(timeout=PATIENCE_MS)
+
+
+def some(cases: Iterable[str], step: int) -> list[str]:
+    """All of the cases in the full form, one in `step` in the quick one."""
+    return list(cases)[:: size(step, 1)]
 
 
 def token_of(subject: str, serial: int = 0) -> str:
@@ -45,8 +64,9 @@ def token_of(subject: str, serial: int = 0) -> str:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
-    (program,) = need("chromium")
+    """Debian's Chromium; in the quick form its shell without windows, where there is one, which is lighter."""
+    shell = shutil.which("chromium-headless-shell") if QUICK else None
+    program = shell or need("chromium")[0]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         yield browser
@@ -84,8 +104,20 @@ class Watch:
     def over(self, context: BrowserContext) -> None:
         """Watch every page of a context."""
         context.on("console", self._said)
-        context.on("weberror", lambda error: self.faults.append(f"exception: {error.error}"))
-        context.on("request", lambda request: self.requested.append(request.url))
+        context.on("weberror", self._raised)
+        context.on("request", self._asked)
+
+    def leave(self, context: BrowserContext) -> None:
+        """Watch it no more."""
+        context.remove_listener("console", self._said)
+        context.remove_listener("weberror", self._raised)
+        context.remove_listener("request", self._asked)
+
+    def _raised(self, error: WebError) -> None:
+        self.faults.append(f"exception: {error.error}")
+
+    def _asked(self, request: Request) -> None:
+        self.requested.append(request.url)
 
     def _said(self, message: ConsoleMessage) -> None:
         self.console.append(message.text)
@@ -116,20 +148,49 @@ def watch(base_url: str) -> Iterator[Watch]:
     watch.judge()
 
 
-@pytest.fixture
-def context(browser: Browser, watch: Watch) -> Iterator[BrowserContext]:
+def person(browser: Browser) -> BrowserContext:
     """One person's browser: desktop size, light, Korean."""
     context = browser.new_context(viewport={"width": 1100, "height": 800}, locale="ko-KR", color_scheme="light")
     context.set_default_timeout(PATIENCE_MS)
+    return context
+
+
+@pytest.fixture(scope="module")
+def shared(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser many tests use, one after the other: each has a server at another port, and so another origin."""
+    with person(browser) as context:
+        yield context
+
+
+@pytest.fixture
+def own() -> None:
+    """For a test that leaves something behind in its browser: a clock that was set, for one."""
+
+
+@pytest.fixture
+def context(request: pytest.FixtureRequest, browser: Browser, watch: Watch) -> Iterator[BrowserContext]:
+    """The browser of this test."""
+    if not QUICK or "own" in request.fixturenames:
+        with person(browser) as context:
+            watch.over(context)
+            yield context
+        return
+    context = request.getfixturevalue("shared")
     watch.over(context)
     yield context
-    context.close()
+    first, *others = context.pages or [context.new_page()]
+    for page in others:
+        page.close()
+    context.set_offline(False)
+    context.clear_permissions()
+    first.goto("about:blank")
+    watch.leave(context)
 
 
 @pytest.fixture
 def page(context: BrowserContext, base_url: str, token: str) -> Page:
     """The page, logged in."""
-    page = context.new_page()
+    page = context.pages[0] if context.pages else context.new_page()
     page.goto(f"{base_url}/chat#token={token}")
     page.get_by_role("button", name="로그아웃").wait_for()
     return page

@@ -45,6 +45,8 @@ REQUEST_ID = "req-0123456789"
 
 DONE = b"data: [DONE]\n\n"
 
+_PORTS: set[int] = set()
+
 
 def event(payload: dict[str, Any], name: str = "") -> bytes:
     """One event of the stream."""
@@ -174,7 +176,12 @@ class Stub:
         class Handler(_Handler):
             server_stub = stub
 
+        # Never a port again: it is part of the origin, by which a browser keeps what belongs together.
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        while self._server.server_address[1] in _PORTS:
+            self._server.server_close()
+            self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        _PORTS.add(self._server.server_address[1])
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}"

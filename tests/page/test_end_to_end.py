@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from eidproxy.tokens import Tokens
 from tests.deploy.test_edges import caddy
 from tests.harness import CHAT, Proxy, RawClient, chat, free_port, request_bytes, until
-from tests.page.conftest import PATIENCE_MS, Watch, answers, ask, button, notice, rested, storage
+from tests.page.conftest import PATIENCE_MS, QUICK, Watch, answers, ask, button, notice, rested, storage
 from tests.page.test_looks import LONG, SIZES, judged
 from tests.tools import size
 from tests.upstream import (
@@ -154,6 +154,7 @@ class Person:
         self.tokens = [Tokens(SECRET, None, None, 0).issue(name, 600)]
         self.pages: list[Page] = []
         self.seen: list[str] = []
+        self._idle: list[Page] = []
         self._har = folder / f"{name}.har"
         extent, theme = look.split("-")
         width, height = SIZES[extent]
@@ -186,7 +187,7 @@ class Person:
 
     def open(self) -> Page:
         """A new tab, logged in."""
-        page = self.context.new_page()
+        page = self._idle.pop() if self._idle else self.context.new_page()
         self.pages.append(page)
         page.goto(f"{self.site.base_url}/chat#token={self.token}")
         button(page, "로그아웃").wait_for()
@@ -204,6 +205,20 @@ class Person:
                 assert not any(token in json.dumps(kept["local"]) for token in self.tokens)
                 kept["session"].pop("eid.token", None)
                 self.seen += [page.content(), page.locator("body").inner_text(), json.dumps(kept, ensure_ascii=False)]
+
+    def rest(self) -> None:
+        """Be as new for the next test."""
+        self.look_round()
+        self._idle += [page for page in self.pages if not page.is_closed()] or [self.context.new_page()]
+        self.pages = []
+        for page in self._idle:
+            if page.url != "about:blank":
+                page.evaluate("() => sessionStorage.clear()")
+                page.goto("about:blank")
+        origin = {"origin": self.site.base_url, "storageTypes": "local_storage"}
+        self.context.new_cdp_session(self._idle[0]).send("Storage.clearDataForOrigin", origin)
+        self.issue(600)
+        assert self.watch.faults == []
 
     def close(self) -> None:
         """Close the browser."""
@@ -253,9 +268,9 @@ def hasty_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site,
         Site(tmp_path_factory.mktemp("hasty")) as site,
         site.serving(
             EIDPROXY_GATE_WAIT_TIMEOUT_SECONDS=0.4,
-            EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=0.8,
+            EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=0.6,
             EIDPROXY_STREAM_KEEPALIVE_SECONDS=0.3,
-            EIDPROXY_STREAM_DEADLINE_SECONDS=1.6,
+            EIDPROXY_STREAM_DEADLINE_SECONDS=1.3,
             EIDPROXY_CHAT_MAX_MESSAGE_CHARS=200,
             EIDPROXY_CHAT_MAX_MESSAGES=5,
             EIDPROXY_CHAT_MAX_TOTAL_CHARS=400,
@@ -284,22 +299,49 @@ def hasty(hasty_site: tuple[Site, Proxy]) -> Site:
 Meet = Callable[..., Person]
 
 
-@pytest.fixture
-def meet(browser: Browser, tmp_path: Path) -> Iterator[Meet]:
-    """Makes people. At the end all their browsers are searched."""
-    people: list[Person] = []
+@pytest.fixture(scope="module")
+def regulars() -> Iterator[dict[tuple[str, str], Person]]:
+    """People who come in several tests, by their site and name: a new browser costs more than most tests."""
+    people: dict[tuple[str, str], Person] = {}
+    yield people
+    judge(list(people.values()))
 
-    def made(site: Site, name: str, look: str = "desktop-light") -> Person:
-        people.append(Person(browser, site, name, tmp_path, look))
-        return people[-1]
+
+@pytest.fixture
+def meet(
+    browser: Browser,
+    regulars: dict[tuple[str, str], Person],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Meet]:
+    """Makes people. `own` is for a browser that cannot be used again. At the end all browsers are searched."""
+    strangers: list[Person] = []
+    here: list[Person] = []
+
+    def made(site: Site, name: str, look: str = "desktop-light", own: bool = False) -> Person:
+        if own or not QUICK:
+            strangers.append(Person(browser, site, name, tmp_path, look))
+            return strangers[-1]
+        key = (site.base_url, name)
+        if key not in regulars:
+            regulars[key] = Person(browser, site, name, tmp_path_factory.mktemp(name), look)
+        here.append(regulars[key])
+        return here[-1]
 
     yield made
-    for person in people:
+    for person in here:
+        person.rest()
+    for person in strangers:
         person.look_round()
+    judge(strangers)
+
+
+def judge(people: list[Person]) -> None:
+    """Close their browsers and search what is left of them."""
     for person in people:
         person.close()
     for person in people:
-        person.judge([other.name for other in people if other is not person])
+        person.judge([other.name for other in people if other.name != person.name])
 
 
 def conversation(router: Router, number: int = -1) -> list[tuple[str, str]]:
@@ -506,7 +548,7 @@ def test_cut_and_continued(site: Site, meet: Meet, how: str) -> None:
 def test_server_restarts(meet: Meet, tmp_path: Path) -> None:
     """A drain lets the running answer end; without a server, and when it dies, the page says so and goes on later."""
     with Site(tmp_path) as site:
-        mina, junho = meet(site, "mina"), meet(site, "junho")
+        mina, junho = meet(site, "mina", own=True), meet(site, "junho", own=True)
         with site.serving() as proxy:
             page, other, third = mina.open(), junho.open(), junho.open()
             site.router.enqueue(stream(["하나 ", "끝"], gate="held"))
@@ -672,7 +714,7 @@ def test_deep_is_unavailable(site: Site, meet: Meet) -> None:
 
 def test_warming_then_ready(site: Site, meet: Meet) -> None:
     """The page asks again by itself after ten seconds, which the clock of the browser jumps over."""
-    mina = meet(site, "mina")
+    mina = meet(site, "mina", own=True)
     page = mina.open()
     page.clock.install()
     site.router.enqueue(broken(503, "warming"))
@@ -847,7 +889,7 @@ def test_login_runs_out(site: Site, meet: Meet) -> None:
         if answers(page):
             break
         page.close()
-    until(lambda: time.time() > ends + 1, timeout=seconds + 2)
+    until(lambda: time.time() > ends, timeout=seconds + 2)
     before = site.router.posts
     cancelled(mina, page, "둘째")
     assert notice(page) == "로그인 시간이 지났어요\n다시 로그인해 주세요. 쓰던 질문은 남아 있어요."
@@ -925,7 +967,7 @@ def test_logout(site: Site, meet: Meet) -> None:
 @pytest.mark.parametrize("look", LOOKS[: size(1, 4)])
 def test_looks_for_real(site: Site, meet: Meet, looks: Path, look: str) -> None:
     """The states of a real conversation, judged by axe-core and kept for the eye."""
-    mina, junho = meet(site, "mina", look), meet(site, "junho")
+    mina, junho = meet(site, "mina", look, own=True), meet(site, "junho")
     faults: list[str] = []
     taken: list[str] = []
 

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.page.conftest import PATIENCE_MS, Watch, ask, token_of
 from tests.page.stub import UPSTREAM, Answer, Hold, Stub, queued, refusal, text, thought, whole
+from tests.tools import size
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
 
@@ -40,7 +41,7 @@ def distance(start, end):
 SIZES = {"desktop": (1100, 800), "phone": (360, 740), "small": (320, 568)}
 
 
-LOOKS = ["desktop-light", "desktop-dark", "phone-light", "phone-dark", "small-light"]
+LOOKS = ["desktop-light", "desktop-dark", "phone-light", "phone-dark", "small-light"][: size(1, 5)]
 
 
 @pytest.fixture(params=LOOKS)
