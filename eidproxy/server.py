@@ -12,6 +12,7 @@ import http
 import resource
 import secrets
 import signal
+import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
@@ -33,6 +34,14 @@ _SMALL_ANSWER_BYTES = 64 * 1024
 
 _RESERVED_DESCRIPTORS = 48
 """For the listener, the logs, the loop, files that are read for a request, and look-ups."""
+
+_PROBES = (
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+)
+"""A caller whose machine is gone without a word is found out in 10 + 3 x 5 s, while it waits in the queue too."""
 
 _STATUS_LINES = {int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode() for s in http.HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -548,6 +557,15 @@ class Server(uvicorn.Server):
         self._roster = roster
         self._stopping = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on these. Connections inherit from them that the kernel asks a caller that is silent for 25 s."""
+        for sock in sockets or []:
+            if sock.family != socket.AF_UNIX:
+                for level, name, value in _PROBES:
+                    if hasattr(socket, name):
+                        sock.setsockopt(level, getattr(socket, name), value)
+        await super().serve(sockets)
 
     async def main_loop(self) -> None:
         """Serve until the drain is over. uvicorn's own loop wakes ten times a second for headers that are not sent."""

@@ -259,6 +259,14 @@ class Exchange(asyncio.Protocol):
             self._write_timer = None
 
 
+def probe_silent_peer(sock: socket.socket) -> None:
+    """Have the kernel find out within 25 s that the machine at the other end is gone without a word, as one asleep."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # TCP_KEEPALIVE is macOS's word for TCP_KEEPIDLE
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 class Resolver:
     """Looks a name up in a thread of its own: one look-up at a time, shared by all who ask meanwhile.
 
@@ -409,6 +417,7 @@ class Upstream:
             try:
                 self._check_peer(address, transport)
                 self._checked(loop, True)
+                probe_silent_peer(transport.get_extra_info("socket"))
             except BaseException:
                 transport.abort()
                 raise

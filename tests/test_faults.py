@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import collections
 import itertools
+import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.callers import amount, at_rest, check_error_event, check_refusal
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
+from tests.tools import need, without
 from tests.upstream import (
     LAST_CHUNK,
     Drained,
@@ -23,6 +28,7 @@ from tests.upstream import (
     Send,
     Stall,
     Step,
+    Wait,
     chunk,
     completion_chunk,
     event,
@@ -318,3 +324,86 @@ def test_recovers_at_once(shared: tuple[Router, Proxy], router: Router) -> None:
     router.script = stream()
     assert ask(proxy, "POST", CHAT, chat()).told().done
     assert proxy.get("/readyz").status == 200
+
+
+# --- C19: peers that are gone without a word -----------------------------------------------------------------------
+
+SILENCE = """
+import subprocess, sys, time
+from tests.harness import CHAT, Proxy, RawClient, chat, request_bytes, until
+from tests.upstream import Router, Stall, stream
+
+who = sys.argv[1]
+with Router() as router, Proxy(router) as proxy:
+    router.script = [*stream(["a"])[:3], Stall()]
+    holder = RawClient(proxy)
+    holder.send(request_bytes("POST", CHAT, chat()))
+    holder.read_head()
+    waiter = RawClient(proxy)
+    waiter.send(request_bytes("POST", CHAT, chat()))
+    until(lambda: len(proxy.status()["gate"]["waiting"]) == 1)
+    # From now on nothing goes between eidproxy and that peer.
+    port = router.port if who == "router" else waiter.sock.getsockname()[1]
+    rule = f"add table inet t; add chain inet t c {{ type filter hook input priority 0; }}; " + "; ".join(
+        f"add rule inet t c tcp {end} {port} drop" for end in ("sport", "dport")
+    )
+    began = time.monotonic()
+    subprocess.run(["nft", rule], check=True)
+    if who == "router":
+        until(lambda: proxy.status()["outcomes"].get("router_ReadError"), 60)
+    else:
+        until(lambda: proxy.status()["outcomes"].get("client_gone"), 60)
+    print("freed", time.monotonic() - began)
+    subprocess.run(["nft", "flush ruleset"], check=True)
+"""
+
+
+def test_silent_peers_are_probed(shared: tuple[Router, Proxy], router: Router) -> None:
+    """Both ends of a running request have the kernel's keep-alive timer on."""
+    proxy = shared[1]
+    [ss] = need("ss")
+    router.enqueue([*stream(["a"])[:3], Wait("go"), *stream(["a"])[3:]])
+    with RawClient(proxy) as client:
+        client.send(request_bytes("POST", CHAT, chat("deep")))
+        client.read_head()
+        shown = subprocess.run([ss, "-tnoH"], capture_output=True, text=True, check=True).stdout.splitlines()
+        for near, far in ((proxy.port, client.sock.getsockname()[1]), (None, router.port)):
+            ends = [line.split() for line in shown if line.startswith("ESTAB")]
+            [line] = [
+                words
+                for words in ends
+                if words[4].endswith(f":{far}") and (near is None or words[3].endswith(f":{near}"))
+            ]
+            assert "timer:(keepalive" in line[5], line
+        router.release("go")
+        assert client.read_body().endswith(b"data: [DONE]\n\n")
+
+
+if amount(0, 1):  # it takes half a minute each
+
+    @pytest.mark.timeout(120)
+    @pytest.mark.parametrize("who", ["router", "caller"])
+    def test_peer_gone_without_a_word(who: str) -> None:
+        """The kernel drops all that comes from it: found out within 30 s."""
+        ip, _ = need("ip", "nft")
+        if os.geteuid() != 0:
+            without("needs root for a network namespace")
+        name = f"eid{os.getpid()}{who[0]}"
+        if subprocess.run([ip, "netns", "add", name], capture_output=True, check=False).returncode:
+            without("no network namespaces here")
+        try:
+            subprocess.run([ip, "-n", name, "link", "set", "lo", "up"], check=True)
+            done = subprocess.run(
+                [ip, "netns", "exec", name, sys.executable, "-c", SILENCE, who],
+                cwd=Path(__file__).parent.parent,
+                capture_output=True,
+                text=True,
+                timeout=100,
+                check=False,
+            )
+        finally:
+            subprocess.run([ip, "netns", "del", name], check=False)
+        assert done.returncode == 0, done.stderr
+        took = float(done.stdout.split("freed ")[1].split()[0])
+        print(f"EIDPROXY gone without a word: {who}: freed after {took:.1f} s")
+        assert took < 30
