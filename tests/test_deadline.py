@@ -39,7 +39,7 @@ SCRIPTS: dict[str, Script] = {
     "silent after the head": [Send(stream_head()), Stall()],
     "silent mid-stream": [Send(stream_head() + WORD), Stall()],
     "trickling": [Send(stream_head()), Trickle(WORD * 100, len(WORD), 0.1)],
-    "trickling head": [Trickle(stream_head() * 9, 1, 0.005)],
+    "trickling head": [Trickle(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 5000, 1, 0.005)],
     "comments": [Send(stream_head()), Trickle(chunk(b": x\n\n") * 1000, 13, 0.05)],
 }
 
