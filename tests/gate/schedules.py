@@ -284,10 +284,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--control", action="store_true")
+    parser.add_argument("--only", help="one kind of fault")
     options = parser.parse_args()
     if alone():
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     cell = Cell(options.seed, partitions=alone(), fenced=not options.control)
+    cell.kinds = (options.only,) if options.only else cell.kinds
     seen = cell.run(options.count)
     print(json.dumps(as_json(seen)))
 

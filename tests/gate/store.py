@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.gate.history import RECORD_BEGINS
 from tests.harness import free_port, until
 from tests.tools import need
 
@@ -163,6 +164,11 @@ class Record:
             with self._lock:
                 self.commands.append((float(match[1]), words))
 
+    def begin(self) -> None:
+        """Mark that what came before may be missing."""
+        with self._lock:
+            self.commands.append((time.time(), [RECORD_BEGINS]))
+
     def taken(self) -> list[tuple[float, list[str]]]:
         """All so far."""
         with self._lock:
@@ -181,6 +187,7 @@ def recorded(store: Store) -> Iterator[Record]:
                 wire = Wire(store.hosts[0], store.port, None)
                 wires.append(wire)
                 wire.call("MONITOR")
+                record.begin()
                 while not over.is_set():
                     record.add(str(wire.reply()))
             over.wait(0.002)
