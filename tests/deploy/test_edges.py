@@ -21,7 +21,7 @@ import pytest
 
 from tests.deploy.files import DEPLOY, ROOT, passed, run
 from tests.harness import CHAT, Answer, Head, Proxy, RawClient, chat, free_port, request_bytes, until
-from tests.tools import need, without
+from tests.tools import need, size, without
 from tests.upstream import (
     Pause,
     Received,
@@ -40,6 +40,8 @@ from tests.upstream import (
 
 SECRET = "s" * 48
 EVENT_SECONDS = 0.050
+EVENTS = size(20, 60)
+DEPARTURES = size(3, 8)
 DEPARTURE_SECONDS = 0.250
 SECURITY_HEADERS = {
     "strict-transport-security": "max-age=31536000",
@@ -332,7 +334,7 @@ def clocked(count: int, interval: float) -> Any:
     return script
 
 
-def delays(edge: Edge, protocol: str, count: int = 60, interval: float = 0.02) -> list[float]:
+def delays(edge: Edge, protocol: str, count: int = EVENTS) -> list[float]:
     """How long each event took from the router's socket to the browser, in seconds."""
     found = []
     with Browser(edge, protocol) as browser:
@@ -349,7 +351,7 @@ def delays(edge: Edge, protocol: str, count: int = 60, interval: float = 0.02) -
 
 @PROTOCOLS
 def test_events_arrive_at_once(edge: Edge, router: Router, protocol: str) -> None:
-    router.script = clocked(60, 0.02)
+    router.script = clocked(EVENTS, 0.02)
     # This machine may stall for a moment; an edge that holds events back does so in each round.
     rounds: list[list[float]] = []
     while len(rounds) < 3 and not any(max(found) <= EVENT_SECONDS for found in rounds):
@@ -363,7 +365,7 @@ def test_an_edge_that_buffers_is_noticed(
     backend: tuple[Router, Proxy], router: Router, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The control: the same nginx with buffering on fails the measure above."""
-    router.script = clocked(60, 0.02)
+    router.script = clocked(EVENTS, 0.02)
     changes = {"proxy_buffering off;": "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;"}
     with nginx(backend[1], tmp_path_factory.mktemp("buffering"), **changes) as edge:
         assert max(delays(edge, "http1.1")) > 2 * EVENT_SECONDS
@@ -395,7 +397,7 @@ def test_a_browser_that_leaves_frees_the_gate(
 ) -> None:
     """The slot is free when the next in the queue is at the router."""
     taken = []
-    for _ in range(8):
+    for _ in range(DEPARTURES):
         router.reset()
         silent: list[Step] = [Send(stream_head()), Stall()]
         router.enqueue(stream(["Hello"] * 3, gate="held") if when == "mid-stream" else silent, stream())
@@ -424,7 +426,7 @@ def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy) 
     """A page that aborts its fetch resets one HTTP/2 stream; the connection stays and is used again."""
     taken = []
     with Http2(edge) as page, contextlib.ExitStack() as clients:
-        for _ in range(8):
+        for _ in range(DEPARTURES):
             router.reset()
             router.enqueue(stream(["Hello"] * 3, gate="held"), stream())
             number = page.post("/api/eid/chat", json.dumps(question()).encode())
