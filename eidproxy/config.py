@@ -378,6 +378,8 @@ def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Iterator
 
 
 def _nearest(name: str, known: Mapping[str, object] | set[str]) -> str:
+    if name == "EIDPROXY_ROUTER_URL":  # the one setting whose name does not follow from its path
+        return "; did you mean LLM_ROUTER_URL?"
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

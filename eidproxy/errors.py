@@ -180,7 +180,7 @@ class Refusal(Exception):
         applied = rule(self.reason)
         error = {
             "message": applied.message,
-            "type": TYPES.get(applied.status, "invalid_request_error"),
+            "type": TYPES.get(self.status, "invalid_request_error"),
             "param": self.param,
             "code": str(self.reason),
         }

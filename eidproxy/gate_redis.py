@@ -112,6 +112,7 @@ class RedisPass:
         "entering",
         "expiry",
         "fence",
+        "fence_at",
         "granted_at",
         "id",
         "lost",
@@ -143,6 +144,7 @@ class RedisPass:
         self.unanswered: asyncio.TimerHandle | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self.fence: asyncio.TimerHandle | None = None
+        self.fence_at = 0.0  # kept here: uvloop's handle of a timer that is due at once cannot tell
         self.watchdog: asyncio.TimerHandle | None = None
 
     async def granted(self) -> None:
@@ -195,6 +197,7 @@ class RedisGate:
         self._renewing = False
         self._whole_round_at = 0.0
         self._round_timer: asyncio.TimerHandle | None = None
+        self._round_at = 0.0
         self._subscription: GuardedConnection | None = None
         self._following = False
         self._follower: asyncio.Task[None] | None = None
@@ -355,8 +358,7 @@ class RedisGate:
         """Take what the server says of a pass. Its lease was begun anew no earlier than `sent_at`."""
         now = self._loop.time()
         if state == b"gone":
-            fence = claim.fence
-            if claim.granted_at is None and claim.priority is Priority.BACKGROUND and fence and fence.when() > now:
+            if claim.granted_at is None and claim.priority is Priority.BACKGROUND and claim.fence_at > now:
                 # Its lease was good, so it was displaced, and the message that says so is slower or lost.
                 self._displaced(claim)
             else:
@@ -373,6 +375,7 @@ class RedisGate:
             return
         if claim.fence is not None:
             claim.fence.cancel()
+        claim.fence_at = fence_at
         claim.fence = self._loop.call_at(fence_at, self._lose, claim)
         if state == b"holds":
             claim.token = token
@@ -520,9 +523,10 @@ class RedisGate:
     def _round_within(self, seconds: float) -> None:
         when = self._loop.time() + seconds
         if self._round_timer is not None:
-            if self._round_timer.when() <= when:
+            if self._round_at <= when:
                 return
             self._round_timer.cancel()
+        self._round_at = when
         self._round_timer = self._loop.call_at(when, self._round)
 
     # The messages that wake

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -23,11 +22,6 @@ NO_RETRY = {
     "egress_blocked",
     "internal_error",
 }
-
-
-def amount(quick: int, full: int) -> int:
-    """How many cases: `quick` in `make test`; `full` with FULL=1."""
-    return full if os.environ.get("FULL") == "1" else quick
 
 
 def check_error(value: Any, status: int, reason: str, param: str | None = None) -> None:

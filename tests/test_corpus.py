@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.callers import amount, at_rest, check_error_event, check_refusal
+from tests.callers import at_rest, check_error_event, check_refusal
 from tests.corpus.expect import split
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, parse_sse, request_bytes, told
+from tests.tools import size as amount
 from tests.upstream import CORPUS, Drained, Fin, Router, Send, Step, Wait, pieces, recording
 
 EXPECTED = json.loads((CORPUS / "expected.json").read_text("ascii"))

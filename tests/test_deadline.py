@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.callers import amount, at_rest, check_error_event, check_refusal
+from tests.callers import at_rest, check_error_event, check_refusal
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
 from tests.tools import need, without
+from tests.tools import size as amount
 from tests.upstream import (
     Pause,
     Router,

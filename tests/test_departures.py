@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.callers import amount, at_rest
+from tests.callers import at_rest
 from tests.harness import CHAT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
+from tests.tools import size as amount
 from tests.upstream import Fin, Pause, Received, Router, Stall, Step, Trickle, _unread, chunk, stream, wire
 
 WAYS = ("fin", "rst", "shut_wr", "stray", "pipelined", "silent")

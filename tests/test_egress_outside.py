@@ -25,9 +25,10 @@ import uvloop
 
 from eidproxy.egress import EgressPolicy
 from eidproxy.upstream import EgressBlocked, Resolver, Upstream
-from tests.callers import amount, at_rest, check_refusal
+from tests.callers import at_rest, check_refusal
 from tests.harness import CHAT, Proxy, ask, chat, until
 from tests.tools import need, without
+from tests.tools import size as amount
 from tests.upstream import Router, status, stream
 
 # --- C9: a resolver that lies, in this process -------------------------------------------------------------------

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.callers import amount, at_rest, check_error_event, check_refusal
+from tests.callers import at_rest, check_error_event, check_refusal
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
+from tests.tools import size as amount
 from tests.upstream import Router, Send, chunk, completion_chunk, event, stream, stream_head
 
 GO = "go"

@@ -20,9 +20,9 @@ from eidproxy.gate import Gate, LocalGate, Pass
 from eidproxy.metrics import Metrics
 from eidproxy.upstream import EgressBlocked, Resolver
 from eidproxy.vocabulary import Priority, WaitOutcome
-from tests.callers import amount
 from tests.gate.history import Span, judged, replayed
 from tests.gate.store import Store, recorded
+from tests.tools import size as amount
 from tests.upstream import Router
 
 if os.environ.get("CI") != "true":

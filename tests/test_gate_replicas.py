@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 
 from tests import test_gate_outside
-from tests.callers import amount, check_error_event, check_refusal
+from tests.callers import check_error_event, check_refusal
 from tests.gate.history import Span, judged, overlaps, replayed
 from tests.gate.store import Store, recorded
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.tools import need
+from tests.tools import size as amount
 from tests.upstream import Router, stream
 
 if os.environ.get("CI") != "true":

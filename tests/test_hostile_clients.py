@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.callers import amount, at_rest
+from tests.callers import at_rest
 from tests.harness import CHAT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.tools import need
+from tests.tools import size as amount
 from tests.upstream import Router, stream
 
 SMUGGLED = "smuggled-5d1e"

@@ -22,8 +22,8 @@ from eidproxy import admission, app, endpoints, gate, logs, metrics, relay, sani
 from eidproxy.app import Application
 from eidproxy.config import load
 from eidproxy.server import Connection
-from tests.callers import amount
 from tests.harness import CHAT, chat, request_bytes
+from tests.tools import size as amount
 from tests.upstream import Router, Stall, status, stream
 
 PATH: list[type] = [

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.callers import amount, at_rest
+from tests.callers import at_rest
 from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, RawClient, Sample, ask, chat, request_bytes, until
+from tests.tools import size as amount
 from tests.upstream import (
     FINGERPRINT,
     LAST_CHUNK,

@@ -30,8 +30,8 @@ def without(reason: str) -> None:
 
 
 def size(quick: int, full: int) -> int:
-    """How many cases to run: `quick` in `make test`, `full` in `make soak` and `make fuzz` (EIDPROXY_TESTS=full)."""
-    return full if os.environ.get("EIDPROXY_TESTS") == "full" else quick
+    """How many cases to run: `quick` in `make test`, `full` with FULL=1."""
+    return full if os.environ.get("FULL") == "1" else quick
 
 
 def _which(name: str) -> str | None:
