@@ -197,9 +197,12 @@ def page(context: BrowserContext, base_url: str, token: str) -> Page:
 
 
 @pytest.fixture
-def looks(tmp_path: Path) -> Path:
-    """Where screenshots go: EIDPROXY_SCREENSHOTS, or away after the test."""
-    folder = Path(os.environ.get("EIDPROXY_SCREENSHOTS") or tmp_path)
+def looks() -> Path | None:
+    """Where screenshots go, if anybody wants them: EIDPROXY_SCREENSHOTS."""
+    wanted = os.environ.get("EIDPROXY_SCREENSHOTS")
+    if not wanted:
+        return None
+    folder = Path(wanted)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -232,7 +235,8 @@ def answers(page: Page) -> list[str]:
 
 def rested(page: Page) -> None:
     """Wait until nothing is under way."""
-    expect(page.locator("#log")).to_have_attribute("aria-busy", "false")
+    # The assertions of Playwright look again after half a second only.
+    page.wait_for_function("() => document.getElementById('log').ariaBusy === 'false'", polling=20)
 
 
 def notice(page: Page) -> str:
