@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from eidproxy.tokens import Tokens
 from tests.deploy.test_edges import caddy
 from tests.harness import CHAT, Proxy, RawClient, chat, free_port, request_bytes, until
-from tests.page.conftest import PATIENCE_MS, QUICK, Watch, answers, ask, button, notice, rested, storage
+from tests.page.conftest import PATIENCE_MS, QUICK, Watch, answers, ask, button, notice, rested, some, storage
 from tests.page.test_looks import LONG, SIZES, judged
 from tests.tools import size
 from tests.upstream import (
@@ -344,6 +344,19 @@ def judge(people: list[Person]) -> None:
         person.close()
     for person in people:
         person.judge([other.name for other in people if other.name != person.name])
+
+
+@pytest.mark.parametrize("secret", some(["canary-answer-junho", "canary-rules", FINGERPRINT], 3))
+def test_the_judge_is_awake(browser: Browser, site: Site, tmp_path: Path, secret: str) -> None:
+    """The control: one word too much in an answer is found."""
+    mina = Person(browser, site, "mina", tmp_path, "desktop-light")
+    page = mina.open()
+    site.router.enqueue(stream([secret]))
+    mina.ask(page, "질문")
+    rested(page)
+    mina.close()
+    with pytest.raises(AssertionError, match=re.escape(secret)):
+        mina.judge(["junho"])
 
 
 def conversation(router: Router, number: int = -1) -> list[tuple[str, str]]:
