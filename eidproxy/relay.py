@@ -249,7 +249,8 @@ class Relay:
         if self.paused:
             exchange.pause()
         limits = services.limits
-        self._watch(self._last_sent_at + (limits.keepalive if self._streaming else limits.read_timeout))
+        patience = min(limits.keepalive, limits.read_timeout) if self._streaming else limits.read_timeout
+        self._watch(self._last_sent_at + patience)
 
     # What the router sends: the sink of the exchange
 
@@ -362,7 +363,8 @@ class Relay:
         if self._exchange is not None and self._exchange.first_byte_at is not None and self._granted_at is not None:
             metrics.first_byte[self._mode].observe(self._exchange.first_byte_at - self._granted_at)
         self._enter(Phase.STREAMING)
-        self._watch(now + self._services.limits.keepalive)
+        limits = self._services.limits
+        self._watch(now + min(limits.keepalive, limits.read_timeout))
 
     # What the caller gets
 

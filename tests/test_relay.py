@@ -60,3 +60,12 @@ def test_an_answer_that_is_held_has_a_bound(router: Router, proxy: Proxy) -> Non
     router.enqueue([stream_head(), *[piece] * 10, Stall()])
     answer = ask(proxy, "POST", CHAT, chat("deep", stream=False))
     assert (answer.status, answer.reason) == (503, "upstream_protocol_error")
+
+
+@pytest.mark.parametrize("progress", ["0", "1"])
+def test_a_silent_router_is_noticed_in_time_in_every_mode(router: Router, progress: str) -> None:
+    """Also when the keepalive to the caller is further apart than the router may be silent."""
+    router.script = [Stall()]
+    with Proxy(router, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=0.3, EIDPROXY_STREAM_DEADLINE_SECONDS=5) as proxy:
+        headers = {"Content-Type": "application/json", "X-Eid-Progress": progress}
+        assert b"router_ReadTimeout" in ask(proxy, "POST", CHAT, chat("daily"), headers).body
