@@ -17,9 +17,6 @@ from eidproxy.vocabulary import Priority, WaitOutcome
 _MEAN_WEIGHT = 0.2
 """How much the newest hold counts in the mean: about the last ten decide."""
 
-_WATCHDOG_SECONDS = 5.0
-"""How long after the deadline a slot that is still held is taken back (contract, 6)."""
-
 
 class Holder(NamedTuple):
     """One slot in use, for `/status`."""
