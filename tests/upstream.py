@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import errno
 import itertools
 import json
 import socket
@@ -675,7 +676,9 @@ class _Connection:
         except _PeerLeft:
             return
         except Exception as error:  # noqa: BLE001 - a script is a test's own code; its fault must be seen
-            self.router._fault(f"script: {error!r}")
+            # Not connected: the peer reset the connection once it had what it wanted.
+            if not (isinstance(error, OSError) and error.errno == errno.ENOTCONN):
+                self.router._fault(f"script: {error!r}")
             self.router._ended(request)
             self.reset()
             return
