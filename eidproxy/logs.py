@@ -35,7 +35,6 @@ class Event(StrEnum):
     GATE_AVAILABLE = "gate_available"
     GATE_UNAVAILABLE = "gate_unavailable"
     EGRESS_BLOCKED = "egress_blocked"
-    LOG_LINES_DROPPED = "log_lines_dropped"
 
 
 _ERRORS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rules_missing"})

@@ -163,16 +163,6 @@ class Relay:
         self.sent_bytes = 0
         self.paused = False
 
-    @property
-    def mode(self) -> Mode:
-        """What was asked for."""
-        return self._mode
-
-    @property
-    def queued(self) -> bool:
-        """Whether the request still waits for its slot."""
-        return self._phase is Phase.QUEUED
-
     # From the request to the connected router
 
     def start(self) -> None:

@@ -62,7 +62,6 @@ class Exchange(asyncio.Protocol):
         "_parser",
         "_parts",
         "_paused",
-        "_request",
         "_sink",
         "_transport",
         "_write_timeout",
