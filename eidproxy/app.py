@@ -19,7 +19,7 @@ from eidproxy.gate import Gate, LocalGate
 from eidproxy.logs import Event, Log
 from eidproxy.metrics import Metrics, loop_lag_sampler
 from eidproxy.pages import CHAT_POLICY, STATUS_POLICY, page_routes
-from eidproxy.relay import Relay, RelayLimits, RelayServices
+from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.server import Roster, Server, connection_limit
 from eidproxy.surface import ChatSurface
 from eidproxy.upstream import EgressBlocked, Resolver, Upstream
@@ -109,16 +109,18 @@ class Application:
         self.metrics.queue_states = self.gate.statistics
         self.running: set[Relay] = set()
         self.roster = Roster(connection_limit())
+        limits = RelayLimits(
+            settings.stream.deadline_seconds,
+            settings.stream.keepalive_seconds,
+            settings.router.read_timeout_seconds,
+        )
         services = RelayServices(
             gate=self.gate,
             upstream=self.upstream,
             metrics=self.metrics,
             log=self.log,
-            limits=RelayLimits(
-                settings.stream.deadline_seconds,
-                settings.stream.keepalive_seconds,
-                settings.router.read_timeout_seconds,
-            ),
+            limits=limits,
+            clocks=RelayClocks(limits),
             aliases={mode: settings.alias(mode) for mode in Mode},
             ask_usage=settings.router.ask_usage,
             running=self.running,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from eidproxy.admission import AdmissionQueue, Ticket
+from eidproxy.countdown import Countdown
 from eidproxy.errors import Refusal
 from eidproxy.metrics import Metrics
 from eidproxy.vocabulary import Priority, WaitOutcome
@@ -49,6 +50,10 @@ class Pass(Protocol):
 
     lost: Callable[[str], None] | None
     """Called with a reason when a slot that was granted is taken away; it is no longer held then."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has its slot."""
 
     async def granted(self) -> None:
         """Wait for the slot. Raises Refusal (`gate_queue_full`, `gate_wait_timeout`, `draining`, …)."""
@@ -106,15 +111,18 @@ class MeanHold:
 class LocalPass:
     """A pass of `LocalGate`."""
 
-    __slots__ = ("_expiry", "_gate", "_turn", "_watchdog", "lost", "ticket")
+    __slots__ = ("_gate", "_turn", "lost", "ticket")
 
     def __init__(self, gate: "LocalGate", ticket: Ticket) -> None:
         self._gate = gate
         self.ticket = ticket
         self.lost: Callable[[str], None] | None = None
         self._turn: asyncio.Future[None] | None = None
-        self._expiry: asyncio.TimerHandle | None = None
-        self._watchdog: asyncio.TimerHandle | None = None
+
+    @property
+    def holds(self) -> bool:
+        """See `Pass.holds`."""
+        return self.ticket.granted_at is not None
 
     async def granted(self) -> None:
         """See `Pass.granted`."""
@@ -138,8 +146,8 @@ class LocalGate:
     ) -> None:
         self._queue = queue
         self._metrics = metrics
-        self._wait_timeout_seconds = wait_timeout_seconds
-        self._max_hold_seconds = max_hold_seconds
+        self._waits = Countdown(wait_timeout_seconds, self._expire)
+        self._holds = Countdown(max_hold_seconds, self._take_back)
         self._passes: dict[int, LocalPass] = {}
         self._watchers: dict[int, Callable[[], None]] = {}
         self._mean_hold = MeanHold()
@@ -164,7 +172,7 @@ class LocalGate:
                 self._begin_hold(claim)
             else:
                 claim._turn = self._loop.create_future()
-                claim._expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, claim)
+                self._waits.start(claim)
                 if moved is not None:
                     self._watchers[ticket.number] = moved
                 self._tell_waiters()
@@ -180,13 +188,13 @@ class LocalGate:
         if ticket.number not in self._passes:
             return
         # The slot goes on first, and whom it goes to is woken first: what is only counted must not come between.
-        for runner in self._queue.leave(ticket, now):
-            self._grant(self._passes[runner.number])
+        granted = self._queue.leave(ticket, now)
         del self._passes[ticket.number]
         self._watchers.pop(ticket.number, None)
-        for timer in (claim._expiry, claim._watchdog):
-            if timer is not None:
-                timer.cancel()
+        self._waits.stop(claim)
+        self._holds.stop(claim)
+        for runner in granted:
+            self._grant(self._passes[runner.number])
         self._tell_waiters()
         if ticket.granted_at is not None:
             self._mean_hold.add(now - ticket.granted_at)
@@ -249,14 +257,13 @@ class LocalGate:
     def _grant(self, claim: LocalPass) -> None:
         if claim._turn is not None and not claim._turn.done():
             claim._turn.set_result(None)
-        if claim._expiry is not None:
-            claim._expiry.cancel()
+        self._waits.stop(claim)
         self._watchers.pop(claim.ticket.number, None)
         self._begin_hold(claim)
 
     def _begin_hold(self, claim: LocalPass) -> None:
         ticket = claim.ticket
-        claim._watchdog = self._loop.call_later(self._max_hold_seconds, self._take_back, claim)
+        self._holds.start(claim)
         waited = self._loop.time() - ticket.arrived_at
         self._metrics.gate_wait[ticket.priority, WaitOutcome.GRANTED].observe(waited)
 
@@ -269,8 +276,7 @@ class LocalGate:
         ticket, now = claim.ticket, self._loop.time()
         self._passes.pop(ticket.number, None)
         self._watchers.pop(ticket.number, None)
-        if claim._expiry is not None:
-            claim._expiry.cancel()
+        self._waits.stop(claim)
         self._queue.leave(ticket, now)
         if claim._turn is not None and not claim._turn.done():
             claim._turn.set_exception(refusal)

@@ -147,6 +147,11 @@ class RedisPass:
         self.fence_at = 0.0  # kept here: uvloop's handle of a timer that is due at once cannot tell
         self.watchdog: asyncio.TimerHandle | None = None
 
+    @property
+    def holds(self) -> bool:
+        """See `Pass.holds`."""
+        return self.granted_at is not None
+
     async def granted(self) -> None:
         """See `Pass.granted`."""
         await self.turn
@@ -201,7 +206,7 @@ class RedisGate:
         self._subscription: GuardedConnection | None = None
         self._following = False
         self._follower: asyncio.Task[None] | None = None
-        metrics.gate_backend_up.set(0)
+        metrics.gate_backend_up = False
         self._link = link(self)
         self._listener = self._loop.create_task(self._listen())
         self._round()
@@ -312,7 +317,7 @@ class RedisGate:
         up = error is None
         if self._up is not up:
             self._up = up
-            self._metrics.gate_backend_up.set(up)
+            self._metrics.gate_backend_up = up
             self._changed(error)
         if not up:
             self._round_within(self._lease.poll)

@@ -1,23 +1,18 @@
-"""Metrics: one registry of our own, labels from closed sets, every series there at 0 from the start.
+"""Metrics: plain numbers that are counted where things happen and read at scrape; prometheus-client writes the text.
 
-What happens once a request goes through prometheus-client. What happens once an event is counted in plain attributes
-(`StreamCounters`) that are read at scrape, and what is a state (the gate, requests in progress) is asked for at scrape.
+Labels are from closed sets and every series is there at 0 from the start. A counter is an attribute and a histogram a
+list, since each request counts a dozen things and the client's own classes take a lock and a loop for each. What is a
+state (the gate, requests in progress) is asked for at scrape.
 """
 
 import platform
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, product
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -67,108 +62,169 @@ class QueueStates(Protocol):
     def oldest_wait_seconds(self) -> dict[Priority, float]: ...
 
 
+class Count:
+    """One series of a counter."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def inc(self, more: int = 1) -> None:
+        """Count some more."""
+        self.value += more
+
+
+class Distribution:
+    """One series of a histogram: how many values fell between two bounds, and their sum."""
+
+    __slots__ = ("_bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value, in the unit of the metric's name."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts by upper bound, as they are exposed."""
+        names = (*map(str, map(float, self._bounds)), "+Inf")
+        return list(zip(names, accumulate(self.counts), strict=True))
+
+
 class StreamCounters:
     """What is counted for each event of one mode: plain attributes, since this is the hot path."""
 
-    __slots__ = ("bytes", "chunks", "interval_counts", "interval_seconds", "streaming")
+    __slots__ = ("bytes", "chunks", "intervals")
 
     def __init__(self) -> None:
         self.chunks = 0
         self.bytes = 0
-        self.interval_counts = [0] * (len(_INTERVAL) + 1)
-        self.interval_seconds = 0.0
-        self.streaming = 0
+        self.intervals = Distribution(_INTERVAL)
 
     def delivered(self, chunks: int, size: int, interval: float | None) -> None:
         """Count one write to a caller: its chunks, its bytes and the seconds since the write before it."""
         self.chunks += chunks
         self.bytes += size
         if interval is not None:
-            self.interval_counts[bisect_left(_INTERVAL, interval)] += 1
-            self.interval_seconds += interval
+            self.intervals.observe(interval)
+
+
+_Series = TypeVar("_Series", Count, Distribution)
+
+
+class _Family(NamedTuple, Generic[_Series]):
+    """A metric: its name, its help, the names of its labels and its series by their values."""
+
+    name: str
+    text: str
+    labels: tuple[str, ...]
+    series: dict[tuple[str, ...], _Series]
 
 
 class Metrics(Collector):
-    """Every metric of the contract's section 8. Children are made here, once."""
+    """Every metric of the contract's section 8. Series are made here, once."""
 
     def __init__(self, version: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry(auto_describe=False)
         self.streams = {mode: StreamCounters() for mode in Mode}
         self.in_progress = {(mode, phase): 0 for mode in Mode for phase in Phase}
         self.queue_states: Callable[[], QueueStates] | None = None
         self.draining = False
-
-        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
-            return Counter(f"eidproxy_{name}", text, tuple(labels), registry=registry)
-
-        def histogram(name: str, text: str, labels: Iterable[str], buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"eidproxy_{name}", text, tuple(labels), registry=registry, buckets=buckets)
-
-        requests = counter("requests_total", "Requests by how they ended.", ("surface", "mode", "outcome", "reason"))
+        self.gate_backend_up = True
+        """Whether the gate's store answers; always, when the gate is in the process."""
+        self._version = version
+        self._started_at = time.time()
+        self._counters: list[_Family[Count]] = []
+        self._histograms: list[_Family[Distribution]] = []
         modes = (*Mode, NO_MODE)
-        self.requests = {
-            (surface, mode, reason): requests.labels(surface, mode, _outcome(reason), reason)
-            for surface in Surface
-            for mode in modes
-            for reason in METRIC_REASONS
-        }
-        duration = histogram(
-            "request_duration_seconds", "From the request's first byte to its end.", ("mode", "outcome"), _HOLD
-        )
-        self.request_duration = {(m, o): duration.labels(m, o) for m in modes for o in Outcome}
-        wait = histogram("gate_wait_seconds", "Waits in the gate.", ("priority", "outcome"), _WAIT)
-        self.gate_wait = {(p, o): wait.labels(p, o) for p in Priority for o in WaitOutcome}
-        hold = histogram("gate_hold_seconds", "How long slots were held.", ("priority",), _HOLD)
-        self.gate_hold = {p: hold.labels(p) for p in Priority}
-        self.forced_releases = counter(
-            "gate_forced_releases_total", "Slots taken back from a holder that kept them too long. Must stay 0."
-        )
-        self.lease_lost = counter("gate_lease_lost_total", "Leases of a shared gate that were lost while held.")
-        self.gate_backend_up = Gauge(
-            "eidproxy_gate_backend_up", "1 while the gate's store answers; always 1 in the process.", registry=registry
-        )
-        self.gate_backend_up.set(1)
-        exceeded = counter("deadline_exceeded_total", "Clocks that ran out.", ("mode", "deadline"))
-        self.deadline_exceeded = {(m, d): exceeded.labels(m, d) for m in Mode for d in Deadline}
 
-        def by_mode(name: str, text: str, buckets: tuple[float, ...]) -> dict[Mode, Histogram]:
-            family = histogram(name, text, ("mode",), buckets)
-            return {mode: family.labels(mode) for mode in Mode}
-
-        self.deadline_margin = by_mode("deadline_margin_seconds", "Wall clock left at the end of a request.", _MARGIN)
-        self.first_token = by_mode(
-            "time_to_first_token_seconds", "From the request's first byte to the first event for its caller.", _FIRST
+        requests = self._counter(
+            "requests", "Requests by how they ended.", ("surface", "mode", "outcome", "reason"),
+            ((s, m, _outcome(r), r) for s in Surface for m in modes for r in METRIC_REASONS),
+        )  # fmt: skip
+        self.requests = {(s, m, r): requests[s, m, _outcome(r), r] for s, m, _, r in requests}
+        self.request_duration = self._histogram(
+            "request_duration_seconds", "From the request's first byte to its end.", _HOLD,
+            ("mode", "outcome"), product(modes, Outcome),
+        )  # fmt: skip
+        self.gate_wait = self._histogram(
+            "gate_wait_seconds", "Waits in the gate.", _WAIT, ("priority", "outcome"), product(Priority, WaitOutcome)
         )
-        self.first_byte = by_mode("upstream_first_byte_seconds", "From the grant to the router's first byte.", _FIRST)
-        ends = counter("stream_ends_total", "How upstream streams ended.", ("mode", "end"))
-        self.stream_ends = {(m, e): ends.labels(m, e) for m in Mode for e in StreamEnd}
-        tokens = counter(
-            "upstream_tokens_total", "Tokens by the router's usage, which no caller sees.", ("mode", "kind")
+        self.gate_hold = self._single("gate_hold_seconds", "How long slots were held.", _HOLD, "priority", Priority)
+        self.forced_releases = self._counter(
+            "gate_forced_releases", "Slots taken back from a holder that kept them too long. Must stay 0."
+        )[()]
+        self.lease_lost = self._counter("gate_lease_lost", "Leases of a shared gate that were lost while held.")[()]
+        self.deadline_exceeded = self._counter(
+            "deadline_exceeded", "Clocks that ran out.", ("mode", "deadline"), product(Mode, Deadline)
         )
-        self.tokens = {(m, k): tokens.labels(m, k) for m in Mode for k in TokenKind}
-        stripped = counter("fields_stripped_total", "Upstream fields taken out of events.", ("field",))
-        self.stripped = {field: stripped.labels(field) for field in Stripped}
-        dropped = counter("events_dropped_total", "Upstream events not passed on.", ("kind",))
-        self.dropped = {kind: dropped.labels(kind) for kind in Dropped}
-        responses = counter("upstream_responses_total", "Answers of the router by class of status.", ("mode", "code"))
-        self.responses = {(m, c): responses.labels(m, c) for m in Mode for c in RESPONSE_CODES}
-        self.loop_lag = Histogram(
-            "eidproxy_event_loop_lag_seconds",
-            "How late a timer of the event loop ran.",
-            registry=registry,
-            buckets=_LAG,
+        self.deadline_margin = self._single(
+            "deadline_margin_seconds", "Wall clock left at the end of a request.", _MARGIN, "mode", Mode
         )
-        self.rules_missing = counter("chat_rules_missing_total", "Chat requests refused for want of a rules file.")
-        self.log_dropped = counter("log_lines_dropped_total", "Log lines dropped since nobody read the output.")
-        start = Gauge(
-            "eidproxy_start_time_seconds", "When the process started, in seconds of the epoch.", registry=registry
+        self.first_token = self._single(
+            "time_to_first_token_seconds", "From the request's first byte to the first event for its caller.", _FIRST,
+            "mode", Mode,
+        )  # fmt: skip
+        self.first_byte = self._single(
+            "upstream_first_byte_seconds", "From the grant to the router's first byte.", _FIRST, "mode", Mode
         )
-        start.set(time.time())
-        info = Gauge("eidproxy_build_info", "1; what runs.", ("version", "python"), registry=registry)
-        info.labels(version, platform.python_version()).set(1)
+        self.stream_ends = self._counter(
+            "stream_ends", "How upstream streams ended.", ("mode", "end"), product(Mode, StreamEnd)
+        )
+        self.tokens = self._counter(
+            "upstream_tokens", "Tokens by the router's usage, which no caller sees.",
+            ("mode", "kind"), product(Mode, TokenKind),
+        )  # fmt: skip
+        stripped = self._counter(
+            "fields_stripped", "Upstream fields taken out of events.", ("field",), product(Stripped)
+        )
+        self.stripped = {field: stripped[field,] for field in Stripped}
+        dropped = self._counter("events_dropped", "Upstream events not passed on.", ("kind",), product(Dropped))
+        self.dropped = {kind: dropped[kind,] for kind in Dropped}
+        self.responses = self._counter(
+            "upstream_responses", "Answers of the router by class of status.",
+            ("mode", "code"), product(Mode, RESPONSE_CODES),
+        )  # fmt: skip
+        self.loop_lag = self._histogram("event_loop_lag_seconds", "How late a timer of the event loop ran.", _LAG)[()]
+        self.rules_missing = self._counter("chat_rules_missing", "Chat requests refused for want of a rules file.")[()]
+        self.log_dropped = self._counter("log_lines_dropped", "Log lines dropped since nobody read the output.")[()]
+        intervals: dict[tuple[str, ...], Distribution] = {(m,): self.streams[m].intervals for m in Mode}
+        self._histograms.append(
+            _Family("chunk_interval_seconds", "Between two writes of a stream to its caller.", ("mode",), intervals)
+        )
         ProcessCollector(namespace="eidproxy", registry=registry)
         registry.register(self)
+
+    def _counter(
+        self, name: str, text: str, labels: tuple[str, ...] = (), values: Iterable[tuple[str, ...]] = ((),)
+    ) -> dict[tuple[str, ...], Count]:
+        series = {value: Count() for value in values}
+        self._counters.append(_Family(name, text, labels, series))
+        return series
+
+    def _histogram(
+        self,
+        name: str,
+        text: str,
+        bounds: tuple[float, ...],
+        labels: tuple[str, ...] = (),
+        values: Iterable[tuple[str, ...]] = ((),),
+    ) -> dict[tuple[str, ...], Distribution]:
+        series = {value: Distribution(bounds) for value in values}
+        self._histograms.append(_Family(name, text, labels, series))
+        return series
+
+    def _single(
+        self, name: str, text: str, bounds: tuple[float, ...], label: str, values: Iterable[str]
+    ) -> dict[str, Distribution]:
+        """A histogram with one label, looked up by its value."""
+        series = self._histogram(name, text, bounds, (label,), product(values))
+        return {value: distribution for (value,), distribution in series.items()}
 
     def count_request(self, surface: Surface, mode: str, reason: str, seconds: float) -> None:
         """Count one ended request. `reason` is a member of METRIC_REASONS."""
@@ -178,10 +234,10 @@ class Metrics(Collector):
     def outcomes(self) -> dict[str, int]:
         """How many requests ended with each reason so far, those that ever happened, for `/status`."""
         totals: dict[str, int] = {}
-        for (_, _, reason), child in self.requests.items():
-            if count := int(child._value.get()):  # the only way to read a child without a scrape
+        for (_, _, reason), count in self.requests.items():
+            if count.value:
                 word = "ok" if reason == "none" else reason
-                totals[word] = totals.get(word, 0) + count
+                totals[word] = totals.get(word, 0) + count.value
         return totals
 
     def expose(self, accept: str) -> tuple[bytes, str]:
@@ -190,32 +246,44 @@ class Metrics(Collector):
         return encoder(self.registry), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """What is read at scrape instead of being counted."""
-        family = GaugeMetricFamily(
-            "eidproxy_requests_in_progress", "Requests of the main job that run.", labels=("mode", "phase")
-        )
-        for (mode, phase), count in self.in_progress.items():
-            family.add_metric((mode, phase), count)
-        yield family
+        """Every family, as prometheus-client wants it."""
+        for counters in self._counters:
+            counter = CounterMetricFamily(f"eidproxy_{counters.name}", counters.text, labels=counters.labels)
+            for values, count in counters.series.items():
+                counter.add_metric(values, count.value)
+            yield counter
+        for histograms in self._histograms:
+            histogram = HistogramMetricFamily(f"eidproxy_{histograms.name}", histograms.text, labels=histograms.labels)
+            for values, distribution in histograms.series.items():
+                histogram.add_metric(values, distribution.buckets(), distribution.sum)
+            yield histogram
         chunks = CounterMetricFamily("eidproxy_stream_chunks", "Chunks sent to callers.", labels=("mode",))
         sizes = CounterMetricFamily("eidproxy_stream_bytes", "Bytes of chunks sent to callers.", labels=("mode",))
-        intervals = HistogramMetricFamily(
-            "eidproxy_chunk_interval_seconds", "Between two writes of a stream to its caller.", labels=("mode",)
-        )
-        for mode, counters in self.streams.items():
-            chunks.add_metric((mode,), counters.chunks)
-            sizes.add_metric((mode,), counters.bytes)
-            total, buckets = 0, []
-            for bound, count in zip((*map(str, map(float, _INTERVAL)), "+Inf"), counters.interval_counts, strict=True):
-                total += count
-                buckets.append((bound, total))
-            intervals.add_metric((mode,), buckets, counters.interval_seconds)
-        yield from (chunks, sizes, intervals)
-        draining = GaugeMetricFamily("eidproxy_draining", "1 while the server drains.")
-        draining.add_metric((), self.draining)
-        yield draining
+        for mode, stream in self.streams.items():
+            chunks.add_metric((mode,), stream.chunks)
+            sizes.add_metric((mode,), stream.bytes)
+        yield from (chunks, sizes)
+        running = self.in_progress.items()
+        yield _gauge("requests_in_progress", "Requests of the main job that run.", running, ("mode", "phase"))
+        for name, text, value in (
+            ("draining", "1 while the server drains.", self.draining),
+            ("gate_backend_up", "1 while the gate's store answers; always 1 in the process.", self.gate_backend_up),
+            ("start_time_seconds", "When the process started, in seconds of the epoch.", self._started_at),
+        ):
+            yield _gauge(name, text, [((), value)])
+        built = (self._version, platform.python_version())
+        yield _gauge("build_info", "1; what runs.", [(built, 1)], ("version", "python"))
         if self.queue_states is not None:
             yield from _queue_families(self.queue_states())
+
+
+def _gauge(
+    name: str, text: str, series: Iterable[tuple[Sequence[str], float]], labels: Sequence[str] = ()
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"eidproxy_{name}", text, labels=labels)
+    for values, value in series:
+        family.add_metric(values, value)
+    return family
 
 
 def _queue_families(states: QueueStates) -> Iterator[Metric]:
@@ -224,17 +292,13 @@ def _queue_families(states: QueueStates) -> Iterator[Metric]:
         ("slots_in_use", "Slots that are held.", states.in_use),
         ("queue_limit", "Requests that may wait.", states.queue_limit),
     ):
-        single = GaugeMetricFamily(f"eidproxy_gate_{name}", text)
-        single.add_metric((), value)
-        yield single
-    depth = GaugeMetricFamily("eidproxy_gate_queue_depth", "Requests that wait.", labels=("priority",))
-    oldest = GaugeMetricFamily(
-        "eidproxy_gate_oldest_wait_seconds", "The longest wait of those who wait.", labels=("priority",)
-    )
-    for priority in Priority:
-        depth.add_metric((priority,), states.depth[priority])
-        oldest.add_metric((priority,), states.oldest_wait_seconds[priority])
-    yield from (depth, oldest)
+        yield _gauge(f"gate_{name}", text, [((), value)])
+    depth, oldest = states.depth, states.oldest_wait_seconds
+    yield _gauge("gate_queue_depth", "Requests that wait.", [((p,), depth[p]) for p in Priority], ("priority",))
+    yield _gauge(
+        "gate_oldest_wait_seconds", "The longest wait of those who wait.",
+        [((p,), oldest[p]) for p in Priority], ("priority",),
+    )  # fmt: skip
 
 
 def _outcome(reason: str) -> Outcome:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import httpx
 
 from eidproxy.chat import ChatRequest, upstream_body
+from eidproxy.countdown import Countdown
 from eidproxy.errors import (
     CLIENT_GONE,
     DEADLINES,
@@ -32,10 +33,9 @@ from eidproxy.sse import EventParser, EventTooLarge
 from eidproxy.upstream import EgressBlocked, Exchange, Upstream
 from eidproxy.vocabulary import Dropped, Mode, Outcome, Phase, Priority, StreamEnd, Surface
 
-_LINGER_SECONDS = 5.0
-"""How long usage and `[DONE]` are waited for after the finish reason (contract, 4)."""
+LINGER_SECONDS = 5.0
+"""How long usage and `[DONE]` are waited for after the finish reason (contract, 4), and the body of an error."""
 
-_ERROR_BODY_SECONDS = 5.0
 _MAX_ERROR_BODY_BYTES = 64 * 1024
 _MAX_STREAM_BYTES = 64 * 1024 * 1024
 _MAX_COMPLETION_CHARS = 4 * 1024 * 1024
@@ -57,6 +57,15 @@ class RelayLimits(NamedTuple):
     read_timeout: float = 120.0
 
 
+class RelayClocks:
+    """The clocks that every request starts: one timer each for all requests."""
+
+    def __init__(self, limits: RelayLimits) -> None:
+        self.deadline = Countdown(limits.deadline, Relay.out_of_time)
+        self.look = Countdown(min(limits.keepalive, limits.read_timeout), Relay.look)
+        self.linger = Countdown(LINGER_SECONDS, Relay.waited_long_enough)
+
+
 class RelayServices(NamedTuple):
     """What every relay of a process shares."""
 
@@ -65,6 +74,7 @@ class RelayServices(NamedTuple):
     metrics: Metrics
     log: Log
     limits: RelayLimits
+    clocks: RelayClocks
     aliases: dict[Mode, str]
     ask_usage: bool
     running: "set[Relay]"
@@ -84,13 +94,12 @@ class Relay:
         "_connection",
         "_created",
         "_deadline_at",
-        "_deadline_timer",
         "_error_body",
         "_exchange",
-        "_finished_at",
         "_first_event_at",
         "_granted_at",
         "_last_sent_at",
+        "_lingering",
         "_loop",
         "_mode",
         "_parser",
@@ -108,7 +117,6 @@ class Relay:
         "_surface",
         "_task",
         "_tick",
-        "_tick_at",
         "_trace_id",
         "chunks",
         "paused",
@@ -143,16 +151,14 @@ class Relay:
         self._claim: Pass | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
-        self._deadline_timer: asyncio.TimerHandle | None = None
         self._tick: asyncio.TimerHandle | None = None
-        self._tick_at = 0.0
         self._place_timer: asyncio.TimerHandle | None = None
         self._place: int | None = None
         self._phase = Phase.QUEUED
         self._granted_at: float | None = None
         self._deadline_at = 0.0
         self._first_event_at: float | None = None
-        self._finished_at: float | None = None
+        self._lingering = False  # the finish reason came
         self._last_sent_at = 0.0
         self._status: int | None = None
         self._error_body: bytearray | None = None
@@ -173,56 +179,74 @@ class Relay:
         self._connection.writing_paused = self.pause
         self._connection.writing_resumed = self.resume
         try:
-            if self._mode is Mode.DAILY:
-                self._claim = self._services.gate.request(self._priority, self._tell_place if self._progress else None)
-                self._claim.lost = self.conclude
-            self._task = self._loop.create_task(self._run())
-            self._task.add_done_callback(self._ran)
-        except Refusal as refusal:
-            self.refuse(refusal)
-        except Exception as error:  # noqa: BLE001  # what was taken until here must be given back
-            self.fail("relay", error)
-
-    async def _run(self) -> None:
-        """Wait for the slot, then for the connection; the callbacks do the rest."""
-        try:
             if self._progress:
                 self._begin(b"")
+            if self._mode is Mode.DAILY:
+                claim = self._services.gate.request(self._priority, self._tell_place if self._progress else None)
+                claim.lost = self.conclude
+                self._claim = claim
+            if self._claim is None or self._claim.holds:
+                if self._reach_router():
+                    return
+            else:
                 self._tell_place()
-            if self._claim is not None:
+            self._task = self._loop.create_task(self._run())
+            self._task.add_done_callback(self._ran)
+        except Exception as error:  # noqa: BLE001  # what was taken until here must be given back
+            self._failed(error)
+
+    def _reach_router(self) -> bool:
+        """The slot is there: connect, and send the request if that is done at once, as on one machine."""
+        self._granted()
+        exchange = self._exchange = self._services.upstream.dial()
+        if exchange is None or exchange.dialling is not None:
+            return False
+        self._send(exchange)
+        return True
+
+    async def _run(self) -> None:
+        """Wait for the slot, then for the connection, whichever is not to be had at once; callbacks do the rest."""
+        try:
+            if self._granted_at is None and self._claim is not None:
                 await self._claim.granted()
-            self._granted()
-            exchange = await self._services.upstream.connect()
+                if self._reach_router():
+                    return
+            exchange = await self._services.upstream.connect(self._exchange)
             if self._concluded:  # by something that ran between the connect and here
                 exchange.abort()
                 return
             self._exchange = exchange
             self._send(exchange)
-        except Refusal as refusal:
-            self.refuse(refusal)
-        except EgressBlocked as blocked:
-            self._services.log.alarm(Event.EGRESS_BLOCKED, verdict=blocked.decision.verdict)
-            self.conclude("egress_blocked")
-        except httpx.TransportError as error:
-            self._services.metrics.responses[self._mode, "none"].inc()
-            self.conclude(f"router_{type(error).__name__}")
         except Exception as error:  # noqa: BLE001  # nothing may end a request without an answer
-            self.fail("relay", error)
+            self._failed(error)
 
     def _ran(self, task: asyncio.Task[None]) -> None:
         """The task is over. One that was cancelled from outside, perhaps before it began, has concluded nothing."""
         self._task = None
-        if not self._concluded and self._exchange is None:
+        if not self._concluded and self._request is not None:
             error = None if task.cancelled() else task.exception()
             if error is None:
                 self.conclude(CLIENT_GONE)
             else:
                 self.fail("relay", error)
 
+    def _failed(self, error: Exception) -> None:
+        """Say why the request did not get as far as the router."""
+        if isinstance(error, Refusal):
+            self.refuse(error)
+        elif isinstance(error, EgressBlocked):
+            self._services.log.alarm(Event.EGRESS_BLOCKED, verdict=error.decision.verdict)
+            self.conclude("egress_blocked")
+        elif isinstance(error, httpx.TransportError):
+            self._services.metrics.responses[self._mode, "none"].inc()
+            self.conclude(f"router_{type(error).__name__}")
+        else:
+            self.fail("relay", error)
+
     def _granted(self) -> None:
         now = self._granted_at = self._loop.time()
         self._deadline_at = now + self._services.limits.deadline
-        self._deadline_timer = self._loop.call_at(self._deadline_at, self.conclude, "stream_deadline_exceeded")
+        self._services.clocks.deadline.start(self)
         self._enter(Phase.UPSTREAM)
         if self._place_timer is not None:
             self._place_timer.cancel()
@@ -238,9 +262,7 @@ class Relay:
         exchange.start(services.upstream.request(body), self)
         if self.paused:
             exchange.pause()
-        limits = services.limits
-        patience = min(limits.keepalive, limits.read_timeout) if self._streaming else limits.read_timeout
-        self._watch(self._last_sent_at + patience)
+        services.clocks.look.start(self)
 
     # What the router sends: the sink of the exchange
 
@@ -256,7 +278,7 @@ class Relay:
             self.conclude(reason_of_status(status, b"") or "upstream_protocol_error")
         else:
             self._error_body = bytearray()
-            self._watch(self._loop.time() + _ERROR_BODY_SECONDS)
+            self._services.clocks.linger.start(self)
 
     def upstream_body(self, data: bytes) -> None:
         """See `upstream.Sink`. This is what each event costs."""
@@ -325,9 +347,9 @@ class Relay:
             self.conclude("upstream_protocol_error")
         elif sanitizer.said_done:
             self.conclude(None if sanitizer.finished else "upstream_truncated")
-        elif sanitizer.finished and self._finished_at is None:
-            self._finished_at = self._loop.time()
-            self._watch(self._finished_at + _LINGER_SECONDS)
+        elif sanitizer.finished and not self._lingering:
+            self._lingering = True
+            self._services.clocks.linger.start(self)
 
     def _deliver(self, frames: list[bytes]) -> None:
         data = frames[0] if len(frames) == 1 else b"".join(frames)
@@ -353,8 +375,9 @@ class Relay:
         if self._exchange is not None and self._exchange.first_byte_at is not None and self._granted_at is not None:
             metrics.first_byte[self._mode].observe(self._exchange.first_byte_at - self._granted_at)
         self._enter(Phase.STREAMING)
-        limits = self._services.limits
-        self._watch(now + min(limits.keepalive, limits.read_timeout))
+        if self._tick is not None:  # set for a router that has not begun, and too late for a stream
+            self._tick.cancel()
+            self.look()
 
     # What the caller gets
 
@@ -408,43 +431,36 @@ class Relay:
 
     # Clocks
 
-    def _watch(self, when: float) -> None:
-        """Look again at `when`, or earlier if a look is due earlier."""
-        if self._tick is not None:
-            if self._tick_at <= when:
-                return
-            self._tick.cancel()
-        self._tick_at = when  # kept here: uvloop's handle of a timer that is due at once cannot tell
-        self._tick = self._loop.call_at(when, self._look)
+    def out_of_time(self) -> None:
+        """The wall clock."""
+        self.conclude("stream_deadline_exceeded")
 
-    def _look(self) -> None:
-        """One timer serves every clock but the deadline; it looks when the next of them could run out."""
+    def waited_long_enough(self) -> None:
+        """For what may follow a finish reason, or for the body of an error."""
+        if self._error_body is not None:
+            self._conclude_status()
+        else:
+            self.conclude(None)
+
+    def look(self) -> None:
+        """See whether the router or we were silent for too long, and look again when that could be so next."""
         self._tick = None
         exchange = self._exchange
-        if exchange is None or self._concluded:
+        if exchange is None or self._concluded or self._lingering or self._error_body is not None:
             return
         now = self._loop.time()
         limits = self._services.limits
-        if self._error_body is not None:
-            self._conclude_status()
+        next_look = now + limits.read_timeout if self.paused else exchange.last_read_at + limits.read_timeout
+        if now >= next_look:
+            self.conclude("router_ReadTimeout")
             return
-        if self._finished_at is not None:
-            next_look = self._finished_at + _LINGER_SECONDS
-            if now >= next_look:
-                self.conclude(None)
-                return
-        else:
-            next_look = now + limits.read_timeout if self.paused else exchange.last_read_at + limits.read_timeout
-            if now >= next_look:
-                self.conclude("router_ReadTimeout")
-                return
-            if self._streaming:
-                if now >= self._last_sent_at + limits.keepalive:
-                    if not self.paused:
-                        self._connection.write_chunk(_KEEPALIVE)
-                    self._last_sent_at = now
-                next_look = min(next_look, self._last_sent_at + limits.keepalive)
-        self._watch(next_look)
+        if self._streaming:
+            if now >= self._last_sent_at + limits.keepalive:
+                if not self.paused:
+                    self._connection.write_chunk(_KEEPALIVE)
+                self._last_sent_at = now
+            next_look = min(next_look, self._last_sent_at + limits.keepalive)
+        self._tick = self._loop.call_at(next_look, self.look)
 
     # The end
 
@@ -495,7 +511,10 @@ class Relay:
             self._services.gate.leave(self._claim)
 
     def _stop(self) -> None:
-        for timer in (self._deadline_timer, self._tick, self._place_timer):
+        clocks = self._services.clocks
+        for clock in (clocks.deadline, clocks.look, clocks.linger):
+            clock.stop(self)
+        for timer in (self._tick, self._place_timer):
             if timer is not None:
                 timer.cancel()
         if self._task is not None and self._task is not asyncio.current_task():

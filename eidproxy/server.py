@@ -9,25 +9,21 @@ than one reading of a request (see DESIGN.md).
 
 import asyncio
 import http
+import os
 import resource
-import secrets
 import signal
 import socket
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from enum import Enum, auto
+from enum import IntEnum, auto
 from types import FrameType
 from typing import Any, Protocol, cast
 
 import uvicorn
 
+from eidproxy.countdown import Countdown
 from eidproxy.errors import Refusal
 from eidproxy.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
 
-_IDLE_SECONDS = 15.0
-_HEAD_SECONDS = 5.0
-_BODY_SECONDS = 10.0
-_LINGER_SECONDS = 2.0
 _FLUSH_SECONDS = 30.0
 _SMALL_ANSWER_BYTES = 64 * 1024
 """An answer of which no more than this is unsent needs no guard of its own: idle connections have one."""
@@ -51,8 +47,8 @@ _REQUEST_ID = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-class State(Enum):
-    """What a connection waits for."""
+class State(IntEnum):
+    """What a connection waits for. Integers, since the hash of a plain Enum is a function in Python."""
 
     IDLE = auto()
     """The first byte of a request."""
@@ -86,67 +82,39 @@ class Service(Protocol):
         """A handler failed; the caller gets an answer."""
 
 
-class Roster:
-    """The connections that nothing is owed to: idle, or in the middle of a request. They may be closed.
+_PATIENCE = {State.IDLE: 15.0, State.HEAD: 5.0, State.BODY: 10.0, State.LINGERING: 2.0}
+"""How long a connection waits for its caller in each state, in seconds."""
 
-    Each state has a fixed patience, so a dictionary in order of entry is in order of deadline too. One timer serves
-    all; the same order tells who has waited longest when the place is needed.
+
+class Roster:
+    """Every connection, and for how long those wait that nothing is owed to: idle, or in the middle of a request.
+
+    These may be closed: when their time is up, or when the place is needed, the one first that has waited longest.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.connections: set[Connection] = set()
-        self._waiting: dict[State, OrderedDict[Connection, float]] = {
-            state: OrderedDict() for state in (State.IDLE, State.HEAD, State.BODY, State.LINGERING)
-        }
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._waiting = {state: Countdown(seconds, Connection.expire) for state, seconds in _PATIENCE.items()}
 
     def arrive(self, connection: "Connection") -> None:
         """Take a new connection in, at the cost of the one that has waited longest when there are too many."""
         self.connections.add(connection)
         if len(self.connections) > self.limit:
-            oldest = self._oldest()
-            (oldest or connection).abort()
+            firsts = [first for line in self._waiting.values() if (first := line.first()) is not None]
+            min(firsts, key=lambda first: first.since, default=connection).abort()
 
     def depart(self, connection: "Connection") -> None:
         """A connection is gone."""
         self.connections.discard(connection)
 
-    def enter(self, connection: "Connection", state: State, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
-        """A connection waits for its caller until a deadline."""
-        self._waiting[state][connection] = deadline
-        self._set_timer(deadline, loop)
+    def enter(self, connection: "Connection", state: State) -> None:
+        """A connection waits for its caller."""
+        self._waiting[state].start(connection)
 
     def leave(self, connection: "Connection", state: State) -> None:
         """A connection waits no longer."""
-        self._waiting[state].pop(connection, None)
-
-    def _set_timer(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is None or self._timer_at > deadline:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = deadline  # kept here: uvloop's handle of a timer that is due at once cannot tell
-            self._timer = loop.call_at(deadline, self._sweep, loop)
-
-    def _oldest(self) -> "Connection | None":
-        fronts = [next(iter(line)) for line in self._waiting.values() if line]
-        return min(fronts, key=lambda connection: connection.since, default=None)
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        upcoming = []
-        self._timer = None
-        for line in self._waiting.values():
-            while line:
-                connection, deadline = next(iter(line.items()))
-                if deadline > now:
-                    upcoming.append(deadline)
-                    break
-                del line[connection]
-                connection.expire()
-        for deadline in upcoming:
-            self._set_timer(deadline, loop)  # one that expired may have entered another state, and set it already
+        self._waiting[state].stop(connection)
 
 
 class Connection(asyncio.Protocol):
@@ -199,7 +167,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         try:
             self._transport.set_write_buffer_limits(high=self._service.buffer_bytes)
-            self._wait(State.IDLE, _IDLE_SECONDS)
+            self._wait(State.IDLE)
             self._roster.arrive(self)
         except BaseException:
             self._transport.abort()  # uvloop would keep it, unread
@@ -233,8 +201,9 @@ class Connection(asyncio.Protocol):
             self.began_at = self._loop.time()
             self.request_id = ""
             self._is_head_request = False
-            if data.endswith(b"\r\n\r\n") and len(data) <= MAX_HEAD_BYTES and data.find(b"\r\n\r\n") == len(data) - 4:
-                self._take_head(data)  # a whole head and nothing else: the usual GET
+            end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
+            if end >= 4:  # the usual request comes in one piece
+                self._take_head(data[:end], data[end:])
                 return
             self._buffer = bytearray()
             self._take(data, 0)
@@ -276,7 +245,7 @@ class Connection(asyncio.Protocol):
                 self._refuse_at_edge(refusal)
                 return
             if self._state is not State.HEAD:
-                self._wait(State.HEAD, _HEAD_SECONDS)
+                self._wait(State.HEAD)
             return
         head, rest = bytes(buffer[: end + 4]), bytes(buffer[end + 4 :])
         self._buffer = None
@@ -304,7 +273,7 @@ class Connection(asyncio.Protocol):
             self._buffer = bytearray()
         if head.expects_continue and not rest:
             self._transport.write(_CONTINUE)
-        self._wait(State.BODY, _BODY_SECONDS)
+        self._wait(State.BODY)
         if rest:
             self._take_body(rest)
 
@@ -455,7 +424,7 @@ class Connection(asyncio.Protocol):
             self._guard_flush(flush_seconds)
             self._transport.set_write_buffer_limits(high=0)  # resume_writing tells when it is empty
         else:
-            self._wait(State.IDLE, _IDLE_SECONDS)
+            self._wait(State.IDLE)
 
     def _close(self, flush_seconds: float | None) -> None:
         """Close once everything is sent, or when the caller does not take it in time."""
@@ -475,14 +444,14 @@ class Connection(asyncio.Protocol):
             self._flush_timer = None
         if not self._transport.is_closing():
             self._transport.set_write_buffer_limits(high=self._service.buffer_bytes)
-            self._wait(State.IDLE, _IDLE_SECONDS)
+            self._wait(State.IDLE)
 
     def _linger(self) -> None:
         """Half-close and read on for a moment: closing with bytes unread resets the connection under the answer."""
         if self._transport.is_closing():
             return
         self._transport.write_eof()
-        self._wait(State.LINGERING, _LINGER_SECONDS)
+        self._wait(State.LINGERING)
 
     def _leave(self) -> None:
         """Tell whoever answers at once, not when the transport gets round to it."""
@@ -490,20 +459,20 @@ class Connection(asyncio.Protocol):
         if departed is not None:
             departed()
 
-    def _wait(self, state: State, seconds: float) -> None:
+    def _wait(self, state: State) -> None:
         self._unwait()
         self._state = state
         self.since = self._loop.time()
-        self._roster.enter(self, state, self.since + seconds, self._loop)
+        self._roster.enter(self, state)
 
     def _unwait(self) -> None:
-        if self._state in (State.IDLE, State.HEAD, State.BODY, State.LINGERING):
+        if self._state in _PATIENCE:
             self._roster.leave(self, self._state)
 
 
 def new_request_id() -> str:
     """An id of our own."""
-    return secrets.token_hex(12)
+    return os.urandom(12).hex()
 
 
 def _request_id(head: RequestHead) -> str:

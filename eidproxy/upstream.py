@@ -10,18 +10,19 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import httptools
 import httpx
 
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+from eidproxy.wire import Wire, probe_silent_peer
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_INTERIM = 8
 _MAX_ABANDONED_LOOKUPS = 64
 _BIG_READ_BYTES = 64 * 1024
-"""After a read of this size others have a turn: libuv would read a flooding router's socket up to 32 times in a row."""
+"""After a longer read others have a turn. Only TLS has such: the loop reads up to 32 times in a row, a `Wire` once."""
 
 
 class EgressBlocked(Exception):
@@ -66,6 +67,7 @@ class Exchange(asyncio.Protocol):
         "_transport",
         "_write_timeout",
         "_write_timer",
+        "dialling",
         "first_byte_at",
         "last_read_at",
     )
@@ -88,6 +90,8 @@ class Exchange(asyncio.Protocol):
         self._coding: bytes | None = None
         self._length = False
         self._encoded = False
+        self.dialling: Wire | None = None
+        """The connection that is not yet there."""
         self.first_byte_at: float | None = None
         self.last_read_at = 0.0
 
@@ -105,8 +109,9 @@ class Exchange(asyncio.Protocol):
     def abort(self) -> None:
         """Close the connection now. The sink hears nothing more."""
         self._sink = None
-        if self._transport is not None:
-            self._transport.abort()
+        transport = self._transport or self.dialling
+        if transport is not None:
+            transport.abort()
         self._release()
 
     def pause(self) -> None:
@@ -156,7 +161,7 @@ class Exchange(asyncio.Protocol):
         self._hand_on()
         if self._over:
             self._end(None)
-        elif len(data) >= _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
+        elif len(data) > _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
             self._loop.call_soon(self._read_on)
 
@@ -256,14 +261,6 @@ class Exchange(asyncio.Protocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
-
-
-def probe_silent_peer(sock: socket.socket) -> None:
-    """Have the kernel find out within 25 s that the machine at the other end is gone without a word, as one asleep."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # TCP_KEEPALIVE is macOS's word for TCP_KEEPIDLE
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Resolver:
@@ -378,15 +375,51 @@ class Upstream:
             raise EgressBlocked(decisions[0])
         return [str(decision.address) for decision in decisions]
 
-    async def connect(self) -> Exchange:
-        """A connected exchange. Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout."""
+    def dial(self) -> Exchange | None:
+        """Begin to connect without waiting; None when a look-up or TLS must come first.
+
+        The exchange is connected at once when the router is on this machine; else `dialling` is set, and `connect`
+        waits for it. Raises EgressBlocked, httpx.ConnectError.
+        """
+        if self._literal is None or self._tls is not None:
+            return None
+        if not self._literal[0].permitted:
+            raise EgressBlocked(self._literal[0])
+        loop = asyncio.get_running_loop()
+        try:
+            exchange, wire = self._begin(loop, self.host)
+            try:
+                peer = wire.peer()
+                if peer is not None:
+                    self._connected(loop, exchange, wire, self.host, peer)
+            except BaseException:
+                wire.abort()
+                raise
+        except OSError:
+            self._checked(loop, False)
+            raise httpx.ConnectError("the router refuses connections") from None
+        except httpx.ConnectError:
+            self._checked(loop, False)
+            raise
+        return exchange
+
+    async def connect(self, begun: Exchange | None = None) -> Exchange:
+        """A connected exchange; `begun` is one that `dial` returned.
+
+        Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout. Whatever it raises, nothing stays open.
+        """
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):
-                return await self._dial(loop)
+                if begun is None:
+                    return await self._connect_to_any(loop)
+                return await self._connect_to(loop, self.host, begun)
         except TimeoutError:
             self._checked(loop, False)
             raise httpx.ConnectTimeout("the router does not answer") from None
+        except OSError:
+            self._checked(loop, False)
+            raise httpx.ConnectError("the router refuses connections") from None
         except httpx.ConnectError:
             self._checked(loop, False)
             raise
@@ -398,50 +431,74 @@ class Upstream:
         await asyncio.shield(self._check)
 
     async def _probe(self) -> None:
-        (await self.connect()).abort()
+        (await self.connect(self.dial())).abort()
 
-    async def _dial(self, loop: asyncio.AbstractEventLoop) -> Exchange:
+    async def _connect_to_any(self, loop: asyncio.AbstractEventLoop) -> Exchange:
         for address in await self.addresses():
-            exchange = Exchange(loop, self._write_timeout)
             try:
-                transport, _ = await loop.create_connection(
-                    lambda made=exchange: made,
-                    address,
-                    self.port,
-                    ssl=self._tls,
-                    server_hostname=self.host if self._tls is not None else None,
-                )
+                if self._tls is None:
+                    return await self._connect_to(loop, address, self._begin(loop, address)[0])
+                return await self._connect_securely(loop, address)
             except OSError:  # refused, unreachable, reset, or TLS that does not check out
                 continue
-            try:
-                self._check_peer(address, transport)
-                self._checked(loop, True)
-                probe_silent_peer(transport.get_extra_info("socket"))
-            except BaseException:
-                transport.abort()
-                raise
-            return exchange
         raise httpx.ConnectError("the router refuses connections")
 
-    def _check_peer(self, address: str, transport: asyncio.BaseTransport) -> None:
+    def _begin(self, loop: asyncio.AbstractEventLoop, address: str) -> tuple[Exchange, Wire]:
+        exchange = Exchange(loop, self._write_timeout)
+        exchange.dialling = wire = Wire(loop, exchange, address, self.port)
+        return exchange, wire
+
+    async def _connect_to(self, loop: asyncio.AbstractEventLoop, address: str, exchange: Exchange) -> Exchange:
+        wire = exchange.dialling
+        if wire is not None:
+            try:
+                await wire.connected()
+                self._connected(loop, exchange, wire, address, wire.peer())
+            except BaseException:
+                wire.abort()
+                raise
+        return exchange
+
+    def _connected(
+        self, loop: asyncio.AbstractEventLoop, exchange: Exchange, wire: Wire, address: str, peer: Any
+    ) -> None:
+        """Judge the peer of a connection that is there, and let it be used."""
+        self._check_peer(address, peer, wire.local())
+        self._checked(loop, True)
+        exchange.dialling = None
+        wire.open()
+
+    async def _connect_securely(self, loop: asyncio.AbstractEventLoop, address: str) -> Exchange:
+        exchange = Exchange(loop, self._write_timeout)
+        transport, _ = await loop.create_connection(
+            lambda: exchange, address, self.port, ssl=self._tls, server_hostname=self.host
+        )
+        try:
+            probe_silent_peer(transport.get_extra_info("socket"))
+            self._check_peer(address, transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
+            self._checked(loop, True)
+        except BaseException:
+            transport.abort()
+            raise
+        return exchange
+
+    def _check_peer(self, address: str, peer: Any, local: Any) -> None:
         """The address that was judged must be the one at the other end, and that end must not be this program."""
-        peer = transport.get_extra_info("peername")
-        if peer is None or peer == transport.get_extra_info("sockname"):
+        if peer is None or peer == local:
             # Gone already; or nobody listens and the kernel joined the socket with itself (TCP simultaneous open).
             raise httpx.ConnectError("the router hung up")
         if peer[0] != address:
             raise EgressBlocked(Decision(Verdict.OUTSIDE))
-        if self.own_addresses and self._is_own(address, transport):
+        if self.own_addresses and self._is_own(address, local):
             raise EgressBlocked(Decision(Verdict.LOOP))
 
-    def _is_own(self, address: str, transport: asyncio.BaseTransport) -> bool:
+    def _is_own(self, address: str, local: Any) -> bool:
         for host, port in self.own_addresses:
             if port != self.port:
                 continue
             if host == address:
                 return True
             if host in ("0.0.0.0", "::"):  # noqa: S104  # a listener on every address of this machine
-                local = transport.get_extra_info("sockname")
                 return local is not None and local[0] == address
         return False
 

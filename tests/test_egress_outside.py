@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import os
@@ -23,8 +22,10 @@ import httpx
 import pytest
 import uvloop
 
+from eidproxy import upstream
 from eidproxy.egress import EgressPolicy
 from eidproxy.upstream import EgressBlocked, Resolver, Upstream
+from eidproxy.wire import Wire
 from tests.callers import at_rest, check_refusal
 from tests.harness import CHAT, Proxy, ask, chat, until
 from tests.tools import need, without
@@ -69,7 +70,9 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def run_schedule(schedule: Schedule, count: int, seed: int, port: int) -> tuple[int, int, list[str]]:
+def run_schedule(
+    schedule: Schedule, count: int, seed: int, port: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, int, list[str]]:
     """So many connects with such answers: how many were made, how many refused, and every address dialled."""
     choose = random.Random(seed)
     dialled: list[str] = []
@@ -77,7 +80,6 @@ def run_schedule(schedule: Schedule, count: int, seed: int, port: int) -> tuple[
 
     async def run() -> None:
         nonlocal made, refused
-        loop = asyncio.get_running_loop()
         numbers = itertools.count()
         answers: list[str] = []
 
@@ -86,21 +88,18 @@ def run_schedule(schedule: Schedule, count: int, seed: int, port: int) -> tuple[
             return list(answers)
 
         proxy = Upstream("router.test", port, EgressPolicy(), connect_timeout=2, resolver=Resolver(lookup))
-        connect = loop.create_connection
 
-        class Loop:
-            """The loop, with an eye on what is dialled."""
+        class Watched(Wire):
+            """A wire, with an eye on what is dialled."""
 
-            async def create_connection(self, factory: Any, host: str, *args: Any, **kwargs: Any) -> Any:
-                dialled.append(host)
-                return await connect(factory, host, *args, **kwargs)
+            def __init__(self, loop: Any, protocol: Any, address: str, port: int) -> None:
+                dialled.append(address)
+                super().__init__(loop, protocol, address, port)
 
-            def __getattr__(self, name: str) -> object:
-                return getattr(loop, name)
-
+        monkeypatch.setattr(upstream, "Wire", Watched)
         for _ in range(count):
             try:
-                exchange = await proxy._dial(Loop())  # type: ignore[arg-type]
+                exchange = await proxy.connect(proxy.dial())
             except (EgressBlocked, httpx.ConnectError):
                 refused += 1
                 assert answers != [GOOD]
@@ -115,9 +114,9 @@ def run_schedule(schedule: Schedule, count: int, seed: int, port: int) -> tuple[
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_lying_resolver(router: Router, name: str, seed: int) -> None:
+def test_lying_resolver(router: Router, name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     count = amount(100, 1000)
-    made, refused, dialled = run_schedule(SCHEDULES[name], count, seed, router.port)
+    made, refused, dialled = run_schedule(SCHEDULES[name], count, seed, router.port, monkeypatch)
     print(f"EIDPROXY {name}: {made} made, {refused} refused, dialled {len(dialled)}")
     assert made + refused == count
     assert set(dialled) <= {GOOD}
@@ -135,7 +134,7 @@ def test_control_a_guard_that_permits_all_is_noticed(router: Router, monkeypatch
 
     monkeypatch.setattr(EgressPolicy, "decide_all", permit)
     with pytest.raises(AssertionError):
-        run_schedule(lambda _n, _c: [GOOD, "127.0.0.2"], 3, 1, router.port)
+        run_schedule(lambda _n, _c: [GOOD, "127.0.0.2"], 3, 1, router.port, monkeypatch)
 
 
 # --- C10: the environment ----------------------------------------------------------------------------------------

@@ -18,7 +18,21 @@ from typing import Any
 import pytest
 import uvloop
 
-from eidproxy import admission, app, endpoints, gate, logs, metrics, relay, sanitize, server, sse, upstream
+from eidproxy import (
+    admission,
+    app,
+    countdown,
+    endpoints,
+    gate,
+    logs,
+    metrics,
+    relay,
+    sanitize,
+    server,
+    sse,
+    upstream,
+    wire,
+)
 from eidproxy.app import Application
 from eidproxy.config import load
 from eidproxy.server import Connection
@@ -29,7 +43,8 @@ from tests.upstream import Router, Stall, status, stream
 PATH: list[type] = [
     *(admission.AdmissionQueue, endpoints.Endpoints, gate.LocalGate, gate.LocalPass, gate.MeanHold, logs.Log),
     *(metrics.StreamCounters, metrics.Metrics, relay.Relay, sanitize.Sanitizer, sanitize.Completion, server.Connection),
-    *(server.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream),
+    *(server.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
+    *(metrics.Count, metrics.Distribution),
 ]
 
 GIVING_BACK = {
@@ -39,6 +54,7 @@ GIVING_BACK = {
     "Relay._leave_gate",
     "Relay.conclude",
     "Relay.depart",
+    "Relay.out_of_time",
 }
 """What gives back itself: when that fails, the watchdog takes the slot back, or the caller's end does."""
 
@@ -47,6 +63,7 @@ PURE = {
     *("AdmissionQueue._aged", "AdmissionQueue._grant", "AdmissionQueue._next", "Connection.__init__"),
     *("Exchange.abort", "Exchange.connection_made", "LocalPass.__init__", "Relay._hang_up"),
     *("Connection.connection_lost", "Connection.connection_made", "Relay._sign_off", "Roster.depart"),
+    *("Countdown._sweep", "Countdown.stop", "Wire.abort"),
 }
 """Assignments and the closing of the socket itself: failing before their first statement, they have not been called."""
 
@@ -234,7 +251,7 @@ async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 raise AssertionError(f"{scenario.__name__}: {kind} at call {number}, {name}: {left}") from None
             if exempt:
                 await asyncio.sleep(0.3)  # a watchdog that was not cancelled has fired by then
-            now = application.metrics.forced_releases._value.get()
+            now = application.metrics.forced_releases.value
             assert now == forced or exempt, f"{scenario.__name__}: {kind} at call {number}, {name}: watchdog"
             forced = now
             router.reset()

@@ -1,0 +1,187 @@
+"""A transport over a plain TCP socket that we connect ourselves.
+
+The loop makes a coroutine, a task and two futures for each connection, and one is made for each request. Here a
+connection within the machine is there when `connect` returns, so a request goes out in the callback in which it came
+in; and the socket is closed where `abort` is called, before the slot is given on, not a tick later.
+"""
+
+import asyncio
+import errno
+import socket
+from typing import Any
+
+_READ_BYTES = 64 * 1024
+"""At most so much of a flooding peer comes before everybody else has a turn."""
+
+_PROBES = tuple(
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 10),  # macOS's word for TCP_KEEPIDLE
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+    )
+    if hasattr(socket, name)
+)
+
+
+def probe_silent_peer(sock: socket.socket) -> None:
+    """Have the kernel find out within 25 s that the machine at the other end is gone without a word, as one asleep.
+
+    And send at once what is written: a request of several segments would wait for an acknowledgement of the first.
+    """
+    for level, name, value in _PROBES:
+        sock.setsockopt(level, name, value)
+
+
+class Wire(asyncio.Transport):
+    """One connection. The protocol hears what asyncio says it hears, but for the end of one that it aborted itself."""
+
+    __slots__ = ("_closed", "_connecting", "_descriptor", "_loop", "_protocol", "_reading", "_socket", "_unsent")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, address: str, port: int) -> None:
+        """Begin to connect to an address literal. Raises OSError."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._loop = loop
+        self._protocol = protocol
+        self._socket = sock = socket.socket(family, socket.SOCK_STREAM)
+        self._descriptor = sock.fileno()
+        self._closed = False
+        self._reading = False
+        self._connecting = True
+        self._unsent: bytes | bytearray = b""
+        try:
+            sock.setblocking(False)
+            probe_silent_peer(sock)
+            code = sock.connect_ex((address, port))
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, "connect")
+        except BaseException:
+            sock.close()
+            raise
+
+    def peer(self) -> Any:
+        """The address at the other end, or None while there is none: not yet connected, or gone already."""
+        try:
+            return self._socket.getpeername()
+        except OSError:
+            return None
+
+    def local(self) -> Any:
+        """The address at this end."""
+        return self._socket.getsockname()
+
+    def open(self) -> None:
+        """Begin to talk: the protocol has its transport."""
+        self._connecting = False
+        self._protocol.connection_made(self)
+        self.resume_reading()
+
+    async def connected(self) -> None:
+        """Wait for the peer to accept. Raises OSError."""
+        done = self._loop.create_future()
+
+        def writable() -> None:
+            self._loop.remove_writer(self._descriptor)
+            if not done.done():
+                done.set_result(None)
+
+        self._loop.add_writer(self._descriptor, writable)
+        try:
+            await done
+        finally:
+            if not self._closed:
+                self._loop.remove_writer(self._descriptor)
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, "connect")
+
+    # asyncio.Transport
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send now what the kernel takes, and the rest when it takes more."""
+        if self._closed:
+            return
+        if self._unsent:
+            self._unsent = bytes(self._unsent) + bytes(data)
+            return
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._loop.call_soon(self._lose, error)
+            return
+        if sent < len(data):
+            self._unsent = bytes(data[sent:])
+            self._loop.add_writer(self._descriptor, self._write_on)
+            self._protocol.pause_writing()
+
+    def pause_reading(self) -> None:
+        """See asyncio.ReadTransport."""
+        if self._reading and not self._closed:
+            self._reading = False
+            self._loop.remove_reader(self._descriptor)
+
+    def resume_reading(self) -> None:
+        """See asyncio.ReadTransport."""
+        if not self._reading and not self._closed:
+            self._reading = True
+            self._loop.add_reader(self._descriptor, self._readable)
+
+    def is_closing(self) -> bool:
+        """See asyncio.BaseTransport."""
+        return self._closed
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """The limit is 0: any byte that the kernel does not take pauses the protocol."""
+
+    def abort(self) -> None:
+        """Close now."""
+        if not self._closed:
+            self._closed = True
+            if self._reading:
+                self._loop.remove_reader(self._descriptor)
+            if self._unsent or self._connecting:
+                self._loop.remove_writer(self._descriptor)
+            self._socket.close()
+
+    # The loop's callbacks
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        try:
+            if data:
+                self._protocol.data_received(data)
+            else:
+                self._protocol.eof_received()
+                self._lose(None)
+        except Exception as error:  # noqa: BLE001  # as the loop's own transports do: tell it, and close
+            self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
+            self._lose(error)
+
+    def _write_on(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._loop.remove_writer(self._descriptor)
+            self._protocol.resume_writing()
+
+    def _lose(self, error: Exception | None) -> None:
+        if not self._closed:
+            self.abort()
+            self._protocol.connection_lost(error)
