@@ -66,17 +66,15 @@ def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
     """Check a body of `POST /v1/chat/completions`. Raises Refusal with the reason and, where safe, the field."""
     value = parse_object(body)
     mode = parse_mode(value, body)
-    for name in value:
-        if name not in _FIELDS and name != "model":
-            _unsupported(name)
+    refuse_unknown(value, _NAMES)
     fields: Object = {}
-    for name, check in _FIELDS.items():
-        if name in value:
-            checked = check(value[name], name)
+    if "messages" not in value:
+        _invalid("messages")
+    for name, given in value.items():
+        if name != "model":
+            checked = _FIELDS[name](given, name)
             if name in _PASSED_ON:
                 fields[name] = checked
-        elif name == "messages":
-            _invalid(name)
     limits = [value[name] for name in ("max_tokens", "max_completion_tokens") if name in value]
     fields["max_tokens"] = min([*limits, defaults.max_tokens])
     fields.setdefault("temperature", defaults.temperature)
@@ -109,6 +107,8 @@ def upstream_body(request: ChatRequest, alias: str, ask_usage: bool) -> bytes:
 
 def refuse_unknown(value: Object, known: frozenset[str]) -> None:
     """Raise Refusal `unsupported_field` for the first key that is not known."""
+    if value.keys() <= known:
+        return
     for name in value:
         if name not in known:
             _unsupported(name)
@@ -369,6 +369,8 @@ _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "verbosity": _anything,
 }
 """Every field but `model`, with the check that returns its rebuilt value."""
+
+_NAMES = frozenset({"model", *_FIELDS})
 
 _PASSED_ON = frozenset(
     {"messages", "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop"}

@@ -18,6 +18,7 @@ from starlette.routing import Route, Router
 from eidproxy.chat import Defaults, parse_chat_request
 from eidproxy.errors import Refusal, metric_reason
 from eidproxy.http1 import RequestHead
+from eidproxy.logs import RequestLine
 from eidproxy.metrics import Metrics
 from eidproxy.relay import Relay, RelayServices
 from eidproxy.server import Connection
@@ -199,20 +200,23 @@ class Endpoints:
         label = metric_reason(reason)
         self.services.metrics.count_request(surface, NO_MODE, label, total)
         self.services.log.request(
-            label,
-            request_id=connection.request_id,
-            surface=surface,
-            mode=NO_MODE,
-            outcome=Outcome.OK if reason == "none" else Outcome.ERROR,
-            status=status,
-            total_ms=round(total * 1e3, 1),
+            RequestLine(
+                reason=label,
+                request_id=connection.request_id,
+                surface=surface,
+                mode=NO_MODE,
+                outcome=Outcome.OK if reason == "none" else Outcome.ERROR,
+                status=status,
+                total_ms=round(total * 1e3, 1),
+            )
         )
 
 
 def check_media_type(head: RequestHead) -> None:
     """Raise Refusal `unsupported_media_type` unless the body is plain JSON in UTF-8."""
+    media_type = head.headers.get(b"content-type", b"")
     if (
-        not _JSON.fullmatch(head.headers.get(b"content-type", b""))
+        not (media_type == b"application/json" or _JSON.fullmatch(media_type))
         or head.headers.get(b"content-encoding", b"identity").lower() != b"identity"
     ):
         raise Refusal("unsupported_media_type")

@@ -93,7 +93,7 @@ def parse_head(head: bytes) -> RequestHead:
         raise Refusal("invalid_request")
     path, _, query = target.decode("ascii").partition("?")
     content_length, chunked = _framing(headers)
-    expect = headers.get(b"expect")
+    expect, connection = headers.get(b"expect"), headers.get(b"connection")
     if expect is not None and expect.lower() != b"100-continue":
         raise Refusal("invalid_request")
     return RequestHead(
@@ -106,7 +106,7 @@ def parse_head(head: bytes) -> RequestHead:
         content_length=content_length,
         chunked=chunked,
         expects_continue=expect is not None,
-        keep_alive=b"close" not in map(bytes.strip, headers.get(b"connection", b"").lower().split(b",")),
+        keep_alive=connection is None or b"close" not in map(bytes.strip, connection.lower().split(b",")),
     )
 
 

@@ -44,6 +44,26 @@ _ERRORS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rul
 """Reasons that an operator must mend."""
 
 
+class RequestLine(msgspec.Struct, omit_defaults=True, tag_field="event", tag=Event.REQUEST.value):
+    """The line of an ended request. Facts that are None are left out; `level` and `timestamp` are the log's."""
+
+    reason: str
+    request_id: str
+    surface: str
+    mode: str
+    outcome: str
+    status: int
+    total_ms: float
+    priority: str | None = None
+    gate_wait_ms: float | None = None
+    ttft_ms: float | None = None
+    chunks: int | None = None
+    bytes: int | None = None
+    trace_id: str | None = None
+    level: str | None = None
+    timestamp: str | None = None
+
+
 class LineWriter:
     """Writes whole lines to a descriptor and never waits: a reader that stopped reading must not stop the proxy."""
 
@@ -91,18 +111,21 @@ class Log:
             wrapper_class=structlog.make_filtering_bound_logger(self._lowest),
         ).bind()
 
-    def request(self, reason: str, **facts: str | int | float | None) -> None:
-        """One ended request. Facts without a value are left out."""
+    def request(self, line: RequestLine) -> None:
+        """One ended request."""
         level = "info"
-        if facts["outcome"] == "error":
-            level = "error" if reason in _ERRORS else "warning"
-        line = {"reason": reason, **{name: fact for name, fact in facts.items() if fact is not None}}
+        if line.outcome == "error":
+            level = "error" if line.reason in _ERRORS else "warning"
+        if self._lowest > _LEVELS[level]:
+            return
         if self._console:
-            getattr(self._logger, level)(Event.REQUEST.value, **line)
-        elif self._lowest <= _LEVELS[level]:
-            # The line that structlog would write. Its chain costs as much as all else that is done for a request's end.
-            now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-            self._writer.msg(_encode({**line, "event": Event.REQUEST, "level": level, "timestamp": now}))
+            facts = {name: fact for name, fact in msgspec.structs.asdict(line).items() if fact is not None}
+            getattr(self._logger, level)(Event.REQUEST.value, **facts)
+            return
+        # The line that structlog would write. Its chain costs as much as all else that is done at a request's end.
+        line.level = level
+        line.timestamp = datetime.now(UTC).isoformat()[:-6] + "Z"
+        self._writer.msg(_encode(line))
 
     def state(self, event: Event, **facts: str | int | float) -> None:
         """One change of state."""

@@ -25,9 +25,9 @@ from eidproxy.errors import (
     reason_of_status,
 )
 from eidproxy.gate import Gate, Pass
-from eidproxy.logs import Event, Log
+from eidproxy.logs import Event, Log, RequestLine
 from eidproxy.metrics import Metrics
-from eidproxy.sanitize import Completion, Sanitizer, UpstreamFailed, chunk_head, progress_chunk
+from eidproxy.sanitize import Choice, Completion, Sanitizer, UpstreamFailed, chunk_head, progress_chunk
 from eidproxy.server import Connection
 from eidproxy.sse import EventParser, EventTooLarge
 from eidproxy.upstream import EgressBlocked, Exchange, Upstream
@@ -320,53 +320,60 @@ class Relay:
 
     def _take(self, events: list[bytes]) -> None:
         """Sanitize what one read brought and pass it on in one write."""
-        sanitizer = self._sanitizer
-        read, encode, completion = sanitizer.read, sanitizer.encode, self._completion
-        frames: list[bytes] = []
+        sanitizer, completion = self._sanitizer, self._completion
+        choices: list[Choice] = []
         failure: UpstreamFailed | None = None
         try:
             for data in events:
-                choice = read(data)
+                choice = sanitizer.read(data)
                 if choice is not None:
-                    if completion is None:
-                        frames.append(encode(choice))
-                    else:
-                        completion.add(choice)
-                        self.chunks += 1
-                if sanitizer.said_done:
+                    choices.append(choice)
+                elif sanitizer.said_done:
                     break
         except UpstreamFailed as failed:
             failure = failed  # what came before it in the same read is passed on first
-        if frames:
-            self._deliver(frames)
-        elif completion is not None and self.chunks and self._first_event_at is None:
-            self._first_event(self._loop.time())
+        if choices:
+            if completion is None:
+                self._deliver(choices)
+            else:
+                self._keep(choices, completion)
         if failure is not None:
             raise failure
-        if completion is not None and completion.size > _MAX_COMPLETION_CHARS:
-            self.conclude("upstream_protocol_error")
-        elif sanitizer.said_done:
+        if self._concluded:
+            return
+        if sanitizer.said_done:
             self.conclude(None if sanitizer.finished else "upstream_truncated")
         elif sanitizer.finished and not self._lingering:
             self._lingering = True
             self._services.clocks.linger.start(self)
 
-    def _deliver(self, frames: list[bytes]) -> None:
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
-        now = self._exchange.last_read_at if self._exchange is not None else self._loop.time()
+    def _deliver(self, choices: list[Choice]) -> None:
+        data = self._sanitizer.encode(choices)
+        exchange = self._exchange
+        now = exchange.last_read_at if exchange is not None else self._loop.time()
         counters = self._services.metrics.streams[self._mode]
         if self._first_event_at is None:
             self._first_event(now)
-            counters.delivered(len(frames), len(data), None)
+            counters.delivered(len(choices), len(data), None)
         else:
-            counters.delivered(len(frames), len(data), now - self._last_sent_at)
-        self.chunks += len(frames)
+            counters.delivered(len(choices), len(data), now - self._last_sent_at)
+        self.chunks += len(choices)
         self._last_sent_at = now
         if self._streaming:
             self.sent_bytes += len(data)
             self._connection.write_chunk(data)
         else:
             self._begin(data)
+
+    def _keep(self, choices: list[Choice], completion: Completion) -> None:
+        if self._first_event_at is None:
+            self._first_event(self._loop.time())
+        self.chunks += len(choices)
+        for choice in choices:
+            completion.add(choice)
+            if completion.size > _MAX_COMPLETION_CHARS:
+                self.conclude("upstream_protocol_error")
+                return
 
     def _first_event(self, now: float) -> None:
         self._first_event_at = now
@@ -565,7 +572,8 @@ class Relay:
         for kind, count in sanitizer.dropped.items():
             metrics.dropped[kind].inc(count)
         for field, count in sanitizer.stripped.items():
-            metrics.stripped[field].inc(count)
+            if count:
+                metrics.stripped[field].inc(count)
         for token, count in sanitizer.tokens.items():
             metrics.tokens[mode, token].inc(count)
         label = "none" if reason is None else metric_reason(reason)
@@ -586,17 +594,19 @@ class Relay:
         waited = (self._granted_at or now) - self._arrived_at
         first = self._first_event_at
         self._services.log.request(
-            label if label == "other" else reason or "none",
-            request_id=self._connection.request_id,
-            surface=self._surface,
-            mode=mode,
-            priority=self._priority,
-            outcome=outcome,
-            status=status,
-            gate_wait_ms=round(waited * 1e3, 1),
-            ttft_ms=None if first is None else round((first - self._connection.began_at) * 1e3, 1),
-            total_ms=round(total * 1e3, 1),
-            chunks=self.chunks,
-            bytes=self.sent_bytes,
-            trace_id=self._trace_id,
+            RequestLine(
+                reason=label if label == "other" else reason or "none",
+                request_id=self._connection.request_id,
+                surface=self._surface,
+                mode=mode,
+                priority=self._priority,
+                outcome=outcome,
+                status=status,
+                gate_wait_ms=round(waited * 1e3, 1),
+                ttft_ms=None if first is None else round((first - self._connection.began_at) * 1e3, 1),
+                total_ms=round(total * 1e3, 1),
+                chunks=self.chunks,
+                bytes=self.sent_bytes,
+                trace_id=self._trace_id,
+            )
         )

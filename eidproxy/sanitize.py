@@ -79,6 +79,8 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+_TAIL = b"]}\n\n"
+"""What ends an event whose head is `chunk_head`."""
 
 _KNOWN_FIELDS = frozenset(
     {"id", "object", "created", "choices", "model", "usage", "index", "delta", "finish_reason"}
@@ -92,7 +94,7 @@ class Sanitizer:
     `head` is what stands before `choices` in each chunk (see `chunk_head`). The counts are for the metrics.
     """
 
-    __slots__ = ("dropped", "finish_reason", "finished", "head", "said_done", "stripped", "tokens")
+    __slots__ = ("_counted", "dropped", "finish_reason", "finished", "head", "said_done", "stripped", "tokens")
 
     def __init__(self, head: bytes) -> None:
         self.head = head
@@ -100,19 +102,20 @@ class Sanitizer:
         self.finished = False  # the finish reason came: nothing changes the outcome any more
         self.said_done = False
         self.dropped: dict[Dropped, int] = {}
-        self.stripped: dict[Stripped, int] = {}
+        self.stripped = dict.fromkeys(Stripped, 0)
         self.tokens: dict[TokenKind, int] = {}
+        self._counted = False  # the unknown fields of the first event
 
     def read(self, data: bytes) -> Choice | None:
-        """Read one event's data and return what may pass of it, or None.
+        """Read one event's data and return what may pass of it, its values brought into their closed sets, or None.
 
         Raises UpstreamFailed for an error in any dialect, unless the answer is already whole.
         """
-        if data == b"[DONE]" and type(data) is bytes:
-            self.said_done = True
-            return None
         if type(data) is ErrorData:
             self._fail(data)
+            return None
+        if data == b"[DONE]":
+            self.said_done = True
             return None
         try:
             chunk = _decode_chunk(data)
@@ -126,55 +129,40 @@ class Sanitizer:
             self._fail(data)
             return None
         if chunk.model is not UNSET:
-            self.stripped[Stripped.MODEL] = self.stripped.get(Stripped.MODEL, 0) + 1
+            self.stripped[Stripped.MODEL] += 1
         if chunk.usage is not UNSET:
             self._count_usage(chunk.usage)
         choices = chunk.choices
-        if not choices or self.finished:
-            if not choices:
-                self._drop(Dropped.EMPTY)
+        if not choices:
+            self._drop(Dropped.EMPTY)
+            return None
+        if self.finished:
             return None
         choice = choices[0]
-        if choice.index:
+        if choice.index != 0:
             # Only index 0 is read; a router that ignores n=1 may send others, and in any order.
             for choice in choices:
                 if not choice.index:
+                    choice.index = 0
                     break
             else:
                 self._drop(Dropped.EMPTY)
                 return None
-        self._close(choice, data)
-        return choice
-
-    def encode(self, choice: Choice) -> bytes:
-        """One choice as an event of the stream."""
-        return self.head + _encode(choice) + b"]}\n\n"
-
-    def _close(self, choice: Choice, data: bytes) -> None:
-        """Bring the values of what passes into their closed sets."""
-        choice.index = 0
-        delta = choice.delta
-        if delta is None:
-            delta = choice.delta = Delta()
-        elif delta.role is not None:
-            delta.role = "assistant"
-        if delta.reasoning is not None:
-            if delta.reasoning_content is None:
-                delta.reasoning_content = delta.reasoning
-            delta.reasoning = None
-        if delta.tool_calls is not None:
-            for at, call in enumerate(delta.tool_calls):
-                if call.index is None:
-                    call.index = at
-                if call.type is not None:
-                    call.type = "function"
+        _close(choice)
         if choice.finish_reason is not None:
-            if choice.finish_reason not in FINISH_REASONS:
-                choice.finish_reason = "stop"
             self.finish_reason = choice.finish_reason
             self.finished = True
-        if self.finished or Stripped.OTHER not in self.stripped:
+        if self.finished or not self._counted:
+            self._counted = True
             self._count_others(data)
+        return choice
+
+    def encode(self, choices: list[Choice]) -> bytes:
+        """Some choices as so many events of the stream."""
+        if len(choices) == 1:
+            return b"".join((self.head, _encode(choices[0]), _TAIL))
+        head = self.head
+        return b"".join([part for choice in choices for part in (head, _encode(choice), _TAIL)])
 
     def _count_others(self, data: bytes) -> None:
         """Count the unknown fields of an event. Done for the first event of a stream and for its last.
@@ -189,10 +177,10 @@ class Sanitizer:
         unknown = len(value.keys() - _KNOWN_FIELDS)
         for choice in value.get("choices") or ():
             unknown += len(choice.keys() - _KNOWN_FIELDS) + len((choice.get("delta") or {}).keys() - _KNOWN_FIELDS)
-        self.stripped[Stripped.OTHER] = self.stripped.get(Stripped.OTHER, 0) + unknown
+        self.stripped[Stripped.OTHER] += unknown
 
     def _count_usage(self, raw: Raw) -> None:
-        self.stripped[Stripped.USAGE] = self.stripped.get(Stripped.USAGE, 0) + 1
+        self.stripped[Stripped.USAGE] += 1
         try:
             usage = _decode_usage(raw)
         except (ValueError, RecursionError):
@@ -221,6 +209,28 @@ class Sanitizer:
 
     def _drop(self, kind: Dropped) -> None:
         self.dropped[kind] = self.dropped.get(kind, 0) + 1
+
+
+def _close(choice: Choice) -> None:
+    """Bring the values of what passes into their closed sets."""
+    delta = choice.delta
+    if delta is None:
+        choice.delta = Delta()
+    else:
+        if delta.role is not None:
+            delta.role = "assistant"
+        if delta.reasoning is not None:
+            if delta.reasoning_content is None:
+                delta.reasoning_content = delta.reasoning
+            delta.reasoning = None
+        if delta.tool_calls is not None:
+            for at, call in enumerate(delta.tool_calls):
+                if call.index is None:
+                    call.index = at
+                if call.type is not None:
+                    call.type = "function"
+    if choice.finish_reason is not None and choice.finish_reason not in FINISH_REASONS:
+        choice.finish_reason = "stop"
 
 
 def _says(field: Raw | UnsetType) -> bool:

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         "upstream",
         "vocabulary",
     },
-    "endpoints": {"chat", "errors", "http1", "metrics", "relay", "server", "surface", "vocabulary"},
+    "endpoints": {"chat", "errors", "http1", "logs", "metrics", "relay", "server", "surface", "vocabulary"},
     "app": {
         "admission",
         "chat",

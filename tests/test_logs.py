@@ -6,12 +6,13 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eidproxy.logs import Event, LineWriter, Log, silence_libraries
+from eidproxy.logs import Event, LineWriter, Log, RequestLine, silence_libraries
 from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, ask, chat
 from tests.upstream import Router
 
@@ -69,18 +70,34 @@ def test_a_fault_is_a_class_and_places(capfd: pytest.CaptureFixture[str]) -> Non
     assert PROMPT_CANARY not in json.dumps(line)
 
 
+def request(reason: str, outcome: str) -> RequestLine:
+    return RequestLine(reason, "id-1", "proxy", "daily", outcome, 200, 1.5, chunks=2)
+
+
 def test_levels_of_requests(capfd: pytest.CaptureFixture[str]) -> None:
     log = Log(fmt="json")
-    log.request("none", outcome="ok", chunks=2, trace_id=None)
-    log.request("client_gone", outcome="client_gone")
-    log.request("upstream_truncated", outcome="error")
-    log.request("router_rejected", outcome="error")
+    log.request(request("none", "ok"))
+    log.request(request("client_gone", "client_gone"))
+    log.request(request("upstream_truncated", "error"))
+    log.request(request("router_rejected", "error"))
     log.state(Event.STARTED, port=1)
     written = lines(capfd)
     assert [line["level"] for line in written] == ["info", "info", "warning", "error", "info"]
     assert "trace_id" not in written[0]
-    Log("warning", "json").request("none", outcome="ok")
+    Log("warning", "json").request(request("none", "ok"))
     assert lines(capfd) == []
+
+
+def test_a_request_has_the_same_facts_in_both_formats(capfd: pytest.CaptureFixture[str]) -> None:
+    Log(fmt="json").request(request("none", "ok"))
+    (line,) = lines(capfd)
+    Log(fmt="console").request(request("none", "ok"))
+    told = capfd.readouterr().err
+    assert line["event"] == "request"
+    assert datetime.fromisoformat(line["timestamp"]).tzinfo is not None
+    for name in line.keys() - {"event", "level", "timestamp"}:
+        assert f"{name}={line[name]}" in told
+    assert "trace_id" not in told
 
 
 def test_libraries_are_silent(capfd: pytest.CaptureFixture[str]) -> None:

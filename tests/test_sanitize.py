@@ -32,13 +32,16 @@ def event(delta: Any = None, **fields: Any) -> bytes:
     return json.dumps({"id": "x", "choices": [choice], **fields}).encode()
 
 
+NONE_STRIPPED = dict.fromkeys(Stripped, 0)
+
+
 def passes(data: bytes, sanitizer: Sanitizer | None = None) -> dict[str, Any] | None:
     """The choice that the caller gets for an event."""
     sanitizer = sanitizer or Sanitizer(HEAD)
     choice = sanitizer.read(data)
     if choice is None:
         return None
-    frame = sanitizer.encode(choice)
+    frame = sanitizer.encode([choice])
     assert frame.startswith(HEAD)
     assert frame.endswith(b"]}\n\n")
     (found,) = json.loads(frame.removeprefix(b"data: "))["choices"]
@@ -57,7 +60,7 @@ def test_a_frame_byte_by_byte() -> None:
     sanitizer = Sanitizer(HEAD)
     found = sanitizer.read(event({"role": "assistant", "content": "일\n\u2028"}))
     assert found is not None
-    assert sanitizer.encode(found) == (
+    assert sanitizer.encode([found]) == (
         b'data: {"id":"chatcmpl-id-1","object":"chat.completion.chunk","created":1700000000,"model":"daily",'
         b'"choices":[{"index":0,"delta":{"role":"assistant","content":"' + "일\\n\u2028".encode() + b'"},'
         b'"finish_reason":null}]}\n\n'
@@ -309,7 +312,7 @@ def test_usage_in_a_chunk_of_its_own() -> None:
     assert sanitizer.read(b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}') is None
     assert sanitizer.read(b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":5}}') is None
     assert sanitizer.tokens == {TokenKind.PROMPT: 1, TokenKind.COMPLETION: 5}
-    assert sanitizer.stripped == {Stripped.USAGE: 2}
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.USAGE: 2}
     assert sanitizer.dropped == {Dropped.EMPTY: 2}
 
 
@@ -322,14 +325,14 @@ def test_deep_usage_is_no_fault() -> None:
 def test_stripped_fields_are_counted_in_the_first_event_and_the_last() -> None:
     sanitizer = Sanitizer(HEAD)
     sanitizer.read(event({"content": "a"}, model="m"))
-    assert sanitizer.stripped == {Stripped.MODEL: 1, Stripped.OTHER: 0}
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 1}
     sanitizer.read(event({"content": "a"}, model="m", timings={}))
-    assert sanitizer.stripped == {Stripped.MODEL: 2, Stripped.OTHER: 0}
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 2}
     sanitizer.read(event({"x": 1, "y": 2}, model="m", timings={}, finish_reason="stop"))
-    assert sanitizer.stripped == {Stripped.MODEL: 3, Stripped.OTHER: 3}
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 3, Stripped.OTHER: 3}
     sanitizer = Sanitizer(HEAD)
     sanitizer.read(b'{"x":1,"choices":[{"logprobs":null},{"index":1,"z":1,"delta":null}]}')
-    assert sanitizer.stripped == {Stripped.OTHER: 3}
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.OTHER: 3}
 
 
 def test_done() -> None:
@@ -359,7 +362,7 @@ def test_a_recording_tells_its_caller_what_it_told_its_reader(name: str) -> None
         found = sanitizer.read(data)
         if found is not None:
             frames += 1
-            text += sanitizer.encode(found)
+            text += sanitizer.encode([found])
             completion.add(found)
     wanted = corpus.EXPECTED[name]
     whole = json.loads(completion.encode("id-1", 1, "daily", sanitizer.finish_reason))

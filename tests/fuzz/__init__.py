@@ -51,7 +51,7 @@ def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES) -> Result:
             for data in events:
                 choice = sanitizer.read(data)
                 if choice is not None:
-                    frames.append(sanitizer.encode(choice))
+                    frames.append(sanitizer.encode([choice]))
                 if sanitizer.said_done:
                     break
         except UpstreamFailed as failed:
@@ -71,8 +71,8 @@ def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES) -> Result:
         failure,
         dropped,
         {names[kind]: count for kind, count in sanitizer.tokens.items()},
-        sanitizer.stripped.get(Stripped.MODEL, 0),
-        sanitizer.stripped.get(Stripped.USAGE, 0),
+        sanitizer.stripped[Stripped.MODEL],
+        sanitizer.stripped[Stripped.USAGE],
     )
 
 

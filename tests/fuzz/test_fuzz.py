@@ -55,7 +55,7 @@ def _splits_lines(patch: pytest.MonkeyPatch) -> None:
 
 
 def _keeps_role(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sanitize.Sanitizer, "_close", lambda self, choice, data: None)
+    patch.setattr(sanitize, "_close", lambda choice: None)
 
 
 CONTROLS = {
