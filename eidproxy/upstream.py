@@ -158,7 +158,8 @@ class Exchange(asyncio.Protocol):
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self._end(httpx.RemoteProtocolError("the router's response head is too large"))
                 return
-        self._hand_on()
+        if self._parts:
+            self._hand_on()
         if self._over:
             self._end(None)
         elif len(data) > _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
@@ -246,8 +247,9 @@ class Exchange(asyncio.Protocol):
     def _hand_on(self) -> None:
         parts = self._parts
         if parts and self._sink is not None:
-            self._parts = []
-            self._sink.upstream_body(parts[0] if len(parts) == 1 else b"".join(parts))
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            self._sink.upstream_body(body)
 
     def _end(self, error: httpx.TransportError | None) -> None:
         sink, self._sink = self._sink, None

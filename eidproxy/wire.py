@@ -13,6 +13,8 @@ from typing import Any
 _READ_BYTES = 64 * 1024
 """At most so much of a flooding peer comes before everybody else has a turn."""
 
+_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
+
 _PROBES = tuple(
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -27,7 +29,7 @@ _PROBES = tuple(
 )
 
 
-def probe_silent_peer(sock: socket.socket) -> None:
+def probe_silent_peer(sock: socket.SocketType) -> None:
     """Have the kernel find out within 25 s that the machine at the other end is gone without a word, as one asleep.
 
     And send at once what is written: a request of several segments would wait for an acknowledgement of the first.
@@ -46,14 +48,16 @@ class Wire(asyncio.Transport):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._loop = loop
         self._protocol = protocol
-        self._socket = sock = socket.socket(family, socket.SOCK_STREAM)
+        # The class in C: that in Python adds a frame to each call, and files and contexts that nobody needs here.
+        self._socket = sock = socket.SocketType(family, socket.SOCK_STREAM | _NONBLOCK)
         self._descriptor = sock.fileno()
         self._closed = False
         self._reading = False
         self._connecting = True
         self._unsent: bytes | bytearray = b""
         try:
-            sock.setblocking(False)
+            if not _NONBLOCK:
+                sock.setblocking(False)
             probe_silent_peer(sock)
             code = sock.connect_ex((address, port))
             if code not in (0, errno.EINPROGRESS):
