@@ -6,8 +6,7 @@ nothing that this module does not name can reach it.
 
 import re
 from collections.abc import Callable
-from itertools import accumulate
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import msgspec
 
@@ -18,6 +17,8 @@ MAX_DEPTH = 32
 MAX_MESSAGES = 200
 
 Object = dict[str, Any]
+Place: TypeAlias = "str | tuple[Place, int | str]"
+"""Where in a request something stands: a field, or a step from a place. It is spelled only when it is told."""
 
 
 class ChatRequest(NamedTuple):
@@ -43,7 +44,7 @@ _MODES = frozenset(Mode)
 _decode_model = msgspec.json.Decoder(_ModelOnly).decode
 _encode = msgspec.json.Encoder().encode
 
-_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -51,13 +52,11 @@ _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 def parse_object(body: bytes) -> Object:
     """The one JSON object a body is. Raises Refusal `invalid_json` for anything else (RFC 8259, UTF-8, no NaN)."""
-    if _depth_exceeds(body, MAX_DEPTH):
-        raise Refusal("invalid_json")
     try:
-        value = msgspec.json.decode(body)
+        value = msgspec.json.decode(body)  # a thousand levels deep it gives up by itself
     except (ValueError, RecursionError):  # from None: the cause holds bytes of the body
         raise Refusal("invalid_json") from None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or _depth_exceeds(body, MAX_DEPTH):
         raise Refusal("invalid_json")
     return value
 
@@ -115,24 +114,38 @@ def refuse_unknown(value: Object, known: frozenset[str]) -> None:
 
 
 def _depth_exceeds(body: bytes, limit: int) -> bool:
-    """Whether brackets nest deeper than `limit`. Looked at before parsing, since a parser recurses."""
+    """Whether the brackets of valid JSON nest deeper than `limit`.
+
+    Outside of strings, what is left when all but the brackets is dropped is balanced, and taking out each empty pair
+    takes one level off. Each pass is in C: whatever the body is, nobody waits for it.
+    """
     if body.count(b"{") + body.count(b"[") <= limit:
         return False
-    # Each step is one pass in C: whatever the body is, nobody waits for it. A body that is not JSON is refused anyway.
     outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    steps = memoryview(outside.translate(_STEPS, _NO_BRACKETS)).cast("b")
-    return max(accumulate(steps), default=0) > limit
+    brackets = outside.translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(limit):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return False
+    return True
 
 
-def _invalid(param: str) -> NoReturn:
-    raise Refusal("invalid_request", param)
+def _spell(place: Place) -> str:
+    if isinstance(place, str):
+        return place
+    parent, step = place
+    return f"{_spell(parent)}.{step}" if isinstance(step, str) else f"{_spell(parent)}[{step}]"
+
+
+def _invalid(param: Place) -> NoReturn:
+    raise Refusal("invalid_request", _spell(param))
 
 
 def _unsupported(name: str) -> NoReturn:
     raise Refusal("unsupported_field", name if _IDENTIFIER.fullmatch(name) else None)
 
 
-def _object(value: Any, param: str, known: frozenset[str] | None = None) -> Object:
+def _object(value: Any, param: Place, known: frozenset[str] | None = None) -> Object:
     if not isinstance(value, dict):
         _invalid(param)
     if known is not None:
@@ -140,38 +153,38 @@ def _object(value: Any, param: str, known: frozenset[str] | None = None) -> Obje
     return value
 
 
-def _string(value: Any, param: str) -> str:
+def _string(value: Any, param: Place) -> str:
     if not isinstance(value, str):
         _invalid(param)
     return value
 
 
-def _boolean(value: Any, param: str) -> bool:
+def _boolean(value: Any, param: Place) -> bool:
     if not isinstance(value, bool):
         _invalid(param)
     return value
 
 
-def _false(value: Any, param: str) -> bool:
+def _false(value: Any, param: Place) -> bool:
     if value is not False:
         _invalid(param)
     return value
 
 
-def _one(value: Any, param: str) -> int:
+def _one(value: Any, param: Place) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value != 1:
         _invalid(param)
     return value
 
 
-def _positive(value: Any, param: str) -> int:
+def _positive(value: Any, param: Place) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         _invalid(param)
     return value
 
 
-def _number(low: float, high: float) -> Callable[[Any, str], float]:
-    def check(value: Any, param: str) -> float:
+def _number(low: float, high: float) -> Callable[[Any, Place], float]:
+    def check(value: Any, param: Place) -> float:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
             _invalid(param)
         return value
@@ -179,11 +192,11 @@ def _number(low: float, high: float) -> Callable[[Any, str], float]:
     return check
 
 
-def _anything(value: Any, param: str) -> Any:
+def _anything(value: Any, param: Place) -> Any:
     """Accepted because clients send it, whatever it is: it goes nowhere."""
 
 
-def _stop(value: Any, param: str) -> str | list[str]:
+def _stop(value: Any, param: Place) -> str | list[str]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or len(value) > 4:
@@ -194,56 +207,56 @@ def _stop(value: Any, param: str) -> str | list[str]:
 _PART = frozenset({"type", "text"})
 
 
-def _content(value: Any, param: str) -> str | list[Object]:
+def _content(value: Any, param: Place) -> str | list[Object]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
         _invalid(param)
     parts = []
     for at, part in enumerate(value):
-        here = f"{param}[{at}]"
+        here = (param, at)
         _typed(part, here, "text")
         refuse_unknown(part, _PART)
-        parts.append({"type": "text", "text": _string(part.get("text"), f"{here}.text")})
+        parts.append({"type": "text", "text": _string(part.get("text"), (here, "text"))})
     return parts
 
 
-def _typed(value: Any, param: str, kind: str) -> None:
+def _typed(value: Any, param: Place, kind: str) -> None:
     """A part, tool or call must say its type, and it must be the one that is supported."""
     word = _object(value, param).get("type")
     if not isinstance(word, str):
-        _invalid(f"{param}.type")
+        _invalid((param, "type"))
     if word != kind:
-        raise Refusal("unsupported_content", f"{param}.type")
+        raise Refusal("unsupported_content", _spell((param, "type")))
 
 
 _CALL = frozenset({"id", "type", "function"})
 _CALL_FUNCTION = frozenset({"name", "arguments"})
 
 
-def _tool_calls(value: Any, param: str) -> list[Object]:
+def _tool_calls(value: Any, param: Place) -> list[Object]:
     if not isinstance(value, list) or not value:
         _invalid(param)
     calls = []
     for at, call in enumerate(value):
-        here = f"{param}[{at}]"
+        here = (param, at)
         _typed(call, here, "function")
         refuse_unknown(call, _CALL)
-        function = _object(call.get("function"), f"{here}.function", _CALL_FUNCTION)
+        function = _object(call.get("function"), (here, "function"), _CALL_FUNCTION)
         calls.append(
             {
-                "id": _string(call.get("id"), f"{here}.id"),
+                "id": _string(call.get("id"), (here, "id")),
                 "type": "function",
                 "function": {
-                    "name": _function_name(function.get("name"), f"{here}.function.name"),
-                    "arguments": _string(function.get("arguments"), f"{here}.function.arguments"),
+                    "name": _function_name(function.get("name"), ((here, "function"), "name")),
+                    "arguments": _string(function.get("arguments"), ((here, "function"), "arguments")),
                 },
             }
         )
     return calls
 
 
-def _function_name(value: Any, param: str) -> str:
+def _function_name(value: Any, param: Place) -> str:
     if not isinstance(value, str) or not _FUNCTION_NAME.fullmatch(value):
         _invalid(param)
     return value
@@ -257,28 +270,28 @@ _MESSAGE_FIELDS = {
 }
 
 
-def _messages(value: Any, param: str) -> list[Object]:
+def _messages(value: Any, param: Place) -> list[Object]:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
         _invalid(param)
     messages: list[Object] = []
     at_head = True
     for at, message in enumerate(value):
-        here = f"{param}[{at}]"
+        here = (param, at)
         role = _object(message, here).get("role")
         if not isinstance(role, str) or role not in _MESSAGE_FIELDS or (role == "system" and not at_head):
-            _invalid(f"{here}.role")
+            _invalid((here, "role"))
         at_head = role == "system"
         refuse_unknown(message, _MESSAGE_FIELDS[role])
         rebuilt: Object = {"role": role}
         if "name" in message:
-            _string(message["name"], f"{here}.name")
+            _string(message["name"], (here, "name"))
         if "tool_calls" in message:
-            rebuilt["tool_calls"] = _tool_calls(message["tool_calls"], f"{here}.tool_calls")
+            rebuilt["tool_calls"] = _tool_calls(message["tool_calls"], (here, "tool_calls"))
         # An assistant that only calls tools says nothing: clients echo its null content back.
         if message.get("content") is not None or "tool_calls" not in rebuilt:
-            rebuilt["content"] = _content(message.get("content"), f"{here}.content")
+            rebuilt["content"] = _content(message.get("content"), (here, "content"))
         if role == "tool":
-            rebuilt["tool_call_id"] = _string(message.get("tool_call_id"), f"{here}.tool_call_id")
+            rebuilt["tool_call_id"] = _string(message.get("tool_call_id"), (here, "tool_call_id"))
         messages.append(rebuilt)
     return messages
 
@@ -287,39 +300,42 @@ _TOOL = frozenset({"type", "function"})
 _TOOL_FUNCTION = frozenset({"name", "description", "parameters", "strict"})
 
 
-def _tools(value: Any, param: str) -> list[Object]:
+def _tools(value: Any, param: Place) -> list[Object]:
     if not isinstance(value, list) or not value:
         _invalid(param)
     tools = []
     for at, tool in enumerate(value):
-        here = f"{param}[{at}]"
+        here = (param, at)
         _typed(tool, here, "function")
         refuse_unknown(tool, _TOOL)
-        function = _object(tool.get("function"), f"{here}.function", _TOOL_FUNCTION)
-        rebuilt = {"name": _function_name(function.get("name"), f"{here}.function.name")}
-        rebuilt |= _optional(function, f"{here}.function", "parameters")
+        function = _object(tool.get("function"), (here, "function"), _TOOL_FUNCTION)
+        rebuilt = {"name": _function_name(function.get("name"), ((here, "function"), "name"))}
+        rebuilt |= _optional(function, (here, "function"), "parameters")
         tools.append({"type": "function", "function": rebuilt})
     return tools
 
 
-def _optional(value: Object, param: str, schema: str) -> Object:
+def _optional(value: Object, param: Place, schema: str) -> Object:
     """`description`, `strict` and the one free-form part of a function or of a JSON schema, where they stand."""
-    checks: dict[str, Callable[[Any, str], Any]] = {"description": _string, schema: _object, "strict": _boolean}
-    return {name: check(value[name], f"{param}.{name}") for name, check in checks.items() if name in value}
+    checks: dict[str, Callable[[Any, Place], Any]] = {"description": _string, schema: _object, "strict": _boolean}
+    return {name: check(value[name], (param, name)) for name, check in checks.items() if name in value}
 
 
 _CHOSEN_FUNCTION = frozenset({"name"})
 
 
-def _tool_choice(value: Any, param: str) -> str | Object:
+def _tool_choice(value: Any, param: Place) -> str | Object:
     if isinstance(value, str):
         if value not in ("none", "auto", "required"):
             _invalid(param)
         return value
     _typed(value, param, "function")
     refuse_unknown(value, _TOOL)
-    function = _object(value.get("function"), f"{param}.function", _CHOSEN_FUNCTION)
-    return {"type": "function", "function": {"name": _function_name(function.get("name"), f"{param}.function.name")}}
+    function = _object(value.get("function"), (param, "function"), _CHOSEN_FUNCTION)
+    return {
+        "type": "function",
+        "function": {"name": _function_name(function.get("name"), ((param, "function"), "name"))},
+    }
 
 
 _FORMAT = frozenset({"type"})
@@ -327,21 +343,21 @@ _SCHEMA_FORMAT = frozenset({"type", "json_schema"})
 _JSON_SCHEMA = frozenset({"name", "description", "schema", "strict"})
 
 
-def _response_format(value: Any, param: str) -> Object:
+def _response_format(value: Any, param: Place) -> Object:
     kind = _object(value, param).get("type")
     if kind in ("text", "json_object"):
         refuse_unknown(value, _FORMAT)
         return {"type": kind}
     if kind != "json_schema":
-        _invalid(f"{param}.type")
+        _invalid((param, "type"))
     refuse_unknown(value, _SCHEMA_FORMAT)
-    here = f"{param}.json_schema"
+    here = (param, "json_schema")
     schema = _object(value.get("json_schema"), here, _JSON_SCHEMA)
-    rebuilt: Object = {"name": _function_name(schema.get("name"), f"{here}.name")}
+    rebuilt: Object = {"name": _function_name(schema.get("name"), (here, "name"))}
     return {"type": "json_schema", "json_schema": rebuilt | _optional(schema, here, "schema")}
 
 
-_FIELDS: dict[str, Callable[[Any, str], Any]] = {
+_FIELDS: dict[str, Callable[[Any, Place], Any]] = {
     "messages": _messages,
     "stream": _boolean,
     "max_tokens": _positive,

@@ -151,6 +151,8 @@ def main() -> int:
         last = [took for at, took in seen.took if at > end - tenth]
         print(f"served {seen.served}, failed {seen.failed}, left {seen.left}, wrong {len(seen.wrong)}")
         print(f"rss {memory[0][1] / 2**20:.1f} → {memory[-1][1] / 2**20:.1f} MiB, slope {growth:+.2f} MiB/h")
+        tenths = [memory[len(memory) * part // 10][1] for part in range(10)]
+        print("rss by tenth of the time:", " ".join(f"{each / 2**20:.2f}" for each in tenths), "MiB")
         print(f"descriptors {files} → {proxy.fds()}, requests in progress {running:.0f}, forced releases {forced:.0f}")
         print(f"mean loop lag {lag * 1e3:.2f} ms; `deep` p99 first tenth {p99(first) * 1e3:.1f} ms, "
               f"last tenth {p99(last) * 1e3:.1f} ms")  # fmt: skip
