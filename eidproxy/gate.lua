@@ -104,6 +104,12 @@ local function queue(gate, id, ticket)
   keep(gate, id, ticket)
 end
 
+-- Begin the lease of a slot or a place anew.
+local function prolong(gate, id)
+  local line = redis.call('ZSCORE', gate.holders, id) and gate.holders or gate.leases
+  redis.call('ZADD', line, exact(gate.now + gate.lease), id)
+end
+
 local function next_in_line(gate)
   local foreground = redis.call('ZRANGE', gate.foreground, 0, 0, 'WITHSCORES')
   local background = redis.call('ZRANGE', gate.background, 0, 0, 'WITHSCORES')
@@ -168,7 +174,8 @@ local function account(gate, id)
 end
 
 -- Ask for a slot. ARGV: id, class. With an empty id it only shows that the gate could be written.
--- Replies: mean hold, state ('holds', 'waits' or 'full'), number, token, position. Asking twice changes nothing.
+-- Replies: mean hold, state ('holds', 'waits' or 'full'), number, token, position. Asking again begins the lease anew and
+-- changes nothing else: the owner counts it from before the call that was answered.
 local function enter(keys, args)
   local gate = open(keys, args)
   local id, class = args[6], args[7]
@@ -178,7 +185,9 @@ local function enter(keys, args)
     local waiting = redis.call('ZCARD', gate.leases)
     local ticket = {class = class, number = math.max(gate.number + 1, gate.now), token = 0}
     local full = false
-    if not find(gate, id) then
+    if find(gate, id) then
+      prolong(gate, id)
+    else
       if waiting == 0 and redis.call('ZCARD', gate.holders) < gate.capacity and gate.now >= gate.grace_until then
         grant(gate, id, ticket, gate.now + gate.lease)
       elseif waiting < gate.max_waiting then
@@ -213,8 +222,7 @@ local function renew(keys, args)
     local id, token = args[index], tonumber(args[index + 3])
     local ticket = find(gate, id)
     if ticket and (token == 0 or token == ticket.token) then
-      local line = redis.call('ZSCORE', gate.holders, id) and gate.holders or gate.leases
-      redis.call('ZADD', line, lease_end, id)
+      prolong(gate, id)
     elseif ticket then
       foreign[id] = true
     elseif gate.now < gate.grace_until and tonumber(args[index + 2]) > 0 then

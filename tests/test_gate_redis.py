@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -361,7 +362,7 @@ def test_renewals_that_do_not_arrive(store: Store, fenced: bool, monkeypatch: py
 
     if not fenced:
         monkeypatch.setattr("eidproxy.gate_redis.HOLD_SHARE", 1e6)
-    violations, _ = judged(asyncio.run(two()), [], 0)
+    violations, _ = judged(asyncio.run(two()), [], LEASE)
     assert bool(violations) is not fenced
 
 
@@ -412,6 +413,73 @@ def test_a_woken_waiter_believes_only_the_server(store: Store) -> None:
             other.leave(second)
 
     asyncio.run(misled())
+
+
+def test_asking_again_begins_the_lease_anew(store: Store) -> None:
+    """The answer to a call that was sent twice is counted from the second time, so the server must do the same."""
+
+    async def twice() -> None:
+        async with gates("redis", store) as [gate]:
+            claims = [gate.request(Priority.FOREGROUND) for _ in range(2)]
+            await claims[0].granted()
+            await settled(claims[1:])
+            for claim, line in zip(claims, ("holders", "leases"), strict=True):
+                ends = []
+                for _ in range(2):
+                    await gate._link.call("enter", claim.id, "foreground").reply  # type: ignore[attr-defined]
+                    ends.append(float(store.command("ZSCORE", f"eidproxy:{{gate}}:{line}", claim.id)))  # type: ignore[attr-defined]
+                assert ends[0] < ends[1]
+            await reached(lambda: claims[1].place()[0] == 1)
+            for claim in reversed(claims):
+                gate.leave(claim)
+
+    asyncio.run(twice())
+
+
+def test_the_connection_is_closed_before_the_slot_is_given_back(store: Store) -> None:
+    """Also when the link is about to send other things in the very turn in which a slot is lost."""
+
+    async def lose() -> list[str]:
+        order: list[str] = []
+        async with gates("redis", store) as [gate]:
+            claim: Any = gate.request(Priority.FOREGROUND)
+            await claim.granted()
+            loop, link = asyncio.get_running_loop(), gate._link  # type: ignore[attr-defined]
+            send = link._round_trip
+
+            async def sending(connection: Any, batch: list[Any]) -> Any:
+                order.extend(call.function for call in batch if call.function == "leave")
+                return await send(connection, batch)
+
+            link._round_trip = sending
+            # What a transport does when it is aborted.
+            claim.lost = lambda _reason: loop.call_soon(order.append, "closed")
+            loop.call_soon(gate._lose, claim)  # type: ignore[attr-defined]
+            await link.call("enter", "", "").reply
+            await reached(lambda: not gate._releases)  # type: ignore[attr-defined]
+        return order
+
+    assert asyncio.run(lose()) == ["closed", "leave"]
+
+
+def test_a_caller_that_leaves_while_the_link_connects(store: Store) -> None:
+    """Nothing is taken in the store for him: no ghost holds the slot until its lease ends."""
+
+    async def leave() -> None:
+        async with gates("redis", store) as [gate]:
+            link = gate._link  # type: ignore[attr-defined]
+            await link._hang_up()
+            store.signal(signal.SIGSTOP)  # it accepts, and does not greet
+            try:
+                claim = gate.request(Priority.FOREGROUND)
+                await reached(lambda: link._connection is not None)
+                gate.leave(claim)
+            finally:
+                store.signal(signal.SIGCONT)
+            assert await gate.available()
+            assert store.command("HLEN", "eidproxy:{gate}:tickets") == 0
+
+    asyncio.run(leave())
 
 
 # --- Where it may lead -------------------------------------------------------------------------------------------
