@@ -215,8 +215,11 @@ async def test_clocks(kind: str, store: Store) -> None:
         await holder.granted()
         lost: list[str] = []
         holder.lost = lost.append
-        assert await refused(gate.request(Priority.FOREGROUND)) == "gate_wait_timeout"
+        waiter = gate.request(Priority.FOREGROUND)
+        assert (holder.holds(), waiter.holds()) == (True, False)
+        assert await refused(waiter) == "gate_wait_timeout"
         await reached(lambda: lost)
+        assert not holder.holds()
         assert lost == ["internal_error"]
         successor = gate.request(Priority.BACKGROUND)
         await successor.granted()
@@ -434,6 +437,55 @@ def test_asking_again_begins_the_lease_anew(store: Store) -> None:
                 gate.leave(claim)
 
     asyncio.run(twice())
+
+
+@pytest.mark.parametrize("key", ["leases", "tickets"])
+def test_a_key_is_gone(store: Store, key: str) -> None:
+    """Deleted by hand, or evicted, with half of what it knows of those who waited and are dead: nobody else suffers."""
+
+    async def lose() -> None:
+        async with gates("redis", store, 3) as (one, other, dead):
+            holder = one.request(Priority.FOREGROUND)
+            await holder.granted()
+            await settled([dead.request(priority) for priority in Priority])
+            await _die(dead)
+            store.command("DEL", f"eidproxy:{{gate}}:{key}")
+            one.leave(holder)
+            await reached(lambda: not one._releases, 0.25)  # type: ignore[attr-defined]
+            claim = other.request(Priority.BACKGROUND)
+            async with asyncio.timeout(LEASE):
+                await claim.granted()
+            other.leave(claim)
+
+    asyncio.run(lose())
+
+
+def test_the_holders_are_gone(store: Store) -> None:
+    """The slot goes on at once; who had it hears so with his next renewal, and keeps it if nobody waited."""
+
+    async def lose() -> None:
+        async with gates("redis", store, 2) as (one, other):
+            holder = one.request(Priority.FOREGROUND)
+            await holder.granted()
+            lost: list[str] = []
+            holder.lost = lost.append
+            store.command("DEL", "eidproxy:{gate}:holders")
+            await reached(lambda: store.command("ZCARD", "eidproxy:{gate}:holders"), LEASE)
+            successor = other.request(Priority.FOREGROUND)
+            await settled([successor])
+            assert not lost
+            store.command("DEL", "eidproxy:{gate}:holders")
+            await reached(lambda: successor.place()[0] == 0 and lost, LEASE)
+            other.leave(successor)
+
+    asyncio.run(lose())
+
+
+async def _die(gate: Any) -> None:
+    """Nothing is heard of it any more."""
+    gate._round_timer.cancel()
+    gate._round_within = lambda _seconds: None
+    await gate._link.aclose()
 
 
 def test_the_connection_is_closed_before_the_slot_is_given_back(store: Store) -> None:
