@@ -104,6 +104,20 @@ local function queue(gate, id, ticket)
   keep(gate, id, ticket)
 end
 
+-- Begin the lease of a slot or a place anew. Who says that he holds a slot, by its token, has it if there is room.
+local function prolong(gate, id, token)
+  local lease_end = exact(gate.now + gate.lease)
+  if redis.call('ZSCORE', gate.holders, id) then
+    redis.call('ZADD', gate.holders, lease_end, id)
+  elseif token == 0 then
+    redis.call('ZADD', gate.leases, lease_end, id)
+  elseif redis.call('ZCARD', gate.holders) < gate.capacity then
+    redis.call('ZADD', gate.holders, lease_end, id)
+  else
+    drop(gate, id)
+  end
+end
+
 local function next_in_line(gate)
   local foreground = redis.call('ZRANGE', gate.foreground, 0, 0, 'WITHSCORES')
   local background = redis.call('ZRANGE', gate.background, 0, 0, 'WITHSCORES')
@@ -132,27 +146,35 @@ local function promote(gate)
     end
     local ticket = find(gate, id)
     local lease_end = redis.call('ZSCORE', gate.leases, id)
-    redis.call('ZREM', gate.leases, id)
-    redis.call('ZREM', line_of(gate, ticket.class), id)
-    grant(gate, id, ticket, tonumber(lease_end))
-    gate.moved = true
-    tell_owner(id, 'granted')
+    if ticket and lease_end then
+      redis.call('ZREM', gate.leases, id)
+      redis.call('ZREM', line_of(gate, ticket.class), id)
+      grant(gate, id, ticket, tonumber(lease_end))
+      gate.moved = true
+      tell_owner(id, 'granted')
+    else
+      drop(gate, id) -- half of it was deleted by hand, or evicted
+    end
   end
 end
 
 local function position(gate, id, ticket)
+  local rank = redis.call('ZRANK', line_of(gate, ticket.class), id)
+  if not rank then
+    return nil
+  end
   local number = '(' .. exact(ticket.number)
   local aged = exact(aged_before(gate))
   if ticket.class == 'foreground' then
     local older = math.min(redis.call('ZCOUNT', gate.background, '-inf', number),
       redis.call('ZCOUNT', gate.background, '-inf', aged))
-    return redis.call('ZRANK', gate.foreground, id) + older + 1
+    return rank + older + 1
   end
   local before = redis.call('ZCARD', gate.foreground)
   if ticket.number <= aged_before(gate) then
     before = redis.call('ZCOUNT', gate.foreground, '-inf', number)
   end
-  return redis.call('ZRANK', gate.background, id) + before + 1
+  return rank + before + 1
 end
 
 -- What the owner of a ticket is told: state, number, token, position.
@@ -164,11 +186,17 @@ local function account(gate, id)
   if redis.call('ZSCORE', gate.holders, id) then
     return {'holds', ticket.number, ticket.token, 0}
   end
-  return {'waits', ticket.number, 0, position(gate, id, ticket)}
+  local place = position(gate, id, ticket)
+  if not place then
+    drop(gate, id)
+    return {'gone', 0, 0, 0}
+  end
+  return {'waits', ticket.number, 0, place}
 end
 
 -- Ask for a slot. ARGV: id, class. With an empty id it only shows that the gate could be written.
--- Replies: mean hold, state ('holds', 'waits' or 'full'), number, token, position. Asking twice changes nothing.
+-- Replies: mean hold, state ('holds', 'waits' or 'full'), number, token, position. Asking again begins the lease anew and
+-- changes nothing else: the owner counts it from before the call that was answered.
 local function enter(keys, args)
   local gate = open(keys, args)
   local id, class = args[6], args[7]
@@ -178,7 +206,9 @@ local function enter(keys, args)
     local waiting = redis.call('ZCARD', gate.leases)
     local ticket = {class = class, number = math.max(gate.number + 1, gate.now), token = 0}
     local full = false
-    if not find(gate, id) then
+    if find(gate, id) then
+      prolong(gate, id, 0)
+    else
       if waiting == 0 and redis.call('ZCARD', gate.holders) < gate.capacity and gate.now >= gate.grace_until then
         grant(gate, id, ticket, gate.now + gate.lease)
       elseif waiting < gate.max_waiting then
@@ -207,23 +237,21 @@ end
 -- Replies: mean hold, then state ('holds', 'waits' or 'gone'), number, token, position for each.
 local function renew(keys, args)
   local gate = open(keys, args)
-  local lease_end = exact(gate.now + gate.lease)
   local foreign = {}
   for index = 6, #args, 4 do
     local id, token = args[index], tonumber(args[index + 3])
     local ticket = find(gate, id)
     if ticket and (token == 0 or token == ticket.token) then
-      local line = redis.call('ZSCORE', gate.holders, id) and gate.holders or gate.leases
-      redis.call('ZADD', line, lease_end, id)
+      prolong(gate, id, token)
     elseif ticket then
       foreign[id] = true
     elseif gate.now < gate.grace_until and tonumber(args[index + 2]) > 0 then
       ticket = {class = args[index + 1], number = tonumber(args[index + 2]), token = token}
       if token == 0 then
         queue(gate, id, ticket)
-      elseif redis.call('ZCARD', gate.holders) < gate.capacity then
-        redis.call('ZADD', gate.holders, lease_end, id)
+      else
         keep(gate, id, ticket)
+        prolong(gate, id, token)
       end
       gate.number = math.max(gate.number, ticket.number)
       gate.token = math.max(gate.token, token)
@@ -246,7 +274,9 @@ local function leave(keys, args)
   local gate = open(keys, args)
   local id, token = args[6], tonumber(args[7])
   local ticket = find(gate, id)
-  if ticket and (token == 0 or token == ticket.token) then
+  if not ticket then
+    drop(gate, id)
+  elseif token == 0 or token == ticket.token then
     local held = gate.now - ticket.token
     if ticket.token > 0 and held >= 0 then
       gate.mean_hold = gate.mean_hold < 0 and held or gate.mean_hold + 0.2 * (held - gate.mean_hold)

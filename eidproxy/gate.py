@@ -58,6 +58,12 @@ class Pass(Protocol):
     async def granted(self) -> None:
         """Wait for the slot. Raises Refusal (`gate_queue_full`, `gate_wait_timeout`, `draining`, …)."""
 
+    def holds(self) -> bool:
+        """Whether the slot is still held, by a clock read now: asked right before the request goes to the router.
+
+        When it was held until now and is not any more, `lost` is called before this returns.
+        """
+
     def place(self) -> tuple[int, float | None]:
         """The position in the queue (1 is the next, 0 has a slot) and the seconds until the slot, if known."""
 
@@ -128,6 +134,10 @@ class LocalPass:
         """See `Pass.granted`."""
         if self._turn is not None:
             await self._turn
+
+    def holds(self) -> bool:
+        """See `Pass.holds`."""
+        return self._gate.holds(self.ticket)
 
     def place(self) -> tuple[int, float | None]:
         """See `Pass.place`."""
@@ -208,6 +218,10 @@ class LocalGate:
         for priority in Priority:
             for ticket in list(self._queue.line(priority)):
                 self._turn_away(self._passes[ticket.number], WaitOutcome.DRAINING, Refusal("draining"))
+
+    def holds(self, ticket: Ticket) -> bool:
+        """Whether it has a slot now."""
+        return ticket.number in self._queue.holders
 
     def place(self, ticket: Ticket) -> tuple[int, float | None]:
         """The position of a ticket and the seconds until its slot."""

@@ -228,6 +228,10 @@ class Link:
         if connection is None:
             connection = self._connection = self.connection()
             await connection.connect()
+            # A caller that left meanwhile had nothing to give back, so nothing may be taken for it now.
+            batch = [call for call in batch if not call.reply.done()]
+            if not batch:
+                return
         sent_at = self._loop.time()
         results = await self._round_trip(connection, batch)
         if any(_is_unknown(result) for result in results):

@@ -156,6 +156,10 @@ class RedisPass:
         """See `Pass.granted`."""
         await self.turn
 
+    def holds(self) -> bool:
+        """See `Pass.holds`."""
+        return self._gate.holds(self)
+
     def place(self) -> tuple[int, float | None]:
         """See `Pass.place`. The position is 0 until the server has told it."""
         position = 0 if self.granted_at is not None else self.position
@@ -247,6 +251,12 @@ class RedisGate:
         for priority in Priority:
             for claim in list(self._lines[priority].values()):
                 self._turn_away(claim, Refusal("draining"), WaitOutcome.DRAINING)
+
+    def holds(self, claim: RedisPass) -> bool:
+        """See `Pass.holds`. What was granted before a pause may have been given on during it."""
+        if claim.id in self._holders and claim.fence_at <= self._loop.time():
+            self._lose(claim)
+        return claim.id in self._holders
 
     def wait(self, position: int) -> float | None:
         """Seconds until the waiter at a position has a slot, by the mean of all replicas' holds."""
@@ -372,11 +382,7 @@ class RedisGate:
         claim.number = number
         fence_at = sent_at + self._lease.hold
         if fence_at <= now:
-            # The answer lay unread while this process stood still. What it says may be over.
-            if claim.granted_at is not None:
-                self._lose(claim)
-            else:
-                self._renew([claim])
+            self._lose(claim)  # the answer lay unread while this process stood still: what it says may be over
             return
         if claim.fence is not None:
             claim.fence.cancel()
@@ -471,7 +477,9 @@ class RedisGate:
             claim.entering.reply.cancel()
             return
         self._releases[claim.id] = claim.token, self._loop.time() + self._lease.seconds
-        self._send_release(claim.id, claim.token)
+        self._releasing.add(claim.id)
+        # A transport that is aborted is closed in the next turn of the loop. The link may be about to send in this one.
+        self._loop.call_soon(self._send_release, claim.id, claim.token)
 
     def _send_release(self, number: str, token: int) -> None:
         self._releasing.add(number)

@@ -258,8 +258,11 @@ class Relay:
         assert request is not None  # noqa: S101  # a relay sends once
         services = self._services
         body = upstream_body(request, services.aliases[self._mode], services.ask_usage)
+        message = services.upstream.request(body)
+        if self._claim is not None and not self._claim.holds():
+            return  # the process stood still since the grant, and somebody else may have the slot: `lost` was called
         self._last_sent_at = self._loop.time()
-        exchange.start(services.upstream.request(body), self)
+        exchange.start(message, self)
         if self.paused:
             exchange.pause()
         services.clocks.look.start(self)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -214,8 +215,11 @@ async def test_clocks(kind: str, store: Store) -> None:
         await holder.granted()
         lost: list[str] = []
         holder.lost = lost.append
-        assert await refused(gate.request(Priority.FOREGROUND)) == "gate_wait_timeout"
+        waiter = gate.request(Priority.FOREGROUND)
+        assert (holder.holds(), waiter.holds()) == (True, False)
+        assert await refused(waiter) == "gate_wait_timeout"
         await reached(lambda: lost)
+        assert not holder.holds()
         assert lost == ["internal_error"]
         successor = gate.request(Priority.BACKGROUND)
         await successor.granted()
@@ -361,7 +365,7 @@ def test_renewals_that_do_not_arrive(store: Store, fenced: bool, monkeypatch: py
 
     if not fenced:
         monkeypatch.setattr("eidproxy.gate_redis.HOLD_SHARE", 1e6)
-    violations, _ = judged(asyncio.run(two()), [], 0)
+    violations, _ = judged(asyncio.run(two()), [], LEASE)
     assert bool(violations) is not fenced
 
 
@@ -412,6 +416,122 @@ def test_a_woken_waiter_believes_only_the_server(store: Store) -> None:
             other.leave(second)
 
     asyncio.run(misled())
+
+
+def test_asking_again_begins_the_lease_anew(store: Store) -> None:
+    """The answer to a call that was sent twice is counted from the second time, so the server must do the same."""
+
+    async def twice() -> None:
+        async with gates("redis", store) as [gate]:
+            claims = [gate.request(Priority.FOREGROUND) for _ in range(2)]
+            await claims[0].granted()
+            await settled(claims[1:])
+            for claim, line in zip(claims, ("holders", "leases"), strict=True):
+                ends = []
+                for _ in range(2):
+                    await gate._link.call("enter", claim.id, "foreground").reply  # type: ignore[attr-defined]
+                    ends.append(float(store.command("ZSCORE", f"eidproxy:{{gate}}:{line}", claim.id)))  # type: ignore[attr-defined]
+                assert ends[0] < ends[1]
+            await reached(lambda: claims[1].place()[0] == 1)
+            for claim in reversed(claims):
+                gate.leave(claim)
+
+    asyncio.run(twice())
+
+
+@pytest.mark.parametrize("key", ["leases", "tickets"])
+def test_a_key_is_gone(store: Store, key: str) -> None:
+    """Deleted by hand, or evicted, with half of what it knows of those who waited and are dead: nobody else suffers."""
+
+    async def lose() -> None:
+        async with gates("redis", store, 3) as (one, other, dead):
+            holder = one.request(Priority.FOREGROUND)
+            await holder.granted()
+            await settled([dead.request(priority) for priority in Priority])
+            await _die(dead)
+            store.command("DEL", f"eidproxy:{{gate}}:{key}")
+            one.leave(holder)
+            await reached(lambda: not one._releases, 0.25)  # type: ignore[attr-defined]
+            claim = other.request(Priority.BACKGROUND)
+            async with asyncio.timeout(LEASE):
+                await claim.granted()
+            other.leave(claim)
+
+    asyncio.run(lose())
+
+
+def test_the_holders_are_gone(store: Store) -> None:
+    """The slot goes on at once; who had it hears so with his next renewal, and keeps it if nobody waited."""
+
+    async def lose() -> None:
+        async with gates("redis", store, 2) as (one, other):
+            holder = one.request(Priority.FOREGROUND)
+            await holder.granted()
+            lost: list[str] = []
+            holder.lost = lost.append
+            store.command("DEL", "eidproxy:{gate}:holders")
+            await reached(lambda: store.command("ZCARD", "eidproxy:{gate}:holders"), LEASE)
+            successor = other.request(Priority.FOREGROUND)
+            await settled([successor])
+            assert not lost
+            store.command("DEL", "eidproxy:{gate}:holders")
+            await reached(lambda: successor.place()[0] == 0 and lost, LEASE)
+            other.leave(successor)
+
+    asyncio.run(lose())
+
+
+async def _die(gate: Any) -> None:
+    """Nothing is heard of it any more."""
+    gate._round_timer.cancel()
+    gate._round_within = lambda _seconds: None
+    await gate._link.aclose()
+
+
+def test_the_connection_is_closed_before_the_slot_is_given_back(store: Store) -> None:
+    """Also when the link is about to send other things in the very turn in which a slot is lost."""
+
+    async def lose() -> list[str]:
+        order: list[str] = []
+        async with gates("redis", store) as [gate]:
+            claim: Any = gate.request(Priority.FOREGROUND)
+            await claim.granted()
+            loop, link = asyncio.get_running_loop(), gate._link  # type: ignore[attr-defined]
+            send = link._round_trip
+
+            async def sending(connection: Any, batch: list[Any]) -> Any:
+                order.extend(call.function for call in batch if call.function == "leave")
+                return await send(connection, batch)
+
+            link._round_trip = sending
+            # What a transport does when it is aborted.
+            claim.lost = lambda _reason: loop.call_soon(order.append, "closed")
+            loop.call_soon(gate._lose, claim)  # type: ignore[attr-defined]
+            await link.call("enter", "", "").reply
+            await reached(lambda: not gate._releases)  # type: ignore[attr-defined]
+        return order
+
+    assert asyncio.run(lose()) == ["closed", "leave"]
+
+
+def test_a_caller_that_leaves_while_the_link_connects(store: Store) -> None:
+    """Nothing is taken in the store for him: no ghost holds the slot until its lease ends."""
+
+    async def leave() -> None:
+        async with gates("redis", store) as [gate]:
+            link = gate._link  # type: ignore[attr-defined]
+            await link._hang_up()
+            store.signal(signal.SIGSTOP)  # it accepts, and does not greet
+            try:
+                claim = gate.request(Priority.FOREGROUND)
+                await reached(lambda: link._connection is not None)
+                gate.leave(claim)
+            finally:
+                store.signal(signal.SIGCONT)
+            assert await gate.available()
+            assert store.command("HLEN", "eidproxy:{gate}:tickets") == 0
+
+    asyncio.run(leave())
 
 
 # --- Where it may lead -------------------------------------------------------------------------------------------

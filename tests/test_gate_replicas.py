@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 
 from tests import test_gate_outside
 from tests.callers import check_error_event, check_refusal
-from tests.gate.history import Span, judged, overlaps, replayed
+from tests.gate.history import Pause, Span, judged, overlaps, replayed
 from tests.gate.store import Store, recorded
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.tools import need
@@ -258,18 +259,126 @@ def test_standing_still(router: Router, store: Store) -> None:
         one.signal(signal.SIGSTOP)
         router.wait_for(lambda: router.posts == 2, timeout=LEASE + 2)
         assert router.concurrent == 2, "a process that stands still cannot close its socket"
+        continued_at = time.monotonic()
         one.signal(signal.SIGCONT)
-        moved_at = time.monotonic()
         router.wait_for(lambda: router.concurrent == 1)
-        print(f"EIDPROXY it let go {(time.monotonic() - moved_at) * 1e3:.0f} ms after SIGCONT")
+        print(f"EIDPROXY it let go {(time.monotonic() - continued_at) * 1e3:.0f} ms after SIGCONT")
+        assert one.get("/healthz").status == 200
+        pause = Pause(0, stopped_at, continued_at, time.monotonic())
         check_error_event(answer_of(first), 503, "gate_unavailable")
         assert one.metric("eidproxy_gate_lease_lost_total") == 1
         router.release(GO)
         assert answer_of(second).told().done
         requests = router.requests
         inferences = [Span(number, r.at, r.ended_at or 0.0) for number, r in enumerate(requests)]
-        assert judged(inferences, [Span(0, stopped_at, moved_at)], 0.15) == ([], 1)
-        assert judged(inferences, [], 0.15)[0], "the checker sees it when nothing excuses it"
+        assert judged(inferences, [pause], LEASE) == ([], 1)
+        for no_excuse, why in {
+            replace(pause, replica=1): "overlap for",
+            replace(pause, continued=inferences[0].began): "came after the pause",
+            replace(pause, stopped=inferences[1].began): "cannot have ended yet",
+            replace(pause, moved=continued_at): "did not let go",
+        }.items():
+            [violation], documented = judged(inferences, [no_excuse], LEASE)
+            assert documented == 0
+            assert why in violation
+
+
+# It stands still at one chosen moment, by its own hand. Each is a line that puts `halt()` there.
+MOMENTS = {
+    "the grant is read": "before(RedisGate, '_apply', lambda gate, claim, sent_at, state, *_: state == b'holds')",
+    "the grant is believed": "after(RedisGate, '_begin_hold')",
+    "the connect begins": "after(Relay, '_granted')",
+    "the connect is made": "after(Exchange, 'connection_made')",
+    "the request is about to be sent": "before(Relay, '_send')",
+}
+
+HALTING = """
+import os, signal, sys
+from eidproxy.gate_redis import RedisGate, RedisPass
+from eidproxy.relay import Relay
+from eidproxy.upstream import Exchange
+
+def halt(condition, arguments):
+    if os.path.exists({armed!r}) and condition(*arguments):
+        os.unlink({armed!r})
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+def before(owner, name, condition=lambda *_: True):
+    real = getattr(owner, name)
+    setattr(owner, name, lambda *arguments: (halt(condition, arguments), real(*arguments))[1])
+
+def after(owner, name, condition=lambda *_: True):
+    real = getattr(owner, name)
+    setattr(owner, name, lambda *arguments: (real(*arguments), halt(condition, arguments))[0])
+
+{lines}
+sys.argv[0] = "eidproxy"
+from eidproxy.__main__ import main
+main()
+"""
+
+
+def halted(proxy: Proxy) -> bool:
+    pid, status = os.waitpid(proxy.pid, os.WUNTRACED | os.WNOHANG)
+    return pid != 0 and os.WIFSTOPPED(status)
+
+
+@contextlib.contextmanager
+def halts(router: Router, store: Store, armed: Path, *lines: str) -> Iterator[tuple[RawClient, RawClient]]:
+    """The callers of two replicas: the slot of the first, which stands still, went to the second, which is at the
+    router. Then the first moves again, and the store says nothing that could tell it.
+    """
+    one, two = replica(router, store), replica(router, store)
+    one._command = [sys.executable, "-c", HALTING.format(armed=str(armed), lines="\n".join(lines)), "serve"]
+    with one, two:
+        grace_over(one)
+        router.reset()
+        router.script = stream(gate=GO)
+        armed.touch()
+        first = post(one)
+        until(lambda: halted(one))
+        second = post(two)
+        router.wait_for(lambda: router.posts == 1, timeout=LEASE + 2)
+        store.signal(signal.SIGSTOP)
+        try:
+            one.signal(signal.SIGCONT)
+            yield first, second
+        finally:
+            store.signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_slot_that_was_lost_before_the_request_was_sent(
+    router: Router, store: Store, tmp_path: Path, moment: str
+) -> None:
+    """SIGSTOP between the grant and the POST, until another has the slot: it sends nothing when it moves again."""
+    with halts(router, store, tmp_path / "armed", MOMENTS[moment]) as (first, second):
+        check_refusal(answer_of(first), 503, "gate_unavailable")
+        router.look()
+        assert (router.posts, router.max_concurrent) == (1, 1)
+        store.signal(signal.SIGCONT)
+        router.release(GO)
+        assert answer_of(second).told().done
+
+
+def test_control_a_slot_that_nobody_asks_for_again(router: Router, store: Store, tmp_path: Path) -> None:
+    """The same without the last look at the lease: the checker sees the second inference, and says whose it was."""
+    unasked = "RedisPass.holds = lambda claim: True"
+    with halts(router, store, tmp_path / "armed", unasked, MOMENTS["the request is about to be sent"]) as (
+        first,
+        second,
+    ):
+        continued = time.monotonic()
+        router.wait_for(lambda: router.posts == 2)
+        store.signal(signal.SIGCONT)
+        assert answer_of(first).reason == "gate_unavailable"
+        router.release(GO)
+        assert answer_of(second).told().done
+        requests = router.requests
+        inferences = [Span(1 - number, r.at, r.ended_at or 0.0, str(number)) for number, r in enumerate(requests)]
+        pause = Pause(0, continued - LEASE, continued, time.monotonic())
+        [violation], _ = judged(inferences, [pause], LEASE)
+        assert "sent by a replica that had stood still" in violation
 
 
 # --- The store fails ---------------------------------------------------------------------------------------------
@@ -522,9 +631,10 @@ def schedules(seed: int, total: int, cells: int, *options: str) -> dict[str, Any
         "partitions": partitions,
         "violations": [text for each in found for text in each["violations"]],
     }
-    for name in ("schedules", "requests", "inferences", "documented_overlaps", "takeovers"):
+    for name in ("schedules", "requests", "inferences", "pauses", "documented_overlaps", "takeovers"):
         whole[name] = sum(each[name] for each in found)
-    whole["takeover_max_seconds"] = max(each["takeover_max_seconds"] for each in found)
+    for name in ("let_go_max_seconds", "takeover_max_seconds"):
+        whole[name] = max(each[name] for each in found)
     return whole
 
 

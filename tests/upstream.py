@@ -446,6 +446,11 @@ class Router:
             assert value, f"not reached within {timeout} s: {self!r}"
             return value
 
+    def look(self) -> None:
+        """Return once it has seen all that its sockets had to show when this was called."""
+        for _ in range(2):  # what arrives together with a call is read after it
+            self._in_loop(lambda: None)
+
     def enqueue(self, *scripts: Script) -> None:
         """Play these for the next requests, one each, before `script` is used."""
         with self._changed:

@@ -26,15 +26,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.gate.history import Span, judged, replayed
+from tests.gate.history import Pause, Span, judged, replayed
 from tests.gate.store import Store, recorded
 from tests.harness import CHAT, Proxy, RawClient, chat, request_bytes, until
 from tests.upstream import Received, Router, Step, stream
 
 LEASE = 1.0
 REPLICAS = 3
-SETTLE = 0.15
-"""How long after it moves again a replica that stood still may keep its stream."""
 
 UNFENCED = """
 import sys
@@ -42,6 +40,7 @@ from eidproxy import gate_redis
 gate_redis.HOLD_SHARE = 1e6
 lose = gate_redis.RedisGate._lose
 gate_redis.RedisGate._lose = lambda gate, claim: lose(gate, claim) if claim.granted_at is None else None
+gate_redis.RedisPass.holds = lambda claim: True
 sys.argv[0] = "eidproxy"
 from eidproxy.__main__ import main
 main()
@@ -83,6 +82,8 @@ class Seen:
     documented: int = 0
     """Overlaps of the kind that is not promised away: the replica stood still."""
     violations: list[str] = field(default_factory=list)
+    let_go_seconds: list[float] = field(default_factory=list)
+    """From SIGCONT to the first answer of the replica, when it had let go of what was no longer its own."""
     takeover_seconds: list[float] = field(default_factory=list)
     """From a fault that took a holder to the next inference, where somebody waited."""
 
@@ -97,7 +98,7 @@ class Cell:
         # Without leases only what ends one shows; the rest is left out of the control.
         self.kinds = (FAULTS if fenced else ("store_pause",)) + PARTITIONS * partitions
         self.seen = Seen()
-        self.still: list[Span] = []
+        self.pauses: list[Pause] = []
         self.names = 0
         self.holds: dict[str, float] = {}
         self.replicas: list[Replica] = []
@@ -132,7 +133,7 @@ class Cell:
         choose = self.choose
         self.seen.schedules += 1
         first = len(self.router.requests)
-        still_before = len(self.still)
+        paused_before = len(self.pauses)
         faults = [choose.choice(self.kinds) for _ in range(choose.choice((1, 1, 2)))]
         names = [self._name(long=not number and choose.random() < 0.7) for number in range(choose.randint(3, 6))]
         callers = [
@@ -156,7 +157,7 @@ class Cell:
             for name in [request.json["messages"][0]["content"]]
         ]
         self.seen.inferences += len(inferences)
-        violations, documented = judged(inferences, self.still[still_before:], SETTLE)
+        violations, documented = judged(inferences, self.pauses[paused_before:], LEASE)
         self.seen.documented += documented
         self.seen.violations += [f"schedule {self.seen.schedules} {faults}: {text}" for text in violations]
 
@@ -212,11 +213,15 @@ class Cell:
 
     def _pause(self) -> None:
         replica, seconds = self._any(), LEASE * self.choose.uniform(0.3, 2.2)
-        began = time.monotonic()
+        stopped = time.monotonic()
         replica.signal(signal.SIGSTOP)
         time.sleep(seconds)
+        continued = time.monotonic()
         replica.signal(signal.SIGCONT)
-        self.still.append(Span(replica.number, began, time.monotonic()))
+        replica.get("/healthz")
+        self.router.look()
+        self.pauses.append(Pause(replica.number, stopped, continued, time.monotonic()))
+        self.seen.let_go_seconds.append(time.monotonic() - continued)
 
     def _leave(self) -> None:
         """A clean end of one replica, as in a rolling restart."""
@@ -303,6 +308,8 @@ def as_json(seen: Seen) -> dict[str, Any]:
         "outcomes": dict(seen.outcomes),
         "faults": dict(seen.faults),
         "documented_overlaps": seen.documented,
+        "pauses": len(seen.let_go_seconds),
+        "let_go_max_seconds": round(max(seen.let_go_seconds, default=0.0), 3),
         "takeovers": len(seen.takeover_seconds),
         "takeover_max_seconds": round(max(seen.takeover_seconds, default=0.0), 3),
         "violations": seen.violations,

@@ -1,8 +1,12 @@
-"""A real redis-server, and the record of what it did."""
+"""A real redis-server, and the record of what it did.
+
+EIDPROXY_STORE_PROGRAM is the path of another one, say a valkey-server: every suite of the gate then runs on that.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -23,13 +27,13 @@ from tests.tools import need
 
 
 class Store:
-    """A redis-server (or valkey-server) of the test's own, in a directory of its own.
+    """A server of the test's own, in a directory of its own.
 
     `options` are words of its command line. It keeps no data over a restart unless `durable`.
     """
 
     def __init__(self, *options: str, durable: bool = False, hosts: Sequence[str] = ("127.0.0.1",)) -> None:
-        [self._program] = need("redis-server")
+        self._program = os.environ.get("EIDPROXY_STORE_PROGRAM") or need("redis-server")[0]
         self.port = free_port()
         self.hosts = hosts
         self._options = [*options, *(("--appendonly", "yes", "--appendfsync", "always") if durable else ())]
