@@ -51,10 +51,6 @@ class Pass(Protocol):
     lost: Callable[[str], None] | None
     """Called with a reason when a slot that was granted is taken away; it is no longer held then."""
 
-    @property
-    def holds(self) -> bool:
-        """Whether it has its slot."""
-
     async def granted(self) -> None:
         """Wait for the slot. Raises Refusal (`gate_queue_full`, `gate_wait_timeout`, `draining`, …)."""
 
@@ -124,11 +120,6 @@ class LocalPass:
         self.ticket = ticket
         self.lost: Callable[[str], None] | None = None
         self._turn: asyncio.Future[None] | None = None
-
-    @property
-    def holds(self) -> bool:
-        """See `Pass.holds`."""
-        return self.ticket.granted_at is not None
 
     async def granted(self) -> None:
         """See `Pass.granted`."""

@@ -147,11 +147,6 @@ class RedisPass:
         self.fence_at = 0.0  # kept here: uvloop's handle of a timer that is due at once cannot tell
         self.watchdog: asyncio.TimerHandle | None = None
 
-    @property
-    def holds(self) -> bool:
-        """See `Pass.holds`."""
-        return self.granted_at is not None
-
     async def granted(self) -> None:
         """See `Pass.granted`."""
         await self.turn

@@ -185,7 +185,7 @@ class Relay:
                 claim = self._services.gate.request(self._priority, self._tell_place if self._progress else None)
                 claim.lost = self.conclude
                 self._claim = claim
-            if self._claim is None or self._claim.holds:
+            if self._claim is None or self._claim.holds():
                 if self._reach_router():
                     return
             else:

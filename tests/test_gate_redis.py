@@ -147,10 +147,9 @@ async def refused(claim: Pass) -> str:
     return refusal.value.reason
 
 
-def count(gate: Any, priority: Priority, outcome: WaitOutcome) -> float:
+def count(gate: Any, priority: Priority, outcome: WaitOutcome) -> int:
     """How many waits ended so, by the gate's metrics."""
-    samples = gate._metrics.gate_wait[priority, outcome].collect()[0].samples
-    return next(float(sample.value) for sample in samples if sample.name.endswith("_count"))
+    return sum(gate._metrics.gate_wait[priority, outcome].counts)
 
 
 @played
