@@ -40,7 +40,7 @@ class _ModelOnly(msgspec.Struct):
     model: Literal["daily", "deep"]
 
 
-_MODES = frozenset(Mode)
+_MODES = {mode.value: mode for mode in Mode}
 _decode_model = msgspec.json.Decoder(_ModelOnly).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -93,7 +93,7 @@ def parse_mode(value: Object, body: bytes, name: str = "model") -> Mode:
         except msgspec.ValidationError as error:
             reason = "model_not_found" if str(error).startswith("Invalid enum value") else "invalid_request"
             raise Refusal(reason, name) from None
-    return Mode(word)
+    return _MODES[word]
 
 
 def upstream_body(request: ChatRequest, alias: str, ask_usage: bool) -> bytes:

@@ -82,6 +82,8 @@ _encode = msgspec.json.Encoder().encode
 _TAIL = b"]}\n\n"
 """What ends an event whose head is `chunk_head`."""
 
+_NONE_STRIPPED = dict.fromkeys(Stripped, 0)
+
 _KNOWN_FIELDS = frozenset(
     {"id", "object", "created", "choices", "model", "usage", "index", "delta", "finish_reason"}
     | {"role", "content", "reasoning_content", "reasoning", "refusal", "tool_calls"}
@@ -102,7 +104,7 @@ class Sanitizer:
         self.finished = False  # the finish reason came: nothing changes the outcome any more
         self.said_done = False
         self.dropped: dict[Dropped, int] = {}
-        self.stripped = dict.fromkeys(Stripped, 0)
+        self.stripped = _NONE_STRIPPED.copy()
         self.tokens: dict[TokenKind, int] = {}
         self._counted = False  # the unknown fields of the first event
 
