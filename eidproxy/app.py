@@ -20,9 +20,10 @@ from eidproxy.logs import Event, Log
 from eidproxy.metrics import Metrics, loop_lag_sampler
 from eidproxy.pages import CHAT_POLICY, STATUS_POLICY, page_routes
 from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
+from eidproxy.resolver import Resolver
 from eidproxy.server import Roster, Server, connection_limit
 from eidproxy.surface import ChatSurface
-from eidproxy.upstream import EgressBlocked, Resolver, Upstream
+from eidproxy.upstream import EgressBlocked, Upstream
 from eidproxy.vocabulary import Mode, Phase
 
 VERSION = version("eidproxy")

@@ -21,7 +21,8 @@ from redis.exceptions import ResponseError
 
 from eidproxy.config import GateAddress
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
-from eidproxy.upstream import EgressBlocked, Resolver
+from eidproxy.resolver import Resolver
+from eidproxy.upstream import EgressBlocked
 
 _KEYS = tuple(
     f"eidproxy:{{gate}}:{name}" for name in ("state", "holders", "leases", "foreground", "background", "tickets")

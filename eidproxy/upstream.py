@@ -6,23 +6,22 @@ which it arrives. Every failure leaves as one of httpx's exception classes, the 
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
-import threading
-from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import httptools
 import httpx
 
+from eidproxy import dial
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
-from eidproxy.wire import Wire, probe_silent_peer
+from eidproxy.resolver import Resolver
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_INTERIM = 8
-_MAX_ABANDONED_LOOKUPS = 64
-_BIG_READ_BYTES = 64 * 1024
-"""After a longer read others have a turn. Only TLS has such: the loop reads up to 32 times in a row, a `Wire` once."""
+_TURN_BYTES = 64 * 1024
+"""After so many bytes others have a turn: libuv reads 256 KiB at once, and goes on for up to 32 times in a row."""
 
 
 class EgressBlocked(Exception):
@@ -47,15 +46,21 @@ class Sink(Protocol):
 
 
 class Exchange(asyncio.Protocol):
-    """One request on one connection."""
+    """One request on one connection.
+
+    It begins with a socket of our own (`dial`), on which the request is sent, and which the loop's transport then takes
+    over; or, with TLS, with the transport. Who aborts it closes the connection whichever of the two has it.
+    """
 
     __slots__ = (
+        "_awaited",
         "_coding",
         "_content_type",
         "_encoded",
         "_field_bytes",
         "_head_bytes",
         "_head_done",
+        "_in_turns",
         "_interim",
         "_length",
         "_loop",
@@ -64,16 +69,29 @@ class Exchange(asyncio.Protocol):
         "_parts",
         "_paused",
         "_sink",
+        "_socket",
+        "_takeover",
         "_transport",
+        "_unsent",
         "_write_timeout",
         "_write_timer",
-        "dialling",
+        "connected",
         "first_byte_at",
         "last_read_at",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, write_timeout: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, write_timeout: float, sock: socket.socket | None = None
+    ) -> None:
         self._loop = loop
+        self._socket = sock
+        self._takeover: asyncio.Task[Any] | None = None
+        self._unsent = b""
+        self._awaited = False
+        self.connected = sock is None
+        """Whether the router has accepted."""
+        self._in_turns = sock is not None
+        """Whether a long read may be taken in turns. TLS tells of the end in the same breath as of the last bytes."""
         self._write_timeout = write_timeout
         self._write_timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -90,29 +108,77 @@ class Exchange(asyncio.Protocol):
         self._coding: bytes | None = None
         self._length = False
         self._encoded = False
-        self.dialling: Wire | None = None
-        """The connection that is not yet there."""
         self.first_byte_at: float | None = None
         self.last_read_at = 0.0
 
     def start(self, request: bytes, sink: Sink) -> None:
         """Send the request; the sink hears what comes back."""
-        assert self._transport is not None  # noqa: S101  # start is called on a connected exchange
         self._sink = sink
         self._parser = httptools.HttpResponseParser(self)
         self.last_read_at = self._loop.time()
         if self._over:  # the router hung up between the connect and now
             self._end(httpx.ReadError(""))
-        else:
+        elif self._transport is not None:
             self._transport.write(request)
+        else:
+            self._send(request)
+
+    def _send(self, request: bytes) -> None:
+        sock = self._socket
+        assert sock is not None  # noqa: S101  # what has no transport has a socket
+        try:
+            sent = sock.send(request)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._end(httpx.ReadError(""))
+            return
+        self._unsent = request[sent:]
+        self._takeover = self._loop.create_task(self._loop.create_connection(lambda: self, sock=sock))
+        self._takeover.add_done_callback(self._taken_over)
+
+    def _taken_over(self, task: "asyncio.Task[Any]") -> None:
+        self._takeover = None
+        if task.cancelled() or task.exception() is not None:
+            self._end(httpx.ReadError(""))
+            self.close()
 
     def abort(self) -> None:
         """Close the connection now. The sink hears nothing more."""
         self._sink = None
-        transport = self._transport or self.dialling
-        if transport is not None:
-            transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._takeover is not None:
+            # The loop has the socket and no transport to show yet. The router shall know at once all the same.
+            self._over = True
+            with contextlib.suppress(OSError):
+                cast(socket.socket, self._socket).shutdown(socket.SHUT_RDWR)
+        elif not self._awaited:
+            self.close()
         self._release()
+
+    def close(self) -> None:
+        """Close a socket that nobody has taken over, or waits for."""
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.close()
+
+    def local(self) -> Any:
+        """The address at our end of a socket of our own."""
+        return None if self._socket is None else self._socket.getsockname()
+
+    def peer(self) -> Any:
+        """The address at the other end of a socket of our own, None while there is none."""
+        return None if self._socket is None else dial.peer(self._socket)
+
+    async def accepted(self) -> None:
+        """Wait for the router to accept. Raises OSError."""
+        assert self._socket is not None  # noqa: S101  # only a socket of our own is waited for
+        self._awaited = True  # the loop looks at the socket: whoever waits closes it, not who aborts meanwhile
+        try:
+            await dial.connected(self._loop, self._socket)
+        finally:
+            self._awaited = False
 
     def pause(self) -> None:
         """Read no further for now."""
@@ -135,12 +201,29 @@ class Exchange(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected. Any byte left in the write buffer counts as a router that does not read."""
         self._transport = cast(asyncio.Transport, transport)
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            # The transport closes the descriptor. uvloop attaches the socket a turn later, and should the transport be
+            # closed by then, the socket, once collected, would close whatever has the same number.
+            sock.detach()
+        if self._over:  # aborted meanwhile
+            self._transport.abort()
+            return
         self._transport.set_write_buffer_limits(high=0)
+        if self._paused:
+            self._transport.pause_reading()
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            self._transport.write(unsent)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the router: parse, and hand on what is body."""
         if self._sink is None or self._parser is None:
             return
+        if len(data) > _TURN_BYTES and self._in_turns and self._transport is not None:
+            self._transport.pause_reading()
+            self._loop.call_soon(self._go_on, data[_TURN_BYTES:])
+            data = data[:_TURN_BYTES]
         self.last_read_at = self._loop.time()
         try:
             self._parser.feed_data(data)
@@ -162,9 +245,12 @@ class Exchange(asyncio.Protocol):
             self._hand_on()
         if self._over:
             self._end(None)
-        elif len(data) > _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-            self._loop.call_soon(self._read_on)
+
+    def _go_on(self, data: bytes) -> None:
+        """Take the rest of a long read. While it is not done nothing is read, so it is still what comes next."""
+        self.data_received(data)
+        if len(data) <= _TURN_BYTES:
+            self._read_on()
 
     def eof_received(self) -> None:
         """The router closed its side: the end of a body without a length, or of anything else that was cut."""
@@ -265,63 +351,6 @@ class Exchange(asyncio.Protocol):
             self._write_timer = None
 
 
-class Resolver:
-    """Looks a name up in a thread of its own: one look-up at a time, shared by all who ask meanwhile.
-
-    `getaddrinfo` cannot be cancelled and the default executor has few threads, so a silent name server would stall
-    everything that uses it, and the exit of the process. A look-up that takes longer than `patience` seconds is left
-    behind; of those there are at most a few. That a caller left is no reason to begin another.
-    """
-
-    def __init__(self, lookup: Callable[[str, int], list[str]] | None = None, patience: float = 5.0) -> None:
-        self._patience = patience
-        self._lookup = lookup or _lookup
-        self._current: asyncio.Future[list[str]] | None = None
-        self._began_at = 0.0
-        self._running = 0
-
-    async def resolve(self, host: str, port: int) -> list[str]:
-        """The addresses of a name. Raises httpx.ConnectError; the caller has a deadline round it."""
-        loop = asyncio.get_running_loop()
-        if self._current is not None and loop.time() - self._began_at >= self._patience:
-            self._current = None  # whoever asks now shall not wait behind a look-up that overran
-        if self._current is None:
-            if self._running >= _MAX_ABANDONED_LOOKUPS:
-                raise httpx.ConnectTimeout("the name server does not answer")
-            self._current = loop.create_future()
-            self._began_at = loop.time()
-            self._running += 1
-            arguments = (loop, self._current, host, port)
-            threading.Thread(target=self._run, args=arguments, name="resolver", daemon=True).start()
-        return await asyncio.shield(self._current)
-
-    def _run(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[str]], host: str, port: int) -> None:
-        addresses: list[str] | None
-        try:
-            addresses = self._lookup(host, port)
-        except (OSError, UnicodeError):
-            addresses = None
-        try:
-            loop.call_soon_threadsafe(self._done, future, addresses)
-        except RuntimeError:
-            return  # the loop is closed: nobody asks any more
-
-    def _done(self, future: asyncio.Future[list[str]], addresses: list[str] | None) -> None:
-        self._running -= 1
-        if self._current is future:
-            self._current = None
-        if addresses is None:
-            future.set_exception(httpx.ConnectError("the router's name is not known"))
-            future.exception()  # all who asked may be gone
-        else:
-            future.set_result(addresses)
-
-
-def _lookup(host: str, port: int) -> list[str]:
-    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-
-
 class Upstream:
     """The router: knows how to reach it, and nothing else can be reached."""
 
@@ -380,8 +409,8 @@ class Upstream:
     def dial(self) -> Exchange | None:
         """Begin to connect without waiting; None when a look-up or TLS must come first.
 
-        The exchange is connected at once when the router is on this machine; else `dialling` is set, and `connect`
-        waits for it. Raises EgressBlocked, httpx.ConnectError.
+        The exchange is connected at once when the router is on this machine; else `connect` waits for it.
+        Raises EgressBlocked, httpx.ConnectError.
         """
         if self._literal is None or self._tls is not None:
             return None
@@ -389,13 +418,13 @@ class Upstream:
             raise EgressBlocked(self._literal[0])
         loop = asyncio.get_running_loop()
         try:
-            exchange, wire = self._begin(loop, self.host)
+            exchange = self._begin(loop, self.host)
             try:
-                peer = wire.peer()
+                peer = exchange.peer()
                 if peer is not None:
-                    self._connected(loop, exchange, wire, self.host, peer)
+                    self._accepted(loop, exchange, self.host, peer)
             except BaseException:
-                wire.abort()
+                exchange.close()
                 raise
         except OSError:
             self._checked(loop, False)
@@ -439,36 +468,30 @@ class Upstream:
         for address in await self.addresses():
             try:
                 if self._tls is None:
-                    return await self._connect_to(loop, address, self._begin(loop, address)[0])
+                    return await self._connect_to(loop, address, self._begin(loop, address))
                 return await self._connect_securely(loop, address)
             except OSError:  # refused, unreachable, reset, or TLS that does not check out
                 continue
         raise httpx.ConnectError("the router refuses connections")
 
-    def _begin(self, loop: asyncio.AbstractEventLoop, address: str) -> tuple[Exchange, Wire]:
-        exchange = Exchange(loop, self._write_timeout)
-        exchange.dialling = wire = Wire(loop, exchange, address, self.port)
-        return exchange, wire
+    def _begin(self, loop: asyncio.AbstractEventLoop, address: str) -> Exchange:
+        return Exchange(loop, self._write_timeout, dial.begin(address, self.port))
 
     async def _connect_to(self, loop: asyncio.AbstractEventLoop, address: str, exchange: Exchange) -> Exchange:
-        wire = exchange.dialling
-        if wire is not None:
+        if not exchange.connected:
             try:
-                await wire.connected()
-                self._connected(loop, exchange, wire, address, wire.peer())
+                await exchange.accepted()
+                self._accepted(loop, exchange, address, exchange.peer())
             except BaseException:
-                wire.abort()
+                exchange.close()
                 raise
         return exchange
 
-    def _connected(
-        self, loop: asyncio.AbstractEventLoop, exchange: Exchange, wire: Wire, address: str, peer: Any
-    ) -> None:
+    def _accepted(self, loop: asyncio.AbstractEventLoop, exchange: Exchange, address: str, peer: Any) -> None:
         """Judge the peer of a connection that is there, and let it be used."""
-        self._check_peer(address, peer, wire.local())
+        self._check_peer(address, peer, exchange.local())
         self._checked(loop, True)
-        exchange.dialling = None
-        wire.open()
+        exchange.connected = True
 
     async def _connect_securely(self, loop: asyncio.AbstractEventLoop, address: str) -> Exchange:
         exchange = Exchange(loop, self._write_timeout)
@@ -476,7 +499,7 @@ class Upstream:
             lambda: exchange, address, self.port, ssl=self._tls, server_hostname=self.host
         )
         try:
-            probe_silent_peer(transport.get_extra_info("socket"))
+            dial.prepare(transport.get_extra_info("socket"))
             self._check_peer(address, transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
             self._checked(loop, True)
         except BaseException:

@@ -22,10 +22,10 @@ import httpx
 import pytest
 import uvloop
 
-from eidproxy import upstream
+from eidproxy import dial
 from eidproxy.egress import EgressPolicy
-from eidproxy.upstream import EgressBlocked, Resolver, Upstream
-from eidproxy.wire import Wire
+from eidproxy.resolver import Resolver
+from eidproxy.upstream import EgressBlocked, Upstream
 from tests.callers import at_rest, check_refusal
 from tests.harness import CHAT, Proxy, ask, chat, until
 from tests.tools import need, without
@@ -89,14 +89,13 @@ def run_schedule(
 
         proxy = Upstream("router.test", port, EgressPolicy(), connect_timeout=2, resolver=Resolver(lookup))
 
-        class Watched(Wire):
-            """A wire, with an eye on what is dialled."""
+        begin = dial.begin
 
-            def __init__(self, loop: Any, protocol: Any, address: str, port: int) -> None:
-                dialled.append(address)
-                super().__init__(loop, protocol, address, port)
+        def watched(address: str, port: int) -> socket.socket:
+            dialled.append(address)
+            return begin(address, port)
 
-        monkeypatch.setattr(upstream, "Wire", Watched)
+        monkeypatch.setattr(dial, "begin", watched)
         for _ in range(count):
             try:
                 exchange = await proxy.connect(proxy.dial())

@@ -19,7 +19,8 @@ from eidproxy.egress import EgressPolicy
 from eidproxy.errors import Refusal
 from eidproxy.gate import Gate, LocalGate, Pass
 from eidproxy.metrics import Metrics
-from eidproxy.upstream import EgressBlocked, Resolver
+from eidproxy.resolver import Resolver
+from eidproxy.upstream import EgressBlocked
 from eidproxy.vocabulary import Priority, WaitOutcome
 from tests.gate.history import Span, judged, replayed
 from tests.gate.store import Store, recorded

@@ -31,7 +31,6 @@ from eidproxy import (
     server,
     sse,
     upstream,
-    wire,
 )
 from eidproxy.app import Application
 from eidproxy.config import load
@@ -43,7 +42,7 @@ from tests.upstream import Router, Stall, status, stream
 PATH: list[type] = [
     *(admission.AdmissionQueue, endpoints.Endpoints, gate.LocalGate, gate.LocalPass, gate.MeanHold, logs.Log),
     *(metrics.StreamCounters, metrics.Metrics, relay.Relay, sanitize.Sanitizer, sanitize.Completion, server.Connection),
-    *(server.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
+    *(server.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, countdown.Countdown),
     *(metrics.Count, metrics.Distribution),
 ]
 
@@ -61,9 +60,9 @@ GIVING_BACK = {
 
 PURE = {
     *("AdmissionQueue._aged", "AdmissionQueue._grant", "AdmissionQueue._next", "Connection.__init__"),
-    *("Exchange.abort", "Exchange.connection_made", "LocalPass.__init__", "Relay._hang_up"),
+    *("Exchange.__init__", "Exchange.abort", "Exchange.connection_made", "LocalPass.__init__", "Relay._hang_up"),
     *("Connection.connection_lost", "Connection.connection_made", "Relay._sign_off", "Roster.depart"),
-    *("Countdown._sweep", "Countdown.stop", "Wire.abort"),
+    *("Countdown._sweep", "Countdown.stop", "Exchange.close"),
 }
 """Assignments and the closing of the socket itself: failing before their first statement, they have not been called."""
 

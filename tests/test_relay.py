@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.harness import CHAT, Proxy, ask, chat
-from tests.upstream import DONE, Router, Stall, chunk, completion_chunk, event, status, stream_head
+from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
+from tests.upstream import DONE, Reset, Router, Stall, Wait, chunk, completion_chunk, event, status, stream_head
 
 
 def finished() -> bytes:
@@ -69,3 +69,16 @@ def test_a_silent_router_is_noticed_in_time_in_every_mode(router: Router, progre
     with Proxy(router, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=0.3, EIDPROXY_STREAM_DEADLINE_SECONDS=5) as proxy:
         headers = {"Content-Type": "application/json", "X-Eid-Progress": progress}
         assert b"router_ReadTimeout" in ask(proxy, "POST", CHAT, chat("daily"), headers).body
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_reset_after_a_silence_is_noticed_at_once(router: Router, proxy: Proxy, streamed: bool) -> None:
+    """The reset comes when everything before it was read: nothing but the reset itself wakes the proxy."""
+    router.script = [stream_head(), chunk(event(completion_chunk({"content": "before"}))), Wait("go"), Reset()]
+    with RawClient(proxy, timeout=5) as client:
+        client.send(request_bytes("POST", CHAT, chat("deep", streamed)))
+        until(lambda: proxy.metric("eidproxy_time_to_first_token_seconds_count", mode="deep") == 1)
+        router.release("go")
+        answer = Answer(*client.read_head(), client.read_body(), client.clean)
+    assert b"router_ReadError" in answer.body
+    assert answer.status == (200 if streamed else 503)

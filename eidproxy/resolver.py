@@ -1,0 +1,67 @@
+"""Names looked up in threads of our own, since `getaddrinfo` cannot be cancelled."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+
+import httpx
+
+_MAX_ABANDONED_LOOKUPS = 64
+
+
+class Resolver:
+    """Looks a name up in a thread of its own: one look-up at a time, shared by all who ask meanwhile.
+
+    `getaddrinfo` cannot be cancelled and the default executor has few threads, so a silent name server would stall
+    everything that uses it, and the exit of the process. A look-up that takes longer than `patience` seconds is left
+    behind; of those there are at most a few. That a caller left is no reason to begin another.
+    """
+
+    def __init__(self, lookup: Callable[[str, int], list[str]] | None = None, patience: float = 5.0) -> None:
+        self._patience = patience
+        self._lookup = lookup or _lookup
+        self._current: asyncio.Future[list[str]] | None = None
+        self._began_at = 0.0
+        self._running = 0
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """The addresses of a name. Raises httpx.ConnectError; the caller has a deadline round it."""
+        loop = asyncio.get_running_loop()
+        if self._current is not None and loop.time() - self._began_at >= self._patience:
+            self._current = None  # whoever asks now shall not wait behind a look-up that overran
+        if self._current is None:
+            if self._running >= _MAX_ABANDONED_LOOKUPS:
+                raise httpx.ConnectTimeout("the name server does not answer")
+            self._current = loop.create_future()
+            self._began_at = loop.time()
+            self._running += 1
+            arguments = (loop, self._current, host, port)
+            threading.Thread(target=self._run, args=arguments, name="resolver", daemon=True).start()
+        return await asyncio.shield(self._current)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[str]], host: str, port: int) -> None:
+        addresses: list[str] | None
+        try:
+            addresses = self._lookup(host, port)
+        except (OSError, UnicodeError):
+            addresses = None
+        try:
+            loop.call_soon_threadsafe(self._done, future, addresses)
+        except RuntimeError:
+            return  # the loop is closed: nobody asks any more
+
+    def _done(self, future: asyncio.Future[list[str]], addresses: list[str] | None) -> None:
+        self._running -= 1
+        if self._current is future:
+            self._current = None
+        if addresses is None:
+            future.set_exception(httpx.ConnectError("the router's name is not known"))
+            future.exception()  # all who asked may be gone
+        else:
+            future.set_result(addresses)
+
+
+def _lookup(host: str, port: int) -> list[str]:
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
