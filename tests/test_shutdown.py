@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.callers import at_rest, check_error_event, check_refusal
-from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, free_port, request_bytes, until
+from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, free_port, request_bytes, told, until
+from tests.stock import Stock
 from tests.upstream import Router, Send, Stall, stream, stream_head
 
 GO = "go"
@@ -219,6 +220,20 @@ def test_port_in_use(router: Router) -> None:
         assert second.wait(10) == 1
         assert b"cannot listen" in second.output()
         assert proxy.get("/healthz").status == 200
+
+
+def test_control_a_stock_server_refuses_while_it_drains(router: Router) -> None:
+    """Control: the usual server lets what runs finish too, but whoever comes meanwhile is not told why."""
+    router.script = stream(gate=GO)
+    with Stock(router) as proxy, RawClient(proxy) as running:
+        running.send(request_bytes("POST", CHAT, chat()))
+        router.wait_for(lambda: router.waiting(GO) == 1)
+        proxy.process.terminate()
+        with pytest.raises(ConnectionRefusedError):
+            until(lambda: ask(proxy, "GET", "/healthz", timeout=1).status == 503)
+        router.release(GO)
+        assert running.read_head().status == 200
+        assert told(running.read_body()).done
 
 
 def test_control_the_listener_stays_open(router: Router) -> None:
