@@ -231,8 +231,8 @@ def stock(count: int, seed: int) -> dict[str, Any]:
         rounds = [served(proxy)]
         while rounds[-1] is not None and len(rounds) <= ROUNDS * 5:
             rounds.append(one_after_another(door, proxy, choose))
-        # Nothing is under way any more, and still nobody is served.
-        until(lambda: not door.knocking() and not router.open_sockets)
+        # Nobody connects and nobody is answered any more, and still nobody is served.
+        until(lambda: not door.knocking() and not router.concurrent)
         rounds += [served(proxy) for _ in range(2)]
     return {"rounds": len(rounds) - 2, "stuck": rounds.count(None)}
 
