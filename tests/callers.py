@@ -80,3 +80,15 @@ def at_rest(router: Router, proxy: Proxy, timeout: float = 5.0) -> None:
         return not (gate["in_use"] or gate["holders"] or gate["waiting"] or any(status["streams"].values()))
 
     until(empty, timeout, "the proxy at rest")
+
+
+def nothing_left(router: Router, proxy: Proxy, files: int) -> None:
+    """At rest, and besides: no second `daily` at any time, no slot taken back, no descriptor more than `files`."""
+    at_rest(router, proxy)
+    assert router.max_concurrent_by_model["mac-mini-default"] == 1
+    assert proxy.metric("eidproxy_gate_forced_releases_total") == 0
+    for mode in ("daily", "deep"):
+        for phase in ("queued", "upstream", "streaming"):
+            assert proxy.metric("eidproxy_requests_in_progress", mode=mode, phase=phase) == 0
+    until(lambda: proxy.fds() <= files, 20, "descriptors given back")
+    assert [line for line in proxy.log() if line["event"] == "fault"] == []

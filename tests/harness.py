@@ -478,7 +478,8 @@ class Proxy:
         with Proxy(router, EIDPROXY_STREAM_DEADLINE_SECONDS=2) as proxy: ...
 
     Settings are environment variables by their full names (any name: HTTP_PROXY too); a value of None unsets one.
-    `arguments` follow `serve`; `prefix` is a program that starts it (strace -D, faketime, ip netns exec).
+    `arguments` follow `serve`; `prefix` is a program that starts it (strace -D, faketime, ip netns exec). `planted` is
+    Python that runs in the process before its main: the fault that a control must find.
     With `ready=False` it is not waited for. The port is free unless EIDPROXY_SERVER_PORT is set.
 
     On exit it gets SIGTERM, then a second one, and must end with status 0; its output must hold no traceback and no
@@ -491,6 +492,7 @@ class Proxy:
         *,
         arguments: Sequence[str] = (),
         prefix: Sequence[str] = (),
+        planted: str | None = None,
         ready: bool = True,
         ready_timeout: float = 20.0,
         canaries: Iterable[str] = (),
@@ -506,7 +508,8 @@ class Proxy:
         self.patience = (2.0, 5.0)
         """Seconds after the first and after the second SIGTERM."""
         self.canaries = [*CANARIES, *canaries]
-        self._command = [*prefix, sys.executable, *_coverage(), "-m", "eidproxy", "serve", *arguments]
+        program = [*_coverage(), "-m", "eidproxy"] if planted is None else ["-c", planted + _MAIN]
+        self._command = [*prefix, sys.executable, *program, "serve", *arguments]
         self._ready = ready
         self._ready_timeout = ready_timeout
         self._signalled = False
@@ -681,6 +684,14 @@ class Proxy:
         kept = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "COVERAGE_FILE", "COVERAGE_PROCESS_START")
         base = {name: os.environ[name] for name in kept if name in os.environ}
         return {**base, "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT), **self.settings}
+
+
+_MAIN = """
+import sys
+from eidproxy.__main__ import main
+sys.argv[0] = "eidproxy"
+main()
+"""
 
 
 def _coverage() -> list[str]:

@@ -105,9 +105,13 @@ def p99(values: list[float]) -> float:
 
 
 def main() -> int:
-    """Run and report. 1 when something grew, was wrong or was left over."""
-    seconds = float(os.environ.get("SOAK_SECONDS", "600"))
+    """As long as the environment says."""
     seed = int(os.environ.get("EIDPROXY_SEED") or random.SystemRandom().getrandbits(32))
+    return soak(float(os.environ.get("SOAK_SECONDS", "600")), seed)
+
+
+def soak(seconds: float, seed: int, *, planted: str | None = None, patience: float = 30.0) -> int:
+    """Run and report. 1 when something grew, was wrong or was left over. `planted` is the fault of a control."""
     print(f"soak: {seconds:.0f} s, {CALLERS} callers, {FAULTS:.0%} faults, EIDPROXY_SEED={seed}", flush=True)
     choose = random.Random(seed)
     seen = Seen()
@@ -115,7 +119,7 @@ def main() -> int:
     def answer(_: Received) -> list[Step]:
         return script(choose)
 
-    with Router(script=answer) as router, Proxy(router, EIDPROXY_LOG_LEVEL="error") as proxy:
+    with Router(script=answer) as router, Proxy(router, planted=planted, EIDPROXY_LOG_LEVEL="error") as proxy:
         proxy.metrics()
         files = proxy.fds()
         began = time.monotonic()
@@ -136,8 +140,8 @@ def main() -> int:
                 router.reset()  # forget what was recorded: this process must not grow either
         for caller in callers:
             caller.join()
-        until(lambda: router.open_sockets == 0 and not any(proxy.status()["streams"].values()), 30)
-        until(lambda: proxy.fds() <= files, 30, "descriptors")
+        until(lambda: router.open_sockets == 0 and not any(proxy.status()["streams"].values()), patience)
+        until(lambda: proxy.fds() <= files, patience, "descriptors")
         forced = proxy.metric("eidproxy_gate_forced_releases_total")
         lag = proxy.metric("eidproxy_event_loop_lag_seconds_sum") / max(
             proxy.metric("eidproxy_event_loop_lag_seconds_count"), 1

@@ -181,9 +181,8 @@ def faketime() -> str:
     return str(found[0])
 
 
-@pytest.mark.parametrize("turn", ["+1h", "-1h", "+0 x30"])
-def test_the_wall_clock_is_turned(tmp_path: Path, turn: str) -> None:
-    """The wall clock jumps an hour, or runs 30 times as fast, during a stream: nothing ends early or late."""
+def play_with_turned_clocks(tmp_path: Path, turn: str, *, all_clocks: bool = False) -> None:
+    """Turn the wall clock, or all clocks, of the proxy during a stream. Both streams must end at their deadline."""
     control = tmp_path / "clock"
     control.write_text("+0")
     with (
@@ -193,7 +192,7 @@ def test_the_wall_clock_is_turned(tmp_path: Path, turn: str) -> None:
             LD_PRELOAD=faketime(),
             FAKETIME_TIMESTAMP_FILE=str(control),
             FAKETIME_NO_CACHE=1,
-            FAKETIME_DONT_FAKE_MONOTONIC=1,
+            FAKETIME_DONT_FAKE_MONOTONIC=0 if all_clocks else 1,
             EIDPROXY_STREAM_DEADLINE_SECONDS=DEADLINE,
         ) as proxy,
     ):
@@ -206,7 +205,7 @@ def test_the_wall_clock_is_turned(tmp_path: Path, turn: str) -> None:
             waiter.read_head()
             control.write_text(turn)
             answer = Answer(200, client._head.headers if client._head else [], client.read_body(), client.clean)
-            assert DEADLINE - EARLY < time.monotonic() - began < DEADLINE + LATE
+            assert DEADLINE - EARLY < time.monotonic() - began < DEADLINE + LATE, "early or late"
             check_error_event(answer, 503, "stream_deadline_exceeded")
             router.wait_for(lambda: router.posts == 2)
             waiting = Answer(200, waiter._head.headers if waiter._head else [], waiter.read_body(), waiter.clean)
@@ -217,6 +216,18 @@ def test_the_wall_clock_is_turned(tmp_path: Path, turn: str) -> None:
         created = ask(proxy, "POST", CHAT, chat()).events()[0].json()["created"]
         if turn != "+0 x30":
             assert abs(abs(created - time.time()) - 3600) < 10
+
+
+@pytest.mark.parametrize("turn", ["+1h", "-1h", "+0 x30"])
+def test_the_wall_clock_is_turned(tmp_path: Path, turn: str) -> None:
+    """The wall clock jumps an hour, or runs 30 times as fast, during a stream: nothing ends early or late."""
+    play_with_turned_clocks(tmp_path, turn)
+
+
+def test_control_a_deadline_by_a_turned_clock_is_noticed(tmp_path: Path) -> None:
+    """Control: when the clock that eidproxy goes by is turned as well, the same play ends early, and fails."""
+    with pytest.raises(AssertionError, match="early or late"):
+        play_with_turned_clocks(tmp_path, "+1h", all_clocks=True)
 
 
 @pytest.mark.parametrize("who", ["proxy", "caller"])

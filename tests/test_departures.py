@@ -2,156 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
-import concurrent.futures
-import contextlib
-import multiprocessing
-import os
 import random
 import resource
-import socket
-import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
 
-from tests.callers import at_rest
-from tests.harness import CHAT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
+from tests.callers import at_rest, nothing_left
+from tests.crowd import LEAVING, crowd, departs, free_after, script
+from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, until
+from tests.stock import Stock
 from tests.tools import size as amount
-from tests.upstream import Fin, Pause, Received, Router, Stall, Step, Trickle, _unread, chunk, stream, wire
-
-WAYS = ("fin", "rst", "shut_wr", "stray", "pipelined", "silent")
-MOMENTS = ("in the head", "in the body", "queued", "connecting", "first byte", "mid-stream", "at the end", "after")
-
-
-@dataclass
-class Tally:
-    """What was seen of a crowd of callers that left."""
-
-    left: dict[str, float] = field(default_factory=dict)
-    """When each of those that had sent a whole request began to leave."""
-    kinds: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
-
-
-def script(choose: random.Random) -> list[Step]:
-    """An answer that is slow somewhere, so that there is a moment to leave at."""
-    whole = stream(["a", "b", "c"])
-    kind = choose.randrange(6)
-    if kind == 0:
-        return [Stall()]
-    if kind == 1:
-        return [*whole[:1], Stall()]
-    if kind == 2:
-        return [*whole[:3], Stall()]
-    if kind == 3:
-        return [Trickle(wire(whole), 40, 0.001)]
-    if kind == 4:
-        return [Pause(choose.random() * 0.01), *whole, Fin()]
-    return [*whole]
-
-
-async def visit(where: tuple[str, int], number: int, choose: random.Random, tally: Tally) -> None:
-    """One caller: connect, ask as far as the moment says, leave in some way."""
-    loop = asyncio.get_running_loop()
-    moment, way = choose.choice(MOMENTS), choose.choice(WAYS)
-    if way == "silent":
-        # Who asks and then says nothing more is served or cut; who never finishes asking is timed out.
-        moment = choose.choice(MOMENTS[:1] if choose.random() < 0.1 else MOMENTS[-2:])
-    tally.kinds[moment, way] += 1
-    model = "daily" if choose.random() < 0.8 else "deep"
-    priority = choose.choice(["foreground", "background"])
-    headers = {"X-Eid-Priority": priority, **({"X-Eid-Progress": "1"} if choose.random() < 0.3 else {})}
-    ask_for = request_bytes("POST", CHAT, chat(model, choose.random() < 0.8, say=f"visitor {number}"), headers)
-    head_end = ask_for.index(b"\r\n\r\n") + 4
-    with socket.socket() as sock:
-        sock.setblocking(False)
-        await loop.sock_connect(sock, where)
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            if moment == "in the head":
-                await loop.sock_sendall(sock, ask_for[: choose.randrange(head_end)])
-            elif moment == "in the body":
-                await loop.sock_sendall(sock, ask_for[: choose.randrange(head_end, len(ask_for))])
-            else:
-                await loop.sock_sendall(sock, ask_for)
-                if moment == "queued":
-                    await asyncio.sleep(choose.random() * 0.05)
-                elif moment in ("connecting", "first byte"):
-                    await asyncio.sleep(choose.random() * 0.004)
-                elif moment == "mid-stream":
-                    async with asyncio.timeout(choose.random() * 0.3):
-                        await loop.sock_recv(sock, choose.choice([1, 100, 700]))
-                else:
-                    async with asyncio.timeout(choose.random() * 0.5):
-                        got = b""
-                        while not got.endswith(b"0\r\n\r\n") and b"Content-Length" not in got:
-                            data = await loop.sock_recv(sock, 65536)
-                            if not data:
-                                break
-                            got += data
-                            if moment == "at the end" and b"[DONE]" in got:
-                                break
-        await leave(sock, way, moment, number, ask_for, tally)
-
-
-async def leave(sock: socket.socket, way: str, moment: str, number: int, ask_for: bytes, tally: Tally) -> None:
-    """Leave in one of the ways. From `tally.left` on the caller is gone."""
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(OSError, TimeoutError):
-        if way == "silent" and moment == "in the head":
-            async with asyncio.timeout(8):
-                while await loop.sock_recv(sock, 65536):
-                    pass
-        tally.left[f"visitor {number}"] = time.monotonic()
-        if way == "stray":
-            await loop.sock_sendall(sock, b"\r")
-        elif way == "pipelined":
-            await loop.sock_sendall(sock, ask_for)
-        elif way == "shut_wr":
-            sock.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(2):
-                while await loop.sock_recv(sock, 65536):
-                    pass
-        if way in ("rst", "pipelined"):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def crowd(where: tuple[str, int], count: int, seed: int) -> Tally:
-    """So many callers, 200 at a time, in a process of their own: here they would delay the router, who measures."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_crowd, where, count, seed).result()
-
-
-def _crowd(where: tuple[str, int], count: int, seed: int) -> Tally:
-    tally = Tally()
-    asyncio.run(_visit_all(where, count, seed, tally))
-    return tally
-
-
-async def _visit_all(where: tuple[str, int], count: int, seed: int, tally: Tally, at_once: int = 200) -> None:
-    places = asyncio.Semaphore(at_once)
-
-    async def one(number: int) -> None:
-        async with places:
-            await visit(where, number, random.Random(f"{seed} {number}"), tally)
-
-    await asyncio.gather(*(one(number) for number in range(count)))
-
-
-def free_after(router: Router, tally: Tally) -> list[float]:
-    """Seconds from a caller's leaving to the close of its connection at the router, of those that were there."""
-    delays = []
-    for close in router.closes:
-        if close.request is None:
-            continue
-        said = close.request.json["messages"][0]["content"]
-        if said in tally.left and close.phase == "answer":
-            delays.append(max(close.at - tally.left[said], 0))
-    return sorted(delays)
+from tests.upstream import Received, Router, Stall, Step, Trickle, _unread, chunk, stream
 
 
 @pytest.fixture
@@ -177,15 +41,7 @@ def test_crowd_that_leaves(router: Router, many_files: None, seed: int) -> None:
         took = time.monotonic() - began
         router.script = stream()
         assert ask(proxy, "POST", CHAT, chat(say="honest"), timeout=30).told().done
-        at_rest(router, proxy)
-        assert router.max_concurrent_by_model["mac-mini-default"] == 1
-        assert proxy.metric("eidproxy_gate_forced_releases_total") == 0
-        for mode in ("daily", "deep"):
-            for phase in ("queued", "upstream", "streaming"):
-                assert proxy.metric("eidproxy_requests_in_progress", mode=mode, phase=phase) == 0
-        until(lambda: proxy.fds() <= files, 20, "descriptors given back")
-        faults = [line for line in proxy.log() if line["event"] == "fault"]
-        assert faults == []
+        nothing_left(router, proxy, files)
         outcomes = collections.Counter(line.get("reason") for line in proxy.log() if line["event"] == "request")
         delays = free_after(router, tally)
         assert len(delays) > count / 50
@@ -199,21 +55,6 @@ def test_crowd_that_leaves(router: Router, many_files: None, seed: int) -> None:
         assert delays[-1] < 1
         # A request cut short may have become any refusal; none is a fault of ours or of the router.
         assert not [word for word in outcomes if str(word).startswith(("internal", "router", "upstream", "stream"))]
-
-
-def departs(way: str, client: RawClient) -> None:
-    """Leave with a request running."""
-    if way == "second request at once then reset":
-        client.send(request_bytes("POST", CHAT, chat()))
-        client.rst()
-    elif way == "stray byte then fin":
-        client.send(b"\r")
-        client.fin()
-    else:
-        getattr(client, way)()
-
-
-LEAVING = ("fin", "rst", "close", "second request at once then reset", "stray byte then fin")
 
 
 @pytest.mark.parametrize("progress", ["", "1"])
@@ -303,26 +144,14 @@ def test_control_a_stock_proxy_keeps_the_slot(router: Router) -> None:
         return [*stream(["a"])[:3], Trickle(chunk(b": x\n\n") * 1000, 10, 0.01)]
 
     router.script = slow
-    port = free_port()
-    environment = {**os.environ, "ROUTER": router.url, "PORT": str(port)}
-    with subprocess.Popen([sys.executable, "-m", "tests.stock"], env=environment) as process:
-        try:
-
-            def up() -> bool:
-                with contextlib.suppress(OSError, EOFError):
-                    return ask(("127.0.0.1", port), "GET", "/healthz").status == 200
-                return False
-
-            until(up, 20)
-            client = RawClient(("127.0.0.1", port))
-            client.send(request_bytes("POST", CHAT, chat()))
-            router.wait_for(lambda: router.posts == 1)
-            client.read_head()
-            next(client.pieces())
-            client.send(request_bytes("POST", CHAT, chat()))
-            until(lambda: _unread(client.sock) == 0)
-            client.rst()
-            with pytest.raises(AssertionError, match="not reached"):
-                router.wait_for(lambda: router.open_sockets == 0, 1)
-        finally:
-            process.kill()
+    with Stock(router) as stock:
+        client = RawClient(stock)
+        client.send(request_bytes("POST", CHAT, chat()))
+        router.wait_for(lambda: router.posts == 1)
+        client.read_head()
+        next(client.pieces())
+        client.send(request_bytes("POST", CHAT, chat()))
+        until(lambda: _unread(client.sock) == 0)
+        client.rst()
+        with pytest.raises(AssertionError, match="not reached"):
+            router.wait_for(lambda: router.open_sockets == 0, 1)

@@ -27,7 +27,7 @@ from eidproxy.egress import EgressPolicy
 from eidproxy.resolver import Resolver
 from eidproxy.upstream import EgressBlocked, Upstream
 from tests.callers import at_rest, check_refusal
-from tests.harness import CHAT, Proxy, ask, chat, until
+from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, until
 from tests.tools import need, without
 from tests.tools import size as amount
 from tests.upstream import Router, status, stream
@@ -175,6 +175,19 @@ def test_environment_has_no_effect(router: Router, tmp_path: Path) -> None:
         assert not (tmp_path / "keys").exists()
 
 
+def test_control_the_usual_client_obeys_the_environment(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: httpx as it comes does ask the proxy of the environment, and a redirect can lead it to the trap."""
+    with Router() as trap:
+        router.script = status(302, b"", [("Location", f"{trap.url}/")])
+        httpx.get(router.url, trust_env=False, follow_redirects=True)
+        assert trap.connections == 1
+        monkeypatch.setenv("HTTP_PROXY", trap.url)
+        with contextlib.suppress(httpx.TransportError):
+            httpx.get(router.url)
+        assert trap.connections == 2
+        trap.reset()  # what a proxy is asked is not what a router is asked
+
+
 def test_words_in_a_request_lead_nowhere(router: Router) -> None:
     """Addresses in every place a caller can write one."""
     with Router() as trap, Proxy(router) as proxy:
@@ -265,6 +278,13 @@ def test_name_is_judged_at_each_connect(router: Router, names: tuple[NameServer,
         check_refusal(ask(looped, "POST", CHAT, chat()), 500, "egress_blocked")
 
 
+def served_again(proxy: Proxy) -> float:
+    """How long it takes, a second at most."""
+    began = time.monotonic()
+    until(lambda: ask(proxy, "POST", CHAT, chat()).status == 200, 1, "served again")
+    return time.monotonic() - began
+
+
 def test_silent_name_server(router: Router, names: tuple[NameServer, list[str]]) -> None:
     """C20: 40 look-ups that nobody answers, then healthy again: served within 1 s, and the exit is not delayed."""
     server, prefix = names
@@ -276,15 +296,40 @@ def test_silent_name_server(router: Router, names: tuple[NameServer, list[str]])
             assert time.monotonic() - began < 1
             assert ask(proxy, "GET", "/healthz").status == 200
         server.answers = ["127.0.0.1"]
-        began = time.monotonic()
-        until(lambda: ask(proxy, "POST", CHAT, chat()).status == 200, 1, "served again")
-        print(f"EIDPROXY silent name server: served after {time.monotonic() - began:.2f} s")
+        print(f"EIDPROXY silent name server: served after {served_again(proxy):.2f} s")
         server.answers = None
         check_refusal(ask(proxy, "POST", CHAT, chat("deep")), 503, "router_ConnectTimeout")
         began = time.monotonic()
         proxy.terminate()
         assert proxy.wait(5) == 0
         assert time.monotonic() - began < 1
+
+
+IN_THE_EXECUTOR = """
+import asyncio
+from eidproxy.resolver import Resolver
+async def resolve(resolver, host, port):
+    return await asyncio.get_running_loop().run_in_executor(None, resolver._lookup, host, port)
+Resolver.resolve = resolve
+"""
+
+
+def test_control_look_ups_in_the_executor_are_noticed(router: Router, names: tuple[NameServer, list[str]]) -> None:
+    """Control: look-ups in the loop's own threads, as usual, hold up those that come after, and the exit."""
+    server, prefix = names
+    url = f"http://router.example:{router.port}"
+    with (
+        Proxy(url, prefix=prefix, planted=IN_THE_EXECUTOR, EIDPROXY_ROUTER_CONNECT_TIMEOUT_SECONDS=0.3) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        # More than the executor has threads on any machine; each waits 2 s for the name server.
+        for _ in range(40):
+            client = stack.enter_context(RawClient(proxy))
+            client.send(request_bytes("POST", CHAT, chat("deep")))
+        until(lambda: proxy.status()["outcomes"].get("router_ConnectTimeout") == 40)
+        server.answers = ["127.0.0.1"]
+        with pytest.raises(AssertionError, match="served again"):
+            served_again(proxy)
 
 
 # --- The proof: a network of its own, and every connect of the process ---------------------------------------------

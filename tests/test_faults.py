@@ -249,8 +249,8 @@ def bulk(proxy: Proxy, router: Router, script: Iterator[Step], reason: str | Non
     else:
         check_refusal(answer, 503, reason)
     print(f"EIDPROXY bulk: {reason}: rss +{(top - before) / 2**20:.1f} MiB, slowest probe {slowest * 1e3:.0f} ms")
-    assert top - before < 16 * 2**20
-    assert slowest < 0.25
+    assert top - before < 16 * 2**20, "memory"
+    assert slowest < 0.25, "a gap"
 
 
 FINISH = chunk(event(completion_chunk({}, "stop"))) + LAST_CHUNK
@@ -288,6 +288,31 @@ def test_single_bytes(shared: tuple[Router, Proxy], router: Router) -> None:
     body = b"".join(event(completion_chunk({"content": f"{number}"})) for number in range(amount(100, 500)))
     steps = [Send(stream_head()), *(Send(chunk(body[at : at + 1])) for at in range(len(body))), Send(FINISH)]
     bulk(shared[1], router, iter(steps), None)
+
+
+HOARDS = "from eidproxy import sse; sse.EventParser.__init__.__defaults__ = (2**30,)"
+STANDS_STILL = """
+import time
+from eidproxy import sse
+feed = sse.EventParser.feed
+sse.EventParser.feed = lambda parser, data: (time.sleep(0.5), feed(parser, data))[1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("planted", "script", "found"),
+    [
+        (HOARDS, [Send(stream_head()), Send(chunk(b"data: " + b"x" * 2**25)), Stall()], "memory"),
+        (STANDS_STILL, [Send(stream_head()), Send(chunk(WORD)), Drained(), Pause(0.5), Send(FINISH)], "a gap"),
+    ],
+    ids=["memory", "gap"],
+)
+def test_control_what_is_not_bounded_is_noticed(planted: str, script: list[Step], found: str) -> None:
+    """Control: a parser that takes a line of any length, and one that stands still, do not pass."""
+    with Router() as router, Proxy(router, planted=planted, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=2) as proxy:
+        reason = "router_ReadTimeout" if found == "memory" else None
+        with pytest.raises(AssertionError, match=found):
+            bulk(proxy, router, iter(script), reason)
 
 
 # --- SIGSTOP of the router, and control --------------------------------------------------------------------------
@@ -359,9 +384,8 @@ with Router() as router, Proxy(router) as proxy:
 """
 
 
-def test_silent_peers_are_probed(shared: tuple[Router, Proxy], router: Router) -> None:
+def check_probed(router: Router, proxy: Proxy) -> None:
     """Both ends of a running request have the kernel's keep-alive timer on."""
-    proxy = shared[1]
     [ss] = need("ss")
     router.enqueue([*stream(["a"])[:3], Wait("go"), *stream(["a"])[3:]])
     with RawClient(proxy) as client:
@@ -375,9 +399,27 @@ def test_silent_peers_are_probed(shared: tuple[Router, Proxy], router: Router) -
                 for words in ends
                 if words[4].endswith(f":{far}") and (near is None or words[3].endswith(f":{near}"))
             ]
-            assert "timer:(keepalive" in line[5], line
+            assert "timer:(keepalive" in " ".join(line), line
         router.release("go")
         assert client.read_body().endswith(b"data: [DONE]\n\n")
+
+
+def test_silent_peers_are_probed(shared: tuple[Router, Proxy], router: Router) -> None:
+    check_probed(router, shared[1])
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "from eidproxy import dial; dial.prepare = lambda sock: None",
+        "from eidproxy import server; server._PROBES = ()",
+    ],
+    ids=["router", "caller"],
+)
+def test_control_a_peer_without_probes_is_noticed(planted: str) -> None:
+    """Control: with the probes of one side left out, the same look fails."""
+    with Router() as router, Proxy(router, planted=planted) as proxy, pytest.raises(AssertionError, match="timer:"):
+        check_probed(router, proxy)
 
 
 if amount(0, 1):  # it takes half a minute each

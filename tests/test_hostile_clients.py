@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.callers import at_rest
-from tests.harness import CHAT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
+from tests.harness import CHAT, Dialled, Proxy, RawClient, ask, chat, free_port, request_bytes, until
+from tests.stock import Stock
 from tests.tools import need
 from tests.tools import size as amount
 from tests.upstream import Router, stream
@@ -198,6 +199,12 @@ def shared() -> Iterator[tuple[Router, Proxy]]:
         yield router, proxy
 
 
+@pytest.fixture(scope="module")
+def stock() -> Iterator[tuple[Router, Stock]]:
+    with Router() as router, Stock(router, limit=50) as proxy:
+        yield router, proxy
+
+
 # --- C11 ---------------------------------------------------------------------------------------------------------
 
 
@@ -355,14 +362,20 @@ def test_behind_an_edge(shared: tuple[Router, Proxy], tmp_path: Path, kind: str)
     def taken() -> int:
         return sum(line["event"] == "request" for line in proxy.log())
 
+    def asked(name: str) -> None:
+        """A good request over whatever connection is kept: an answer that belongs to another would come out here."""
+        answer = ask(("127.0.0.1", port), "GET", "/v1/models")
+        assert (answer.status, answer.json()["object"]) == (200, "list"), name
+        # Its line may be written a moment after it was sent; what is counted next must not lack it.
+        until(lambda: (answer.get("X-Request-Id") or "-").encode() in proxy.output())
+
     with edge(kind, proxy, tmp_path) as (port, forwarded):
+        asked("nothing yet")
         for name, data in VARIANTS.items():
             surplus = taken() - forwarded()
             with contextlib.suppress(TimeoutError):
                 play(("127.0.0.1", port), data, timeout=1.0, half_close=True)
-            # Over whatever connection is kept: an answer that belongs to another request would come out here.
-            after = ask(("127.0.0.1", port), "GET", "/v1/models")
-            assert (after.status, after.json()["object"]) == (200, "list"), name
+            asked(name)
             until(
                 lambda surplus=surplus: taken() - forwarded() <= surplus,  # type: ignore[misc]
                 what=f"{kind}: {name}: eidproxy took more requests than the edge sent",
@@ -420,6 +433,17 @@ def test_hostile_json(shared: tuple[Router, Proxy], seed: int) -> None:
     at_rest(router, proxy)
 
 
+def test_control_a_permissive_proxy_is_noticed(stock: tuple[Router, Stock]) -> None:
+    """Control: behind a proxy that passes on what it is told, the same look at the router's side fails."""
+    router, proxy = stock
+    router.reset()
+    assert ask(proxy, "POST", CHAT, chat("mac-mini-default")).status == 200
+    assert check_forwarded(router) == 1
+    assert ask(proxy, "POST", CHAT, chat("mac-mini-default", api_base="http://169.254.169.254/")).status == 200
+    with pytest.raises(AssertionError, match="api_base"):
+        check_forwarded(router)
+
+
 def check_forwarded(router: Router) -> int:
     """How many requests reached the router since the last look; nothing but what the contract names was in them."""
     requests = router.requests
@@ -434,6 +458,9 @@ def check_forwarded(router: Router) -> int:
 # --- C12, C13 ----------------------------------------------------------------------------------------------------
 
 
+FEW_FILES = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh"]
+
+
 @pytest.fixture
 def many_files() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -442,16 +469,16 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def honest(proxy: Proxy, seconds: float, still: Any = lambda: True) -> list[float]:
+def honest(proxy: Dialled, seconds: float, still: Any = lambda: True, patience: float = 10.0) -> list[float]:
     """Callers that want an answer, one after another, each on a new connection: how long each took."""
     took = []
     end = time.monotonic() + seconds
     while time.monotonic() < end and still():
         began = time.monotonic()
-        assert ask(proxy, "GET", "/healthz").status == 200
+        assert ask(proxy, "GET", "/healthz", timeout=patience).status == 200
         took.append(time.monotonic() - began)
         began = time.monotonic()
-        assert ask(proxy, "POST", CHAT, chat()).told().done
+        assert ask(proxy, "POST", CHAT, chat(), timeout=patience).told().done
         took.append(time.monotonic() - began)
         time.sleep(0.01)
     took.sort()
@@ -508,10 +535,20 @@ def test_thousand_silent_connections(shared: tuple[Router, Proxy], many_files: N
             client.close()
 
 
+def test_control_silent_connections_shut_a_stock_server(stock: tuple[Router, Stock]) -> None:
+    """Control: the usual limit on connections counts the silent ones, so that few of them keep out everybody else."""
+    proxy = stock[1]
+    honest(proxy, 0.1)
+    with contextlib.ExitStack() as held:
+        for _ in range(60):
+            held.enter_context(RawClient(proxy)).send(b"GET / HT")
+        with pytest.raises(AssertionError, match="503"):
+            honest(proxy, 1)
+
+
 def test_flood_of_a_small_process(router: Router, many_files: None) -> None:
     """256 descriptors: the oldest idle connection makes place, what runs goes on, honest callers are served."""
-    prefix = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh"]
-    with Proxy(router, prefix=prefix) as proxy:
+    with Proxy(router, prefix=FEW_FILES) as proxy:
         router.enqueue(stream(gate="go"))
         with RawClient(proxy, timeout=20) as running:
             running.send(request_bytes("POST", CHAT, chat("deep")))
@@ -525,6 +562,16 @@ def test_flood_of_a_small_process(router: Router, many_files: None) -> None:
             for client in held:
                 client.close()
         at_rest(router, proxy)
+
+
+def test_control_a_flood_shuts_a_stock_server(router: Router, many_files: None) -> None:
+    """Control: a server that closes no idle connection for a new one has no descriptor left for honest callers."""
+    with Stock(router, prefix=FEW_FILES) as proxy, contextlib.ExitStack() as held:
+        honest(proxy, 0.1)
+        for _ in range(400):
+            held.enter_context(RawClient(proxy, timeout=2))
+        with pytest.raises((OSError, EOFError)):
+            honest(proxy, 1, patience=1.0)
 
 
 def test_out_of_descriptors(router: Router, many_files: None) -> None:

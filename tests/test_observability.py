@@ -177,7 +177,7 @@ def test_everything_an_operator_sees(router: Router, seed: int) -> None:
         ended = proxy.metrics()
         print(f"EIDPROXY metrics: {len(ended)} samples, {len(ended) - len(began)} new after {count} hostile values, "
               f"scrape {took * 1e3:.1f} ms")  # fmt: skip
-        assert set(ended) == set(began)
+        check_no_new_series(began, ended)
         assert took < 0.1
         assert max(value for (name, _), value in ended.items() if name == "eidproxy_gate_forced_releases_total") == 0
         everything = proxy.output() + text + proxy.get("/status").body + proxy.get("/v1/models").body
@@ -189,6 +189,35 @@ def test_everything_an_operator_sees(router: Router, seed: int) -> None:
         lines = [line for line in proxy.log() if line["event"] == "request"]
         total = sum(value for (name, _), value in proxy.metrics().items() if name == "eidproxy_requests_total")
         assert total == len(lines)  # each was counted once and logged once
+
+
+def check_no_new_series(before: dict[Sample, float], after: dict[Sample, float]) -> None:
+    """Nothing anybody said has become a label."""
+    assert set(after) == set(before)
+
+
+BY_PATH = """
+from prometheus_client import Counter
+from eidproxy.endpoints import Endpoints
+admit = Endpoints.admit
+def counted(endpoints, head):
+    if not hasattr(Endpoints, "paths"):
+        registry = endpoints.services.metrics.registry
+        Endpoints.paths = Counter("eidproxy_paths_total", "By path.", ("path",), registry=registry)
+    Endpoints.paths.labels(head.path).inc()
+    admit(endpoints, head)
+Endpoints.admit = counted
+"""
+
+
+def test_control_a_label_of_a_caller_is_noticed() -> None:
+    """Control: with a counter by path, as one would write it, the same storm makes series."""
+    with Router() as router, Proxy(router, planted=BY_PATH) as proxy:
+        proxy.metrics()
+        began = proxy.metrics()
+        storm(router, proxy, 40, seed=1)
+        with pytest.raises(AssertionError, match="hostile"):
+            check_no_new_series(began, proxy.metrics())
 
 
 def check_start(samples: dict[Sample, float]) -> None:

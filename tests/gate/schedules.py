@@ -18,7 +18,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -35,15 +34,11 @@ LEASE = 1.0
 REPLICAS = 3
 
 UNFENCED = """
-import sys
 from eidproxy import gate_redis
 gate_redis.HOLD_SHARE = 1e6
 lose = gate_redis.RedisGate._lose
 gate_redis.RedisGate._lose = lambda gate, claim: lose(gate, claim) if claim.granted_at is None else None
 gate_redis.RedisPass.holds = lambda claim: True
-sys.argv[0] = "eidproxy"
-from eidproxy.__main__ import main
-main()
 """
 """The control: a replica that goes on whether it could renew or not, and whatever the server says of its lease."""
 
@@ -58,6 +53,7 @@ class Replica(Proxy):
         host = store.hosts[1 + number] if len(store.hosts) > 1 else store.hosts[0]
         super().__init__(
             router,
+            planted=None if fenced else UNFENCED,
             EIDPROXY_GATE_URL=f"redis://{host}:{store.port}/0",
             EIDPROXY_GATE_LEASE_SECONDS=LEASE,
             EIDPROXY_GATE_AGING_SECONDS=0,
@@ -66,8 +62,6 @@ class Replica(Proxy):
         )
         self.number = number
         self.gate_host = host
-        if not fenced:
-            self._command = [sys.executable, "-c", UNFENCED, "serve"]
 
 
 @dataclass
