@@ -144,18 +144,33 @@ class Exchange(asyncio.Protocol):
             self.close()
 
     def abort(self) -> None:
-        """Close the connection now. The sink hears nothing more."""
+        """Close the connection now. The sink hears nothing more.
+
+        The loop closes what it has a turn later. Whoever is next may be at the router before that, so the router is
+        told here.
+        """
         self._sink = None
-        if self._transport is not None:
-            self._transport.abort()
-        elif self._takeover is not None:
-            # The loop has the socket and no transport to show yet. The router shall know at once all the same.
+        if self._transport is not None or self._takeover is not None:
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+            if self._transport is not None:
+                self._let_go()
+                self._transport.abort()
             self._over = True
-            with contextlib.suppress(OSError):
-                cast(socket.socket, self._socket).shutdown(socket.SHUT_RDWR)
         elif not self._awaited:
             self.close()
         self._release()
+
+    def _let_go(self) -> None:
+        """The transport closes the descriptor.
+
+        uvloop attaches our socket to it a turn after `connection_made`. Should the transport be closed by then, the
+        socket, once collected, would close whatever has the same number (uvloop issues 645 and 738).
+        """
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.detach()
 
     def close(self) -> None:
         """Close a socket that nobody has taken over, or waits for."""
@@ -201,12 +216,8 @@ class Exchange(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected. Any byte left in the write buffer counts as a router that does not read."""
         self._transport = cast(asyncio.Transport, transport)
-        sock, self._socket = self._socket, None
-        if sock is not None:
-            # The transport closes the descriptor. uvloop attaches the socket a turn later, and should the transport be
-            # closed by then, the socket, once collected, would close whatever has the same number.
-            sock.detach()
         if self._over:  # aborted meanwhile
+            self._let_go()
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(high=0)
@@ -261,6 +272,7 @@ class Exchange(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
+        self._let_go()
         self._over = True
         if exc is None:
             self.eof_received()

@@ -60,7 +60,14 @@ GIVING_BACK = {
 
 PURE = {
     *("AdmissionQueue._aged", "AdmissionQueue._grant", "AdmissionQueue._next", "Connection.__init__"),
-    *("Exchange.__init__", "Exchange.abort", "Exchange.connection_made", "LocalPass.__init__", "Relay._hang_up"),
+    *(
+        "Exchange.__init__",
+        "Exchange._let_go",
+        "Exchange.abort",
+        "Exchange.connection_made",
+        "LocalPass.__init__",
+        "Relay._hang_up",
+    ),
     *("Connection.connection_lost", "Connection.connection_made", "Relay._sign_off", "Roster.depart"),
     *("Countdown._sweep", "Countdown.stop", "Exchange.close"),
 }
