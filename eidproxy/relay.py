@@ -199,7 +199,7 @@ class Relay:
         """The slot is there: connect, and send the request if that is done at once, as on one machine."""
         self._granted()
         exchange = self._exchange = self._services.upstream.dial()
-        if exchange is None or not exchange.connected:
+        if exchange is None or exchange.dialling is not None:
             return False
         self._send(exchange)
         return True

@@ -6,22 +6,20 @@ which it arrives. Every failure leaves as one of httpx's exception classes, the 
 """
 
 import asyncio
-import contextlib
-import socket
 import ssl
 from typing import Any, Protocol, cast
 
 import httptools
 import httpx
 
-from eidproxy import dial
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 from eidproxy.resolver import Resolver
+from eidproxy.wire import Wire, prepare
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_INTERIM = 8
-_TURN_BYTES = 64 * 1024
-"""After so many bytes others have a turn: libuv reads 256 KiB at once, and goes on for up to 32 times in a row."""
+_BIG_READ_BYTES = 64 * 1024
+"""After a longer read others have a turn. Only TLS has such: the loop reads up to 32 times in a row, a `Wire` once."""
 
 
 class EgressBlocked(Exception):
@@ -46,21 +44,15 @@ class Sink(Protocol):
 
 
 class Exchange(asyncio.Protocol):
-    """One request on one connection.
-
-    It begins with a socket of our own (`dial`), on which the request is sent, and which the loop's transport then takes
-    over; or, with TLS, with the transport. Who aborts it closes the connection whichever of the two has it.
-    """
+    """One request on one connection."""
 
     __slots__ = (
-        "_awaited",
         "_coding",
         "_content_type",
         "_encoded",
         "_field_bytes",
         "_head_bytes",
         "_head_done",
-        "_in_turns",
         "_interim",
         "_length",
         "_loop",
@@ -69,29 +61,16 @@ class Exchange(asyncio.Protocol):
         "_parts",
         "_paused",
         "_sink",
-        "_socket",
-        "_takeover",
         "_transport",
-        "_unsent",
         "_write_timeout",
         "_write_timer",
-        "connected",
+        "dialling",
         "first_byte_at",
         "last_read_at",
     )
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, write_timeout: float, sock: socket.socket | None = None
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, write_timeout: float) -> None:
         self._loop = loop
-        self._socket = sock
-        self._takeover: asyncio.Task[Any] | None = None
-        self._unsent = b""
-        self._awaited = False
-        self.connected = sock is None
-        """Whether the router has accepted."""
-        self._in_turns = sock is not None
-        """Whether a long read may be taken in turns. TLS tells of the end in the same breath as of the last bytes."""
         self._write_timeout = write_timeout
         self._write_timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -108,92 +87,29 @@ class Exchange(asyncio.Protocol):
         self._coding: bytes | None = None
         self._length = False
         self._encoded = False
+        self.dialling: Wire | None = None
+        """The connection that is not yet there."""
         self.first_byte_at: float | None = None
         self.last_read_at = 0.0
 
     def start(self, request: bytes, sink: Sink) -> None:
         """Send the request; the sink hears what comes back."""
+        assert self._transport is not None  # noqa: S101  # start is called on a connected exchange
         self._sink = sink
         self._parser = httptools.HttpResponseParser(self)
         self.last_read_at = self._loop.time()
         if self._over:  # the router hung up between the connect and now
             self._end(httpx.ReadError(""))
-        elif self._transport is not None:
-            self._transport.write(request)
         else:
-            self._send(request)
-
-    def _send(self, request: bytes) -> None:
-        sock = self._socket
-        assert sock is not None  # noqa: S101  # what has no transport has a socket
-        try:
-            sent = sock.send(request)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._end(httpx.ReadError(""))
-            return
-        self._unsent = request[sent:]
-        self._takeover = self._loop.create_task(self._loop.create_connection(lambda: self, sock=sock))
-        self._takeover.add_done_callback(self._taken_over)
-
-    def _taken_over(self, task: "asyncio.Task[Any]") -> None:
-        self._takeover = None
-        if task.cancelled() or task.exception() is not None:
-            self._end(httpx.ReadError(""))
-            self.close()
+            self._transport.write(request)
 
     def abort(self) -> None:
-        """Close the connection now. The sink hears nothing more.
-
-        The loop closes what it has a turn later. Whoever is next may be at the router before that, so the router is
-        told here.
-        """
+        """Close the connection now. The sink hears nothing more."""
         self._sink = None
-        if self._transport is not None or self._takeover is not None:
-            if self._socket is not None:
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
-            if self._transport is not None:
-                self._let_go()
-                self._transport.abort()
-            self._over = True
-        elif not self._awaited:
-            self.close()
+        transport = self._transport or self.dialling
+        if transport is not None:
+            transport.abort()
         self._release()
-
-    def _let_go(self) -> None:
-        """The transport closes the descriptor.
-
-        uvloop attaches our socket to it a turn after `connection_made`. Should the transport be closed by then, the
-        socket, once collected, would close whatever has the same number (uvloop issues 645 and 738).
-        """
-        sock, self._socket = self._socket, None
-        if sock is not None:
-            sock.detach()
-
-    def close(self) -> None:
-        """Close a socket that nobody has taken over, or waits for."""
-        sock, self._socket = self._socket, None
-        if sock is not None:
-            sock.close()
-
-    def local(self) -> Any:
-        """The address at our end of a socket of our own."""
-        return None if self._socket is None else self._socket.getsockname()
-
-    def peer(self) -> Any:
-        """The address at the other end of a socket of our own, None while there is none."""
-        return None if self._socket is None else dial.peer(self._socket)
-
-    async def accepted(self) -> None:
-        """Wait for the router to accept. Raises OSError."""
-        assert self._socket is not None  # noqa: S101  # only a socket of our own is waited for
-        self._awaited = True  # the loop looks at the socket: whoever waits closes it, not who aborts meanwhile
-        try:
-            await dial.connected(self._loop, self._socket)
-        finally:
-            self._awaited = False
 
     def pause(self) -> None:
         """Read no further for now."""
@@ -216,25 +132,12 @@ class Exchange(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected. Any byte left in the write buffer counts as a router that does not read."""
         self._transport = cast(asyncio.Transport, transport)
-        if self._over:  # aborted meanwhile
-            self._let_go()
-            self._transport.abort()
-            return
         self._transport.set_write_buffer_limits(high=0)
-        if self._paused:
-            self._transport.pause_reading()
-        if self._unsent:
-            unsent, self._unsent = self._unsent, b""
-            self._transport.write(unsent)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the router: parse, and hand on what is body."""
         if self._sink is None or self._parser is None:
             return
-        if len(data) > _TURN_BYTES and self._in_turns and self._transport is not None:
-            self._transport.pause_reading()
-            self._loop.call_soon(self._go_on, data[_TURN_BYTES:])
-            data = data[:_TURN_BYTES]
         self.last_read_at = self._loop.time()
         try:
             self._parser.feed_data(data)
@@ -256,12 +159,9 @@ class Exchange(asyncio.Protocol):
             self._hand_on()
         if self._over:
             self._end(None)
-
-    def _go_on(self, data: bytes) -> None:
-        """Take the rest of a long read. While it is not done nothing is read, so it is still what comes next."""
-        self.data_received(data)
-        if len(data) <= _TURN_BYTES:
-            self._read_on()
+        elif len(data) > _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._loop.call_soon(self._read_on)
 
     def eof_received(self) -> None:
         """The router closed its side: the end of a body without a length, or of anything else that was cut."""
@@ -272,7 +172,6 @@ class Exchange(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
-        self._let_go()
         self._over = True
         if exc is None:
             self.eof_received()
@@ -421,8 +320,8 @@ class Upstream:
     def dial(self) -> Exchange | None:
         """Begin to connect without waiting; None when a look-up or TLS must come first.
 
-        The exchange is connected at once when the router is on this machine; else `connect` waits for it.
-        Raises EgressBlocked, httpx.ConnectError.
+        The exchange is connected at once when the router is on this machine; else `dialling` is set, and `connect`
+        waits for it. Raises EgressBlocked, httpx.ConnectError.
         """
         if self._literal is None or self._tls is not None:
             return None
@@ -430,13 +329,13 @@ class Upstream:
             raise EgressBlocked(self._literal[0])
         loop = asyncio.get_running_loop()
         try:
-            exchange = self._begin(loop, self.host)
+            exchange, wire = self._begin(loop, self.host)
             try:
-                peer = exchange.peer()
+                peer = wire.peer()
                 if peer is not None:
-                    self._accepted(loop, exchange, self.host, peer)
+                    self._connected(loop, exchange, wire, self.host, peer)
             except BaseException:
-                exchange.close()
+                wire.abort()
                 raise
         except OSError:
             self._checked(loop, False)
@@ -480,30 +379,36 @@ class Upstream:
         for address in await self.addresses():
             try:
                 if self._tls is None:
-                    return await self._connect_to(loop, address, self._begin(loop, address))
+                    return await self._connect_to(loop, address, self._begin(loop, address)[0])
                 return await self._connect_securely(loop, address)
             except OSError:  # refused, unreachable, reset, or TLS that does not check out
                 continue
         raise httpx.ConnectError("the router refuses connections")
 
-    def _begin(self, loop: asyncio.AbstractEventLoop, address: str) -> Exchange:
-        return Exchange(loop, self._write_timeout, dial.begin(address, self.port))
+    def _begin(self, loop: asyncio.AbstractEventLoop, address: str) -> tuple[Exchange, Wire]:
+        exchange = Exchange(loop, self._write_timeout)
+        exchange.dialling = wire = Wire(loop, exchange, address, self.port)
+        return exchange, wire
 
     async def _connect_to(self, loop: asyncio.AbstractEventLoop, address: str, exchange: Exchange) -> Exchange:
-        if not exchange.connected:
+        wire = exchange.dialling
+        if wire is not None:
             try:
-                await exchange.accepted()
-                self._accepted(loop, exchange, address, exchange.peer())
+                await wire.connected()
+                self._connected(loop, exchange, wire, address, wire.peer())
             except BaseException:
-                exchange.close()
+                wire.abort()
                 raise
         return exchange
 
-    def _accepted(self, loop: asyncio.AbstractEventLoop, exchange: Exchange, address: str, peer: Any) -> None:
+    def _connected(
+        self, loop: asyncio.AbstractEventLoop, exchange: Exchange, wire: Wire, address: str, peer: Any
+    ) -> None:
         """Judge the peer of a connection that is there, and let it be used."""
-        self._check_peer(address, peer, exchange.local())
+        self._check_peer(address, peer, wire.local())
         self._checked(loop, True)
-        exchange.connected = True
+        exchange.dialling = None
+        wire.open()
 
     async def _connect_securely(self, loop: asyncio.AbstractEventLoop, address: str) -> Exchange:
         exchange = Exchange(loop, self._write_timeout)
@@ -511,7 +416,7 @@ class Upstream:
             lambda: exchange, address, self.port, ssl=self._tls, server_hostname=self.host
         )
         try:
-            dial.prepare(transport.get_extra_info("socket"))
+            prepare(transport.get_extra_info("socket"))
             self._check_peer(address, transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
             self._checked(loop, True)
         except BaseException:

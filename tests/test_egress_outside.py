@@ -22,10 +22,11 @@ import httpx
 import pytest
 import uvloop
 
-from eidproxy import dial
+from eidproxy import upstream
 from eidproxy.egress import EgressPolicy
 from eidproxy.resolver import Resolver
 from eidproxy.upstream import EgressBlocked, Upstream
+from eidproxy.wire import Wire
 from tests.callers import at_rest, check_refusal
 from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, until
 from tests.tools import need, without
@@ -89,13 +90,14 @@ def run_schedule(
 
         proxy = Upstream("router.test", port, EgressPolicy(), connect_timeout=2, resolver=Resolver(lookup))
 
-        begin = dial.begin
+        class Watched(Wire):
+            """A wire, with an eye on what is dialled."""
 
-        def watched(address: str, port: int) -> socket.socket:
-            dialled.append(address)
-            return begin(address, port)
+            def __init__(self, loop: Any, protocol: Any, address: str, port: int) -> None:
+                dialled.append(address)
+                super().__init__(loop, protocol, address, port)
 
-        monkeypatch.setattr(dial, "begin", watched)
+        monkeypatch.setattr(upstream, "Wire", Watched)
         for _ in range(count):
             try:
                 exchange = await proxy.connect(proxy.dial())

@@ -411,7 +411,7 @@ def test_silent_peers_are_probed(shared: tuple[Router, Proxy], router: Router) -
 @pytest.mark.parametrize(
     "planted",
     [
-        "from eidproxy import dial; dial.prepare = lambda sock: None",
+        "from eidproxy import wire; wire.prepare = lambda sock: None",
         "from eidproxy import server; server._PROBES = ()",
     ],
     ids=["router", "caller"],

@@ -31,6 +31,7 @@ from eidproxy import (
     server,
     sse,
     upstream,
+    wire,
 )
 from eidproxy.app import Application
 from eidproxy.config import load
@@ -42,7 +43,7 @@ from tests.upstream import Router, Stall, status, stream
 PATH: list[type] = [
     *(admission.AdmissionQueue, endpoints.Endpoints, gate.LocalGate, gate.LocalPass, gate.MeanHold, logs.Log),
     *(metrics.StreamCounters, metrics.Metrics, relay.Relay, sanitize.Sanitizer, sanitize.Completion, server.Connection),
-    *(server.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, countdown.Countdown),
+    *(server.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
     *(metrics.Count, metrics.Distribution),
 ]
 
@@ -69,7 +70,7 @@ PURE = {
         "Relay._hang_up",
     ),
     *("Connection.connection_lost", "Connection.connection_made", "Relay._sign_off", "Roster.depart"),
-    *("Countdown._sweep", "Countdown.stop", "Exchange.close"),
+    *("Countdown._sweep", "Countdown.stop", "Wire.abort"),
 }
 """Assignments and the closing of the socket itself: failing before their first statement, they have not been called."""
 

@@ -1,9 +1,11 @@
 """relay: ends that could be taken for one another. The rest of its behaviour is tested from outside, by promise."""
 
+import signal
+
 import pytest
 
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
-from tests.upstream import DONE, Reset, Router, Stall, Wait, chunk, completion_chunk, event, status, stream_head
+from tests.upstream import DONE, Pause, Reset, Router, Stall, Wait, chunk, completion_chunk, event, status, stream_head
 
 
 def finished() -> bytes:
@@ -82,3 +84,20 @@ def test_a_reset_after_a_silence_is_noticed_at_once(router: Router, proxy: Proxy
         answer = Answer(*client.read_head(), client.read_body(), client.clean)
     assert b"router_ReadError" in answer.body
     assert answer.status == (200 if streamed else 503)
+
+
+def test_what_came_before_a_reset_counts(router: Router, proxy: Proxy) -> None:
+    """The end of an answer and the reset behind it are there at once, when the proxy comes round to look."""
+    rest = [chunk(event(completion_chunk({"content": "x" * 1000}))) for _ in range(40)]
+    router.script = [stream_head(), chunk(event(completion_chunk({"content": "before"}))), Wait("go"),
+                     b"".join([*rest, finished()]), Pause(0.05), Reset()]  # fmt: skip
+    with RawClient(proxy, timeout=5) as client:
+        client.send(request_bytes("POST", CHAT, chat("deep")))
+        until(lambda: proxy.metric("eidproxy_time_to_first_token_seconds_count", mode="deep") == 1)
+        proxy.signal(signal.SIGSTOP)
+        router.release("go")
+        router.wait_for(lambda: router.concurrent == 0)
+        proxy.signal(signal.SIGCONT)
+        answer = Answer(*client.read_head(), client.read_body(), client.clean)
+    assert answer.told().done
+    assert len(answer.told().text) == len("before") + 40_000 + len("whole")

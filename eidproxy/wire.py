@@ -1,0 +1,215 @@
+"""A transport over a plain TCP socket that we connect ourselves.
+
+The loop makes a coroutine, a task and two futures for each connection, and one is made for each request. Here a
+connection within the machine is there when `connect` returns, so a request goes out in the callback in which it came
+in; and the socket is closed where `abort` is called, before the slot is given on, not a turn later.
+"""
+
+import asyncio
+import errno
+import socket
+from typing import Any
+
+_READ_BYTES = 64 * 1024
+"""At most so much of a flooding peer comes before everybody else has a turn."""
+
+_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
+
+_OPTIONS = tuple(
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 10),  # macOS's word for TCP_KEEPIDLE
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+    )
+    if hasattr(socket, name)
+)
+
+
+def prepare(sock: socket.SocketType) -> None:
+    """Send at once what is written, and have the kernel ask a silent peer.
+
+    A request of several segments would wait for an acknowledgement of the first. A machine that is gone without a word,
+    as one asleep, is found out within 25 s.
+    """
+    for level, name, value in _OPTIONS:
+        sock.setsockopt(level, name, value)
+
+
+class Wire(asyncio.Transport):
+    """One connection. The protocol hears what asyncio says it hears, but for the end of one that it aborted itself."""
+
+    __slots__ = ("_closed", "_connecting", "_descriptor", "_loop", "_protocol", "_reading", "_socket", "_unsent")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, address: str, port: int) -> None:
+        """Begin to connect to an address literal. Raises OSError."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._loop = loop
+        self._protocol = protocol
+        # The class in C: that in Python adds a frame to each call, and files and contexts that nobody needs here.
+        self._socket = sock = socket.SocketType(family, socket.SOCK_STREAM | _NONBLOCK)
+        self._descriptor = sock.fileno()
+        self._closed = False
+        self._reading = False
+        self._connecting = True
+        self._unsent: bytes | bytearray = b""
+        try:
+            if not _NONBLOCK:
+                sock.setblocking(False)
+            prepare(sock)
+            code = sock.connect_ex((address, port))
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, "connect")
+        except BaseException:
+            sock.close()
+            raise
+
+    def peer(self) -> Any:
+        """The address at the other end, or None while there is none: not yet connected, or gone already."""
+        try:
+            return self._socket.getpeername()
+        except OSError:
+            return None
+
+    def local(self) -> Any:
+        """The address at this end."""
+        return self._socket.getsockname()
+
+    def open(self) -> None:
+        """Begin to talk: the protocol has its transport."""
+        self._connecting = False
+        self._protocol.connection_made(self)
+        self.resume_reading()
+
+    async def connected(self) -> None:
+        """Wait for the peer to accept. Raises OSError."""
+        done = self._loop.create_future()
+
+        def writable() -> None:
+            self._loop.remove_writer(self._descriptor)
+            if not done.done():
+                done.set_result(None)
+
+        self._loop.add_writer(self._descriptor, writable)
+        try:
+            await done
+        finally:
+            if not self._closed:
+                self._loop.remove_writer(self._descriptor)
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, "connect")
+
+    # asyncio.Transport
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send now what the kernel takes, and the rest when it takes more."""
+        if self._closed:
+            return
+        if self._unsent:
+            self._unsent = bytes(self._unsent) + bytes(data)
+            return
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._loop.call_soon(self._lose, error)
+            return
+        if sent < len(data):
+            self._unsent = bytes(data[sent:])
+            self._loop.add_writer(self._descriptor, self._write_on)
+            self._protocol.pause_writing()
+
+    def pause_reading(self) -> None:
+        """See asyncio.ReadTransport."""
+        if self._reading and not self._closed:
+            self._reading = False
+            self._loop.remove_reader(self._descriptor)
+
+    def resume_reading(self) -> None:
+        """See asyncio.ReadTransport."""
+        if not self._reading and not self._closed:
+            self._reading = True
+            self._loop.add_reader(self._descriptor, self._readable)
+
+    def is_closing(self) -> bool:
+        """See asyncio.BaseTransport."""
+        return self._closed
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """The limit is 0: any byte that the kernel does not take pauses the protocol."""
+
+    def abort(self) -> None:
+        """Close now."""
+        if not self._closed:
+            self._closed = True
+            if self._reading:
+                self._loop.remove_reader(self._descriptor)
+            if self._unsent or self._connecting:
+                self._loop.remove_writer(self._descriptor)
+            self._socket.close()
+
+    # The loop's callbacks
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        self._hand_on(data)
+        if not self._closed:
+            # libuv tells of an error once and looks no more: it is asked for whenever there was something to read.
+            code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self.pause_reading()
+                self._loop.call_soon(self._read_out, OSError(code, "reset"))
+
+    def _hand_on(self, data: bytes) -> None:
+        try:
+            if data:
+                self._protocol.data_received(data)
+            else:
+                self._protocol.eof_received()
+                self._lose(None)
+        except Exception as error:  # noqa: BLE001  # as the loop's own transports do: tell it, and close
+            self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
+            self._lose(error)
+
+    def _read_out(self, error: OSError) -> None:
+        """What came before the peer's reset still counts."""
+        if self._closed:
+            return
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except OSError:
+            data = b""
+        if data:
+            self._hand_on(data)
+            self._loop.call_soon(self._read_out, error)
+        else:
+            self._lose(error)
+
+    def _write_on(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._loop.remove_writer(self._descriptor)
+            self._protocol.resume_writing()
+
+    def _lose(self, error: Exception | None) -> None:
+        if not self._closed:
+            self.abort()
+            self._protocol.connection_lost(error)
