@@ -519,6 +519,7 @@ class Relay:
     def _leave_gate(self) -> None:
         if self._claim is not None:
             self._services.gate.leave(self._claim)
+            self._claim.lost = None
 
     def _stop(self) -> None:
         clocks = self._services.clocks

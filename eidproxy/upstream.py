@@ -105,8 +105,10 @@ class Exchange(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close the connection now. The sink hears nothing more."""
-        self._sink = None
         transport = self._transport or self.dialling
+        # Whatever refers back is let go, so that an exchange is freed where it ends and not when the collector runs.
+        self._sink = self._parser = self._transport = self.dialling = None
+        self._over = True
         if transport is not None:
             transport.abort()
         self._release()
@@ -213,9 +215,9 @@ class Exchange(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """A head is whole: pass it on unless it is interim."""
-        assert self._parser is not None  # noqa: S101  # the parser is who calls
         if self._over:
             return
+        assert self._parser is not None  # noqa: S101  # the parser is who calls
         status = self._parser.get_status_code()
         if self._coding is not None and (self._length or self._coding.strip().lower() != b"chunked"):
             # A coding that is not undone, or two lengths: the body would be read as something else.

@@ -1,11 +1,27 @@
 """relay: ends that could be taken for one another. The rest of its behaviour is tested from outside, by promise."""
 
+import json
 import signal
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
-from tests.upstream import DONE, Pause, Reset, Router, Stall, Wait, chunk, completion_chunk, event, status, stream_head
+from tests.upstream import (
+    DONE,
+    Pause,
+    Reset,
+    Router,
+    Stall,
+    Wait,
+    chunk,
+    completion_chunk,
+    event,
+    status,
+    stream,
+    stream_head,
+)
 
 
 def finished() -> bytes:
@@ -101,3 +117,41 @@ def test_what_came_before_a_reset_counts(router: Router, proxy: Proxy) -> None:
         answer = Answer(*client.read_head(), client.read_body(), client.clean)
     assert answer.told().done
     assert len(answer.told().text) == len("before") + 40_000 + len("whole")
+
+
+TELL_GARBAGE = """
+import collections, gc, json, pathlib, signal
+def tell(*_):
+    gc.collect()
+    pathlib.Path({path!r}).write_text(json.dumps(collections.Counter(type(each).__name__ for each in gc.garbage)))
+    gc.garbage.clear()
+signal.signal(signal.SIGUSR1, tell)
+gc.set_debug(gc.DEBUG_SAVEALL)
+"""
+
+
+@pytest.mark.parametrize("model", ["daily", "deep"])
+def test_a_request_is_freed_where_it_ends(router: Router, tmp_path: Path, model: str) -> None:
+    """Nothing is left for the collector, which runs when it wants to: memory is what is open, and no more."""
+    path = tmp_path / "garbage.json"
+    with Proxy(router, planted=TELL_GARBAGE.format(path=str(path)), EIDPROXY_LOG_LEVEL="error") as proxy:
+
+        def told() -> Counter[str]:
+            path.unlink(missing_ok=True)
+            proxy.signal(signal.SIGUSR1)
+            until(lambda: path.exists() and path.read_text().endswith("}"))
+            return Counter(json.loads(path.read_text()))
+
+        ask(proxy, "POST", CHAT, chat(model))  # what is made once
+        told()
+        for _ in range(10):
+            ask(proxy, "POST", CHAT, chat(model))
+            ask(proxy, "POST", CHAT, chat(model, stream=False))
+            router.enqueue(status(503))
+            ask(proxy, "POST", CHAT, chat(model))
+            router.enqueue([*stream()[:2], Stall()])
+            with RawClient(proxy) as client:
+                client.send(request_bytes("POST", CHAT, chat(model)))
+                client.read_head()
+        until(lambda: not any(proxy.status()["streams"].values()))
+        assert not {name: count for name, count in told().items() if count >= 10}
