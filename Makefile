@@ -9,7 +9,7 @@ demo: $(VENV)/ready
 	$(BIN)/eidproxy demo $(DEMO)
 
 test: $(VENV)/ready-test
-	$(BIN)/pytest $(TEST)
+	$(BIN)/pytest -n 3 --dist worksteal $(TEST)
 
 check: $(VENV)/ready-test lint
 	$(BIN)/python -m tests.coverage_pure

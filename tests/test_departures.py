@@ -162,6 +162,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_crowd_that_leaves(router: Router, many_files: None, seed: int) -> None:
     count = amount(500, 10_000)
@@ -216,6 +217,7 @@ def departs(way: str, client: RawClient) -> None:
 LEAVING = ("fin", "rst", "close", "second request at once then reset", "stray byte then fin")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("progress", ["", "1"])
 @pytest.mark.parametrize("model", ["daily", "deep"])
 @pytest.mark.parametrize("way", LEAVING)
