@@ -66,9 +66,14 @@ def until(predicate: Callable[[], T], timeout: float = 5.0, what: str = "") -> T
 
 
 def free_port() -> int:
-    """A port nobody listens on, outside the range from which the kernel takes ports for outgoing connections."""
+    """A port nobody listens on, outside the range from which the kernel takes ports for outgoing connections.
+
+    Tests that run side by side choose among different ones: between the choice and the use others may choose, too.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = random.randrange(10000, 32000)
+        port = random.randrange(10000 + worker, 32000, workers)
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(("127.0.0.1", port))

@@ -26,6 +26,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_crowd_that_leaves(router: Router, many_files: None, seed: int) -> None:
     count = amount(500, 10_000)
@@ -57,6 +58,7 @@ def test_crowd_that_leaves(router: Router, many_files: None, seed: int) -> None:
         assert not [word for word in outcomes if str(word).startswith(("internal", "router", "upstream", "stream"))]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("progress", ["", "1"])
 @pytest.mark.parametrize("model", ["daily", "deep"])
 @pytest.mark.parametrize("way", LEAVING)

@@ -257,6 +257,7 @@ FINISH = chunk(event(completion_chunk({}, "stop"))) + LAST_CHUNK
 COUNT = amount(200_000, 1_000_000)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("name", "line", "reason"),
     [
@@ -272,6 +273,7 @@ def test_many_lines(shared: tuple[Router, Proxy], router: Router, name: str, lin
     bulk(shared[1], router, iter([*lines(COUNT, line), Send(LAST_CHUNK)]), reason)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("size", [2, amount(8, 64)])
 def test_long_line(shared: tuple[Router, Proxy], router: Router, size: int) -> None:
     def script() -> Iterator[Step]:
@@ -283,6 +285,7 @@ def test_long_line(shared: tuple[Router, Proxy], router: Router, size: int) -> N
     bulk(shared[1], router, script(), "upstream_protocol_error")
 
 
+@pytest.mark.alone
 def test_single_bytes(shared: tuple[Router, Proxy], router: Router) -> None:
     """An answer in chunks of one byte."""
     body = b"".join(event(completion_chunk({"content": f"{number}"})) for number in range(amount(100, 500)))

@@ -145,6 +145,7 @@ def test_leaving_the_queue_gives_up_the_place(line: Line) -> None:
     assert order(line.router) == ["holder", "b", "d"]
 
 
+@pytest.mark.alone
 def test_full_queue(router: Router) -> None:
     router.script = stream(gate=GO)
     with Proxy(router, EIDPROXY_GATE_MAX_WAITING=3) as proxy, Line(router, proxy) as line:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import json
 import random
@@ -326,6 +325,11 @@ backend back
 """
 
 
+def requests(proxy: Proxy) -> list[str]:
+    """The ids of all requests it has logged."""
+    return [line["request_id"] for line in proxy.log() if line["event"] == "request"]
+
+
 @contextlib.contextmanager
 def edge(kind: str, proxy: Proxy, tmp: Path) -> Iterator[tuple[int, Any]]:
     """nginx or haproxy in front of the proxy, with reused connections; its port, and how often it asked the proxy."""
@@ -359,27 +363,27 @@ def test_behind_an_edge(shared: tuple[Router, Proxy], tmp_path: Path, kind: str)
     """The edge and eidproxy agree on how many requests there were, for each variant, over reused connections."""
     router, proxy = shared
 
-    def taken() -> int:
-        return sum(line["event"] == "request" for line in proxy.log())
+    def taken(last: str) -> int:
+        """How many requests eidproxy has logged, that one among them: it writes its line a moment after its answer."""
+        return len(until(lambda: ids if last in (ids := requests(proxy)) else []))
 
-    def asked(name: str) -> None:
-        """A good request over whatever connection is kept: an answer that belongs to another would come out here."""
-        answer = ask(("127.0.0.1", port), "GET", "/v1/models")
-        assert (answer.status, answer.json()["object"]) == (200, "list"), name
-        # Its line may be written a moment after it was sent; what is counted next must not lack it.
-        until(lambda: (answer.get("X-Request-Id") or "-").encode() in proxy.output())
-
+    last = f"{kind}-before"
+    ask(proxy, "GET", "/v1/models", headers={"X-Request-Id": last})
+    surplus = taken(last)
     with edge(kind, proxy, tmp_path) as (port, forwarded):
-        asked("nothing yet")
-        for name, data in VARIANTS.items():
-            surplus = taken() - forwarded()
+        for number, (name, data) in enumerate(VARIANTS.items()):
             with contextlib.suppress(TimeoutError):
                 play(("127.0.0.1", port), data, timeout=1.0, half_close=True)
-            asked(name)
+            # Over whatever connection is kept: an answer that belongs to another request would come out here.
+            last = f"{kind}-{number}"
+            after = ask(("127.0.0.1", port), "GET", "/v1/models", headers={"X-Request-Id": last})
+            assert (after.status, after.json()["object"]) == (200, "list"), name
+            at_rest(router, proxy)
             until(
-                lambda surplus=surplus: taken() - forwarded() <= surplus,  # type: ignore[misc]
+                lambda last=last, surplus=surplus: taken(last) - forwarded() <= surplus,  # type: ignore[misc]
                 what=f"{kind}: {name}: eidproxy took more requests than the edge sent",
             )
+            surplus = taken(last) - forwarded()
         router.wait_for(lambda: router.open_sockets == 0)
 
 
@@ -493,6 +497,7 @@ def report(name: str, took: list[float]) -> None:
     assert p99 < 0.25
 
 
+@pytest.mark.alone
 def test_slow_attacks(shared: tuple[Router, Proxy], many_files: None, tmp_path: Path) -> None:
     """Slow heads, slow bodies and slow readers, side by side, with 1,000 connections each."""
     _, proxy = shared
@@ -519,6 +524,7 @@ def test_slow_attacks(shared: tuple[Router, Proxy], many_files: None, tmp_path: 
     report("slowhttptest -H -B -X", took)
 
 
+@pytest.mark.alone
 def test_thousand_silent_connections(shared: tuple[Router, Proxy], many_files: None) -> None:
     """Idle ones and half requests of each kind: everybody else is served."""
     _, proxy = shared
@@ -546,6 +552,7 @@ def test_control_silent_connections_shut_a_stock_server(stock: tuple[Router, Sto
             honest(proxy, 1)
 
 
+@pytest.mark.alone
 def test_flood_of_a_small_process(router: Router, many_files: None) -> None:
     """256 descriptors: the oldest idle connection makes place, what runs goes on, honest callers are served."""
     with Proxy(router, prefix=FEW_FILES) as proxy:
@@ -629,32 +636,26 @@ async def last_words(address: tuple[str, int], first: bytes, trickle: bytes, ans
     return took, got
 
 
-@pytest.fixture(scope="module", autouse=True)
-def slow_callers() -> Iterator[concurrent.futures.Future[list[tuple[float, bytes]]]]:
-    """They take 15 s, so they begin with the module, at a proxy of their own, and are asked at its end."""
+def test_deadlines_of_the_edge(shared: tuple[Router, Proxy]) -> None:
+    """Head 5 s, body 10 s, idle 15 s, whatever trickles in."""
+    _, proxy = shared
+    assert isinstance(proxy.address, tuple)
+    address = proxy.address
     data = request_bytes("POST", CHAT, chat())
     end = data.index(b"\r\n\r\n") + 4
-    with Router() as router, Proxy(router) as proxy, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        assert isinstance(proxy.address, tuple)
-        address = proxy.address
 
-        async def run() -> list[tuple[float, bytes]]:
-            callers = [
-                (data[:5], b"", 0),
-                (data[:5], data[5:50], 0),
-                (data[: end + 5], b"", 0),
-                (data[: end + 5], data[end + 5 : -20], 0),
-                (b"", b"", 0),
-                (request_bytes("GET", "/healthz"), b"", 1),
-            ]
-            return list(await asyncio.gather(*(last_words(address, *caller) for caller in callers)))
+    async def run() -> list[tuple[float, bytes]]:
+        callers = [
+            (data[:5], b"", 0),
+            (data[:5], data[5:50], 0),
+            (data[: end + 5], b"", 0),
+            (data[: end + 5], data[end + 5 : -20], 0),
+            (b"", b"", 0),
+            (request_bytes("GET", "/healthz"), b"", 1),
+        ]
+        return list(await asyncio.gather(*(last_words(address, *caller) for caller in callers)))
 
-        yield pool.submit(asyncio.run, run())
-
-
-def test_deadlines_of_the_edge(slow_callers: concurrent.futures.Future[list[tuple[float, bytes]]]) -> None:
-    """Head 5 s, body 10 s, idle 15 s, whatever trickles in."""
-    silent_head, slow_head, silent_body, slow_body, idle, kept = slow_callers.result(30)
+    silent_head, slow_head, silent_body, slow_body, idle, kept = asyncio.run(run())
     for took, got in (silent_head, slow_head):
         assert 4.9 < took < 6, took
         assert statuses(got) == [408]

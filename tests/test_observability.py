@@ -154,6 +154,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.alone
 def test_everything_an_operator_sees(router: Router, seed: int) -> None:
     """One life of a process: the start, a storm of hostile values, each kind of end; then all output is read."""
     count = amount(1000, 20_000)

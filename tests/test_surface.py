@@ -234,6 +234,7 @@ def test_only_one_bearer_token_opens(chat: Chat) -> None:
     assert chat.router.posts == 0
 
 
+@pytest.mark.alone
 def test_a_leaving_caller_frees_the_gate(chat: Chat) -> None:
     chat.router.enqueue([*stream(["one"], done=False)[:2], Wait("never")])
     headers = {"Authorization": f"Bearer {chat.token}", "Content-Type": "application/json"}

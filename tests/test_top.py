@@ -379,8 +379,9 @@ class Terminal:
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
-    """A terminal with a shell."""
+    """A terminal with a shell that waits for a line."""
     with Terminal() as terminal:
+        terminal.shows("$")
         yield terminal
 
 

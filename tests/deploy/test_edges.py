@@ -390,6 +390,7 @@ def test_stream_is_whole_and_not_encoded(edge: Edge, router: Router, protocol: s
 # --- Departure -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @PROTOCOLS
 @pytest.mark.parametrize("when", ["mid-stream", "before the first event"])
 def test_a_browser_that_leaves_frees_the_gate(
@@ -422,6 +423,7 @@ def test_a_browser_that_leaves_frees_the_gate(
     assert max(taken) <= DEPARTURE_SECONDS
 
 
+@pytest.mark.alone
 def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy) -> None:
     """A page that aborts its fetch resets one HTTP/2 stream; the connection stays and is used again."""
     taken = []
@@ -443,6 +445,7 @@ def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy) 
     assert max(taken) <= DEPARTURE_SECONDS
 
 
+@pytest.mark.alone
 @PROTOCOLS
 def test_a_browser_that_leaves_the_queue_is_out_of_it(edge: Edge, router: Router, proxy: Proxy, protocol: str) -> None:
     router.enqueue([Send(stream_head()), Wait("holder"), *stream()[1:]])

@@ -147,7 +147,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     built = Image(tmp_path_factory.mktemp("image"))
     # Another user than this one will read it.
     for parent in built.root.parents:
-        if parent.name.startswith("pytest-") and parent.stat().st_uid == os.geteuid():
+        if parent.name.startswith(("pytest-", "popen-")) and parent.stat().st_uid == os.geteuid():
             parent.chmod(0o755)
     built.root.chmod(0o755)
     built.build(instructions())

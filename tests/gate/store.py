@@ -198,8 +198,7 @@ def recorded(store: Store) -> Iterator[Record]:
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
-    until(lambda: wires, what="MONITOR")
-    time.sleep(0.01)
+    until(record.taken, what="MONITOR")
     try:
         yield record
     finally:

@@ -765,7 +765,8 @@ def test_turn_does_not_come(hasty: Site, hasty_site: tuple[Site, Proxy], meet: M
     """The wait for the gate has an end."""
     mina = meet(hasty, "mina")
     page = mina.open()
-    hasty.router.enqueue([Stall()])
+    # Only the wall clock ends this one, after longer than anybody waits: silence would end sooner.
+    hasty.router.enqueue(stream(["x"] * 20, interval=0.1))
     with RawClient(hasty_site[1]) as holder:
         holder.send(request_bytes("POST", CHAT, chat("daily", say="holder")))
         hasty.router.wait_for(lambda: hasty.router.concurrent == 1)
