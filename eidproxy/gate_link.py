@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from importlib.resources import files
@@ -116,6 +117,8 @@ class GuardedConnection(Connection):
             sock = writer.get_extra_info("socket")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            # Hanging up throws away what was not delivered: a call that was given up shall not take a slot later.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             for name, value in _KEEPALIVE:
                 if hasattr(socket, name):
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -30,7 +32,7 @@ from tests.upstream import Router
 if os.environ.get("CI") != "true":
     pytest.importorskip("redis")
 
-from eidproxy.gate_link import GuardedConnection
+from eidproxy.gate_link import GuardedConnection, Link
 from eidproxy.gate_redis import RedisGate, build_link
 
 LEASE = 1.0
@@ -533,6 +535,34 @@ def test_a_caller_that_leaves_while_the_link_connects(store: Store) -> None:
             assert store.command("HLEN", "eidproxy:{gate}:tickets") == 0
 
     asyncio.run(leave())
+
+
+def test_a_call_that_was_given_up_does_not_arrive_later() -> None:
+    """The link hangs up so that its kernel forgets what the store has not taken."""
+
+    def store(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(5)
+            verbs: list[bytes] = []
+            while b"FCALL" not in verbs:
+                verbs = re.findall(rb"\*\d+\r\n\$\d+\r\n(\w+)", connection.recv(10_000))
+                for verb in verbs:
+                    connection.sendall({b"INFO": b"$10\r\nrun_id:xyz\r\n", b"FCALL": b""}.get(verb, b"+OK\r\n"))
+            with pytest.raises(ConnectionResetError):
+                connection.recv(10_000)
+
+    async def give_up(listener: socket.socket) -> None:
+        address = gate_address(f"redis://127.0.0.1:{listener.getsockname()[1]}")
+        link = Link(address, address.egress, (1, 1, 1, 1), call_seconds=0.2, answered=lambda *_: None)
+        silent = asyncio.create_task(asyncio.to_thread(store, listener))
+        with pytest.raises(TimeoutError):
+            await link.call("enter", "", "").reply
+        await silent
+        await link.aclose()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(give_up(listener))
 
 
 # --- Where it may lead -------------------------------------------------------------------------------------------

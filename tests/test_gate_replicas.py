@@ -199,8 +199,10 @@ def test_displaced_at_another_replica(router: Router, store: Store) -> None:
 
 
 def test_a_replica_that_leaves_cleanly_frees_at_once(router: Router, store: Store) -> None:
+    with replicas(router, store, 1):
+        pass  # a new store would wait for the long lease of those that follow
     with replica(router, store, EIDPROXY_GATE_LEASE_SECONDS=30, EIDPROXY_SERVER_DRAIN_SECONDS=0) as one:
-        grace_over(one)
+        router.reset()
         router.script = stream(gate=GO)
         with replica(router, store, EIDPROXY_GATE_LEASE_SECONDS=30) as two:
             holder = post(one)
@@ -213,7 +215,7 @@ def test_a_replica_that_leaves_cleanly_frees_at_once(router: Router, store: Stor
             one.terminate()
             began = time.monotonic()
             check_error_event(answer_of(holder), 503, "draining")
-            router.wait_for(lambda: router.posts == 3)
+            router.wait_for(lambda: router.posts == 2)
             print(f"EIDPROXY the slot of a replica that leaves is taken over after {time.monotonic() - began:.3f} s")
             assert one.wait() == 0
             router.release(GO)
