@@ -1,0 +1,211 @@
+"""wire: what asyncio promises of a transport, and that a close is a close at once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import uvloop
+
+from eidproxy.wire import Wire
+
+
+def played(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    """Run a test in a loop of its own, for no longer than five seconds."""
+
+    def run() -> None:
+        async def bounded() -> None:
+            async with asyncio.timeout(5):
+                await test()
+
+        uvloop.run(bounded())
+
+    return run
+
+
+class Heard(asyncio.Protocol):
+    """What a protocol hears."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.words: list[str] = []
+        self.lost: Exception | None = None
+        self.news = asyncio.Event()
+
+    def _hear(self, word: str) -> None:
+        self.words.append(word)
+        self.news.set()
+
+    def connection_made(self, _transport: asyncio.BaseTransport) -> None:
+        self._hear("made")
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        self.news.set()
+
+    def eof_received(self) -> None:
+        self._hear("eof")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = exc
+        self._hear("lost")
+
+    def pause_writing(self) -> None:
+        self._hear("paused")
+
+    def resume_writing(self) -> None:
+        self._hear("resumed")
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Wait for something to be so."""
+        while not reached():
+            self.news.clear()
+            await self.news.wait()
+
+
+@contextmanager
+def joined() -> Iterator[tuple[Wire, Heard, socket.socket]]:
+    """A wire that talks, what is heard on it, and the socket at its other end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        heard = Heard()
+        wire = Wire(asyncio.get_running_loop(), heard, *listener.getsockname())
+        far, address = listener.accept()
+        with far:
+            assert (wire.peer(), wire.local()) == (listener.getsockname(), address)
+            wire.open()
+            yield wire, heard, far
+            wire.abort()
+
+
+def reset(far: socket.socket) -> None:
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+
+
+@played
+async def test_it_talks_and_hears_the_end() -> None:
+    with joined() as (wire, heard, far):
+        wire.write(b"ping")
+        assert far.recv(10) == b"ping"
+        far.send(b"pong")
+        await heard.until(lambda: heard.data == b"pong")
+        far.close()
+        await heard.until(lambda: "lost" in heard.words)
+        assert heard.words == ["made", "eof", "lost"]
+        assert wire.is_closing()
+        assert heard.lost is None
+
+
+@played
+async def test_what_the_peer_does_not_take_is_kept_and_told() -> None:
+    with joined() as (wire, heard, far):
+        wire.write(b"x" * 8_000_000)
+        assert heard.words == ["made", "paused"]
+        wire.write(b"y")
+        loop = asyncio.get_running_loop()
+        far.setblocking(False)
+        got = b""
+        while len(got) < 8_000_001:
+            got += await loop.sock_recv(far, 1_000_000)
+        assert got == b"x" * 8_000_000 + b"y"
+        await heard.until(lambda: heard.words == ["made", "paused", "resumed"])
+
+
+@played
+async def test_paused_it_reads_nothing_and_then_all() -> None:
+    with joined() as (wire, heard, far):
+        wire.pause_reading()
+        far.send(b"x" * 1000)
+        wire.write(b"a turn of the loop")
+        await asyncio.get_running_loop().run_in_executor(None, far.recv, 100)
+        assert heard.data == b""
+        wire.resume_reading()
+        await heard.until(lambda: len(heard.data) == 1000)
+
+
+@played
+async def test_an_abort_closes_there_and_then() -> None:
+    with joined() as (wire, heard, far):
+        wire.abort()
+        assert far.recv(1) == b""  # it would block for good
+        assert wire.is_closing()
+        wire.write(b"x")
+        wire.resume_reading()
+        wire.abort()
+        assert heard.words == ["made"]
+
+
+@played
+async def test_a_reset_is_told_with_what_came_before_it() -> None:
+    with joined() as (_wire, heard, far):
+        far.send(b"x" * 60_000)
+        reset(far)
+        await heard.until(lambda: "lost" in heard.words)
+        assert len(heard.data) == 60_000
+        assert isinstance(heard.lost, ConnectionResetError | OSError)
+        assert heard.words == ["made", "lost"]
+
+
+@played
+async def test_a_reset_in_a_silence_is_told() -> None:
+    with joined() as (_wire, heard, far):
+        far.send(b"x")
+        await heard.until(lambda: heard.data == b"x")
+        reset(far)
+        await heard.until(lambda: "lost" in heard.words)
+        assert isinstance(heard.lost, OSError)
+
+
+@played
+async def test_a_reset_while_it_writes_is_told() -> None:
+    with joined() as (wire, heard, far):
+        wire.write(b"x" * 8_000_000)
+        reset(far)
+        await heard.until(lambda: "lost" in heard.words)
+        assert isinstance(heard.lost, OSError)
+        assert wire.is_closing()
+
+
+@played
+async def test_a_protocol_that_fails_is_told_of_and_closed() -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    with joined() as (wire, heard, far):
+
+        def fails(data: bytes) -> None:
+            raise ValueError
+
+        heard.data_received = fails  # type: ignore[method-assign]
+        far.send(b"x")
+        await heard.until(lambda: "lost" in heard.words)
+        assert heard.lost in told
+        assert wire.is_closing()
+
+
+@played
+async def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        where = listener.getsockname()
+    wire = Wire(asyncio.get_running_loop(), Heard(), *where)
+    assert wire.peer() is None
+    with pytest.raises(ConnectionRefusedError):
+        await wire.connected()
+    wire.abort()
+
+
+@played
+async def test_an_abort_while_it_connects() -> None:
+    """A listener whose backlog is full takes no more: who waits for it can be called off."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, socket.socket() as first:
+        first.connect(listener.getsockname())
+        wire = Wire(asyncio.get_running_loop(), Heard(), *listener.getsockname())
+        waiting = asyncio.ensure_future(wire.connected())
+        await asyncio.sleep(0)
+        wire.abort()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
