@@ -106,11 +106,8 @@ def upstream_body(request: ChatRequest, alias: str, ask_usage: bool) -> bytes:
 
 def refuse_unknown(value: Object, known: frozenset[str]) -> None:
     """Raise Refusal `unsupported_field` for the first key that is not known."""
-    if value.keys() <= known:
-        return
-    for name in value:
-        if name not in known:
-            _unsupported(name)
+    if not value.keys() <= known:
+        _unsupported(next(name for name in value if name not in known))
 
 
 def _depth_exceeds(body: bytes, limit: int) -> bool:

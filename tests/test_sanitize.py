@@ -335,6 +335,14 @@ def test_stripped_fields_are_counted_in_the_first_event_and_the_last() -> None:
     assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.OTHER: 3}
 
 
+def test_several_at_once_are_the_same_as_one_by_one() -> None:
+    sanitizer = Sanitizer(HEAD)
+    found = [sanitizer.read(event({"content": word})) for word in ("a", "b", "c")]
+    choices = [each for each in found if each is not None]
+    assert len(choices) == 3
+    assert sanitizer.encode(choices) == b"".join(sanitizer.encode([each]) for each in choices)
+
+
 def test_done() -> None:
     sanitizer = Sanitizer(HEAD)
     assert not sanitizer.said_done
