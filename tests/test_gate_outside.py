@@ -282,6 +282,7 @@ def test_slow_reader_keeps_no_slot(line: Line) -> None:
     assert line.router.max_concurrent == 1
 
 
+@pytest.mark.alone
 def test_overload(line: Line, seed: int) -> None:
     """C14: many wait, FOREGROUND to BACKGROUND 1:9. FOREGROUND that comes waits for one running job at most."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
