@@ -97,7 +97,7 @@ class Distribution:
 
 
 class StreamCounters:
-    """What is counted for each event of one mode: plain attributes, since this is the hot path."""
+    """What is counted for each write to a caller, by mode: its chunks, its bytes, the seconds since the one before."""
 
     __slots__ = ("bytes", "chunks", "intervals")
 
@@ -105,13 +105,6 @@ class StreamCounters:
         self.chunks = 0
         self.bytes = 0
         self.intervals = Distribution(_INTERVAL)
-
-    def delivered(self, chunks: int, size: int, interval: float | None) -> None:
-        """Count one write to a caller: its chunks, its bytes and the seconds since the write before it."""
-        self.chunks += chunks
-        self.bytes += size
-        if interval is not None:
-            self.intervals.observe(interval)
 
 
 _Series = TypeVar("_Series", Count, Distribution)

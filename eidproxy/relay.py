@@ -337,7 +337,23 @@ class Relay:
             failure = failed  # what came before it in the same read is passed on first
         if choices:
             if completion is None:
-                self._deliver(choices)
+                data = sanitizer.encode(choices)
+                count, size = len(choices), len(data)
+                now = self._exchange.last_read_at if self._exchange is not None else self._loop.time()
+                counters = self._services.metrics.streams[self._mode]
+                if self._first_event_at is None:
+                    self._first_event(now)
+                else:
+                    counters.intervals.observe(now - self._last_sent_at)
+                counters.chunks += count
+                counters.bytes += size
+                self.chunks += count
+                self._last_sent_at = now
+                if self._streaming:
+                    self.sent_bytes += size
+                    self._connection.write_chunk(data)
+                else:
+                    self._begin(data)
             else:
                 self._keep(choices, completion)
         if failure is not None:
@@ -349,24 +365,6 @@ class Relay:
         elif sanitizer.finished and not self._lingering:
             self._lingering = True
             self._services.clocks.linger.start(self)
-
-    def _deliver(self, choices: list[Choice]) -> None:
-        data = self._sanitizer.encode(choices)
-        exchange = self._exchange
-        now = exchange.last_read_at if exchange is not None else self._loop.time()
-        counters = self._services.metrics.streams[self._mode]
-        if self._first_event_at is None:
-            self._first_event(now)
-            counters.delivered(len(choices), len(data), None)
-        else:
-            counters.delivered(len(choices), len(data), now - self._last_sent_at)
-        self.chunks += len(choices)
-        self._last_sent_at = now
-        if self._streaming:
-            self.sent_bytes += len(data)
-            self._connection.write_chunk(data)
-        else:
-            self._begin(data)
 
     def _keep(self, choices: list[Choice], completion: Completion) -> None:
         if self._first_event_at is None:

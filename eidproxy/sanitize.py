@@ -15,14 +15,14 @@ from eidproxy.sse import ErrorData
 from eidproxy.vocabulary import FINISH_REASONS, Dropped, Stripped, TokenKind
 
 
-class Function(Struct, omit_defaults=True):
+class Function(Struct, omit_defaults=True, gc=False):
     """The call of a function, or a piece of it."""
 
     name: str | None = None
     arguments: str | None = None
 
 
-class ToolCall(Struct, omit_defaults=True):
+class ToolCall(Struct, omit_defaults=True, gc=False):
     """A tool call, or a piece of it. `type` is always `function`: no other kind can be asked for."""
 
     index: int | None = None
@@ -31,7 +31,7 @@ class ToolCall(Struct, omit_defaults=True):
     function: Function | None = None
 
 
-class Delta(Struct, omit_defaults=True):
+class Delta(Struct, omit_defaults=True, gc=False):
     """What a chunk adds to the message. `reasoning` is read and leaves as `reasoning_content`."""
 
     role: str | None = None
@@ -42,7 +42,7 @@ class Delta(Struct, omit_defaults=True):
     tool_calls: list[ToolCall] | None = None
 
 
-class Choice(Struct):
+class Choice(Struct, gc=False):
     """One choice, both as it is read and as it is sent: `finish_reason` stands in every chunk, null until the end."""
 
     index: int | None = 0
@@ -54,12 +54,12 @@ _Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 """Tokens of one request. A counter that took any number could be thrown out of use by one answer."""
 
 
-class _Usage(Struct):
+class _Usage(Struct, gc=False):
     prompt_tokens: _Count = 0
     completion_tokens: _Count = 0
 
 
-class _Chunk(Struct):
+class _Chunk(Struct, gc=False):
     choices: list[Choice] | None = None
     model: Raw | UnsetType = UNSET
     usage: Raw | UnsetType = UNSET
@@ -150,8 +150,14 @@ class Sanitizer:
             else:
                 self._drop(Dropped.EMPTY)
                 return None
-        _close(choice)
+        delta = choice.delta
+        if delta is None:
+            choice.delta = Delta()
+        elif delta.role is not None or delta.reasoning is not None or delta.tool_calls is not None:
+            _close(delta)
         if choice.finish_reason is not None:
+            if choice.finish_reason not in FINISH_REASONS:
+                choice.finish_reason = "stop"
             self.finish_reason = choice.finish_reason
             self.finished = True
         if self.finished or not self._counted:
@@ -213,26 +219,19 @@ class Sanitizer:
         self.dropped[kind] = self.dropped.get(kind, 0) + 1
 
 
-def _close(choice: Choice) -> None:
+def _close(delta: Delta) -> None:
     """Bring the values of what passes into their closed sets."""
-    delta = choice.delta
-    if delta is None:
-        choice.delta = Delta()
-    else:
-        if delta.role is not None:
-            delta.role = "assistant"
-        if delta.reasoning is not None:
-            if delta.reasoning_content is None:
-                delta.reasoning_content = delta.reasoning
-            delta.reasoning = None
-        if delta.tool_calls is not None:
-            for at, call in enumerate(delta.tool_calls):
-                if call.index is None:
-                    call.index = at
-                if call.type is not None:
-                    call.type = "function"
-    if choice.finish_reason is not None and choice.finish_reason not in FINISH_REASONS:
-        choice.finish_reason = "stop"
+    if delta.role is not None:
+        delta.role = "assistant"
+    if delta.reasoning is not None:
+        if delta.reasoning_content is None:
+            delta.reasoning_content = delta.reasoning
+        delta.reasoning = None
+    for at, call in enumerate(delta.tool_calls or ()):
+        if call.index is None:
+            call.index = at
+        if call.type is not None:
+            call.type = "function"
 
 
 def _says(field: Raw | UnsetType) -> bool:

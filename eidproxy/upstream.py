@@ -157,8 +157,11 @@ class Exchange(asyncio.Protocol):
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self._end(httpx.RemoteProtocolError("the router's response head is too large"))
                 return
-        if self._parts:
-            self._hand_on()
+        parts, sink = self._parts, self._sink
+        if parts and sink is not None:
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            sink.upstream_body(body)
         if self._over:
             self._end(None)
         elif len(data) > _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():

@@ -13,6 +13,7 @@ from typing import Any
 _READ_BYTES = 64 * 1024
 """At most so much of a flooding peer comes before everybody else has a turn."""
 
+_SOL_SOCKET, _SO_ERROR = socket.SOL_SOCKET, socket.SO_ERROR
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
 _OPTIONS = tuple(
@@ -156,31 +157,32 @@ class Wire(asyncio.Transport):
     # The loop's callbacks
 
     def _readable(self) -> None:
+        sock = self._socket
         try:
-            data = self._socket.recv(_READ_BYTES)
+            data = sock.recv(_READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._lose(error)
             return
-        self._hand_on(data)
+        try:
+            if not data:
+                self._protocol.eof_received()
+                self._lose(None)
+                return
+            self._protocol.data_received(data)
+        except Exception as error:  # noqa: BLE001  # as the loop's own transports do: tell it, and close
+            self._fail(error)
         if not self._closed:
             # libuv tells of an error once and looks no more: it is asked for whenever there was something to read.
-            code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            code = sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
             if code:
                 self.pause_reading()
                 self._loop.call_soon(self._read_out, OSError(code, "reset"))
 
-    def _hand_on(self, data: bytes) -> None:
-        try:
-            if data:
-                self._protocol.data_received(data)
-            else:
-                self._protocol.eof_received()
-                self._lose(None)
-        except Exception as error:  # noqa: BLE001  # as the loop's own transports do: tell it, and close
-            self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
-            self._lose(error)
+    def _fail(self, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
+        self._lose(error)
 
     def _read_out(self, error: OSError) -> None:
         """What came before the peer's reset still counts."""
@@ -190,11 +192,15 @@ class Wire(asyncio.Transport):
             data = self._socket.recv(_READ_BYTES)
         except OSError:
             data = b""
-        if data:
-            self._hand_on(data)
-            self._loop.call_soon(self._read_out, error)
-        else:
+        if not data:
             self._lose(error)
+            return
+        try:
+            self._protocol.data_received(data)
+        except Exception as failed:  # noqa: BLE001  # see above
+            self._fail(failed)
+        else:
+            self._loop.call_soon(self._read_out, error)
 
     def _write_on(self) -> None:
         try:

@@ -55,7 +55,7 @@ def _splits_lines(patch: pytest.MonkeyPatch) -> None:
 
 
 def _keeps_role(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sanitize, "_close", lambda choice: None)
+    patch.setattr(sanitize, "_close", lambda delta: None)
 
 
 CONTROLS = {
