@@ -118,6 +118,7 @@ class Relay:
         "_task",
         "_tick",
         "_trace_id",
+        "_unsent",
         "chunks",
         "paused",
         "sent_bytes",
@@ -163,6 +164,7 @@ class Relay:
         self._status: int | None = None
         self._error_body: bytearray | None = None
         self._streaming = False  # a head with status 200 went to the caller
+        self._unsent = b""  # events that go out with what ends the answer
         self._stream_bytes = 0
         self._concluded = False
         self.chunks = 0
@@ -349,7 +351,9 @@ class Relay:
                 counters.bytes += size
                 self.chunks += count
                 self._last_sent_at = now
-                if self._streaming:
+                if sanitizer.said_done or failure is not None:
+                    self._unsent = data  # it goes out with what ends the answer
+                elif self._streaming:
                     self.sent_bytes += size
                     self._connection.write_chunk(data)
                 else:
@@ -545,10 +549,10 @@ class Relay:
         flush = max(left, _FLUSH_SECONDS) if left is not None else None
         if reason is not None:
             refusal = refusal or Refusal(reason)
-            if not self._streaming:
+            if not self._streaming and not self._unsent:
                 connection.refuse(refusal, flush)
                 return refusal.status
-            connection.end_stream(refusal.event(connection.request_id), flush)
+            self._end_stream(refusal.event(connection.request_id), flush)
         elif self._completion is not None:
             body = self._completion.encode(
                 connection.request_id, self._created, self._mode, self._sanitizer.finish_reason
@@ -558,8 +562,16 @@ class Relay:
                 200, [(b"Content-Type", b"application/json"), (b"Server-Timing", self._server_timing())], body, flush
             )
         else:
-            connection.end_stream(_DONE, flush)
+            self._end_stream(_DONE, flush)
         return 200
+
+    def _end_stream(self, end: bytes, flush: float | None) -> None:
+        """Send the end of a stream, and in the same write what came in the read that ended it, if only its head too."""
+        self.sent_bytes += len(self._unsent)
+        if self._streaming:
+            self._connection.end_stream(self._unsent + end, flush)
+        else:
+            self._connection.send_stream(self._server_timing(), self._unsent + end, flush)
 
     def _enter(self, phase: Phase) -> None:
         in_progress = self._services.metrics.in_progress

@@ -182,9 +182,11 @@ class Sanitizer:
             value: dict[str, Any] = _decode(data)
         except (ValueError, RecursionError):
             value = {}  # the typed decoder is less strict where it only skips
-        unknown = len(value.keys() - _KNOWN_FIELDS)
+        known = _KNOWN_FIELDS
+        unknown = sum([name not in known for name in value])
         for choice in value.get("choices") or ():
-            unknown += len(choice.keys() - _KNOWN_FIELDS) + len((choice.get("delta") or {}).keys() - _KNOWN_FIELDS)
+            unknown += sum([name not in known for name in choice])
+            unknown += sum([name not in known for name in choice.get("delta") or ()])
         self.stripped[Stripped.OTHER] += unknown
 
     def _count_usage(self, raw: Raw) -> None:

@@ -341,12 +341,21 @@ class Connection(asyncio.Protocol):
 
     def begin_stream(self, server_timing: bytes, first: bytes) -> None:
         """Send the head of an event stream and, in the same write, its first bytes."""
-        timing = b"Server-Timing: %b\r\n" % server_timing if server_timing else b""
         chunk = b"%x\r\n%b\r\n" % (len(first), first) if first else b""
-        self._transport.write(
+        self._transport.write(self._stream_head(server_timing) + chunk)
+
+    def send_stream(self, server_timing: bytes, whole: bytes, flush_seconds: float | None = None) -> None:
+        """Send a whole event stream in one write."""
+        head = self._stream_head(server_timing)
+        self._transport.write(b"%b%x\r\n%b\r\n%b" % (head, len(whole), whole, _LAST_CHUNK))
+        self._finish(flush_seconds)
+
+    def _stream_head(self, server_timing: bytes) -> bytes:
+        timing = b"Server-Timing: %b\r\n" % server_timing if server_timing else b""
+        return (
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
             b"Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nX-Request-Id: %b\r\n%b"
-            b"Transfer-Encoding: chunked\r\n\r\n%b" % (self.request_id.encode(), timing, chunk)
+            b"Transfer-Encoding: chunked\r\n\r\n" % (self.request_id.encode(), timing)
         )
 
     def write_chunk(self, data: bytes) -> None:

@@ -14,7 +14,7 @@ import httpx
 
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 from eidproxy.resolver import Resolver
-from eidproxy.wire import Wire, prepare
+from eidproxy.wire import Wire, probe_silent_peer
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_INTERIM = 8
@@ -421,7 +421,7 @@ class Upstream:
             lambda: exchange, address, self.port, ssl=self._tls, server_hostname=self.host
         )
         try:
-            prepare(transport.get_extra_info("socket"))
+            probe_silent_peer(transport.get_extra_info("socket"))
             self._check_peer(address, transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
             self._checked(loop, True)
         except BaseException:

@@ -13,13 +13,15 @@ from typing import Any
 _READ_BYTES = 64 * 1024
 """At most so much of a flooding peer comes before everybody else has a turn."""
 
+_SMALL_BYTES = 1024
+"""What is longer may take several segments, of which Nagle's algorithm would keep back the last (RFC 9293, 3.7.4)."""
+
 _SOL_SOCKET, _SO_ERROR = socket.SOL_SOCKET, socket.SO_ERROR
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
-_OPTIONS = tuple(
+_PROBES = tuple(
     (level, getattr(socket, name), value)
     for level, name, value in (
-        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
         (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 10),  # macOS's word for TCP_KEEPIDLE
@@ -30,13 +32,9 @@ _OPTIONS = tuple(
 )
 
 
-def prepare(sock: socket.SocketType) -> None:
-    """Send at once what is written, and have the kernel ask a silent peer.
-
-    A request of several segments would wait for an acknowledgement of the first. A machine that is gone without a word,
-    as one asleep, is found out within 25 s.
-    """
-    for level, name, value in _OPTIONS:
+def probe_silent_peer(sock: socket.SocketType) -> None:
+    """Have the kernel find out within 25 s that the machine at the other end is gone without a word, as one asleep."""
+    for level, name, value in _PROBES:
         sock.setsockopt(level, name, value)
 
 
@@ -60,7 +58,7 @@ class Wire(asyncio.Transport):
         try:
             if not _NONBLOCK:
                 sock.setblocking(False)
-            prepare(sock)
+            probe_silent_peer(sock)
             code = sock.connect_ex((address, port))
             if code not in (0, errno.EINPROGRESS):
                 raise OSError(code, "connect")
@@ -113,6 +111,8 @@ class Wire(asyncio.Transport):
         if self._unsent:
             self._unsent = bytes(self._unsent) + bytes(data)
             return
+        if len(data) > _SMALL_BYTES:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             sent = self._socket.send(data)
         except BlockingIOError:

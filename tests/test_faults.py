@@ -414,7 +414,7 @@ def test_silent_peers_are_probed(shared: tuple[Router, Proxy], router: Router) -
 @pytest.mark.parametrize(
     "planted",
     [
-        "from eidproxy import wire; wire.prepare = lambda sock: None",
+        "from eidproxy import wire; wire.probe_silent_peer = lambda sock: None",
         "from eidproxy import server; server._PROBES = ()",
     ],
     ids=["router", "caller"],
