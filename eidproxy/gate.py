@@ -51,6 +51,10 @@ class Pass(Protocol):
     lost: Callable[[str], None] | None
     """Called with a reason when a slot that was granted is taken away; it is no longer held then."""
 
+    @property
+    def granted_at_once(self) -> bool:
+        """Whether the slot came with the request, so that there is nothing to wait for."""
+
     async def granted(self) -> None:
         """Wait for the slot. Raises Refusal (`gate_queue_full`, `gate_wait_timeout`, `draining`, …)."""
 
@@ -120,6 +124,11 @@ class LocalPass:
         self.ticket = ticket
         self.lost: Callable[[str], None] | None = None
         self._turn: asyncio.Future[None] | None = None
+
+    @property
+    def granted_at_once(self) -> bool:
+        """See `Pass.granted_at_once`."""
+        return self._turn is None
 
     async def granted(self) -> None:
         """See `Pass.granted`."""

@@ -147,6 +147,8 @@ class RedisPass:
         self.fence_at = 0.0  # kept here: uvloop's handle of a timer that is due at once cannot tell
         self.watchdog: asyncio.TimerHandle | None = None
 
+    granted_at_once = False
+
     async def granted(self) -> None:
         """See `Pass.granted`."""
         await self.turn

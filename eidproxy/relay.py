@@ -181,13 +181,13 @@ class Relay:
         self._connection.writing_paused = self.pause
         self._connection.writing_resumed = self.resume
         try:
-            if self._progress:
-                self._begin(b"")
             if self._mode is Mode.DAILY:
                 claim = self._services.gate.request(self._priority, self._tell_place if self._progress else None)
                 claim.lost = self.conclude
                 self._claim = claim
-            if self._claim is None or self._claim.holds():
+            if self._progress:
+                self._begin(b"")
+            if self._claim is None or self._claim.granted_at_once:
                 if self._reach_router():
                     return
             else:

@@ -155,3 +155,21 @@ def test_a_request_is_freed_where_it_ends(router: Router, tmp_path: Path, model:
                 client.read_head()
         until(lambda: not any(proxy.status()["streams"].values()))
         assert not {name: count for name, count in told().items() if count >= 10}
+
+
+def test_a_queue_that_is_full_keeps_its_status_in_progress_mode(router: Router) -> None:
+    """What is known before anything is sent is a 503 with Retry-After, which an event could not carry (DESIGN 12)."""
+    router.script = stream(gate="go")
+    with (
+        Proxy(router, EIDPROXY_GATE_MAX_WAITING=1) as proxy,
+        RawClient(proxy) as holder,
+        RawClient(proxy) as waiter,
+    ):
+        for number, client in enumerate((holder, waiter)):
+            client.send(request_bytes("POST", CHAT, chat()))
+            until(lambda number=number: len(proxy.status()["gate"]["waiting"]) == number)  # type: ignore[misc]
+            router.wait_for(lambda: router.posts == 1)
+        answer = ask(proxy, "POST", CHAT, chat(), {"Content-Type": "application/json", "X-Eid-Progress": "1"})
+        assert (answer.status, answer.reason) == (503, "gate_queue_full")
+        assert answer.get("Retry-After") is not None
+        router.release("go")
