@@ -7,6 +7,7 @@ exception is its class and the places it passed: its words may quote a prompt.
 import logging
 import os
 import select
+import stat
 import sys
 import traceback
 import warnings
@@ -70,6 +71,8 @@ class LineWriter:
     def __init__(self, descriptor: int, on_drop: Callable[[], None]) -> None:
         self._descriptor = descriptor
         self._on_drop = on_drop
+        # A regular file takes whatever comes.
+        self._may_block = not stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
@@ -77,8 +80,12 @@ class LineWriter:
         """Write one line, or drop it when nobody reads."""
         data = (line.encode() if isinstance(line, str) else line)[: _MAX_LINE_BYTES - 1] + b"\n"
         try:
-            ready = self._poll.poll(0)
-            if ready and not ready[0][1] & (select.POLLERR | select.POLLNVAL):
+            if self._may_block:
+                ready = self._poll.poll(0)
+                writable = bool(ready) and not ready[0][1] & (select.POLLERR | select.POLLNVAL)
+            else:
+                writable = True
+            if writable:
                 os.write(self._descriptor, data)
                 return
         except OSError:

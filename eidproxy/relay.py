@@ -41,6 +41,12 @@ _MAX_STREAM_BYTES = 64 * 1024 * 1024
 _MAX_COMPLETION_CHARS = 4 * 1024 * 1024
 """How much of an answer is held for a caller that asked for no stream: a thousand times what `max_tokens` allows."""
 
+_PROBE_SECONDS = 3.0
+"""When the kernel is told to ask a silent router; that takes it 25 s more.
+
+Most requests are over by then, and need no options set.
+"""
+
 _PROGRESS_SECONDS = 10.0
 _FLUSH_SECONDS = 0.5
 """How long a caller has to take what ends its answer after the wall clock ran out."""
@@ -62,6 +68,7 @@ class RelayClocks:
 
     def __init__(self, limits: RelayLimits) -> None:
         self.deadline = Countdown(limits.deadline, Relay.out_of_time)
+        self.probe = Countdown(_PROBE_SECONDS, Relay.probe)
         self.look = Countdown(min(limits.keepalive, limits.read_timeout), Relay.look)
         self.linger = Countdown(LINGER_SECONDS, Relay.waited_long_enough)
 
@@ -268,6 +275,7 @@ class Relay:
         if self.paused:
             exchange.pause()
         services.clocks.look.start(self)
+        services.clocks.probe.start(self)
 
     # What the router sends: the sink of the exchange
 
@@ -454,6 +462,11 @@ class Relay:
         else:
             self.conclude(None)
 
+    def probe(self) -> None:
+        """The request takes its time: have a router found out that is gone without a word."""
+        if self._exchange is not None:
+            self._exchange.probe()
+
     def look(self) -> None:
         """See whether the router or we were silent for too long, and look again when that could be so next."""
         self._tick = None
@@ -525,7 +538,7 @@ class Relay:
 
     def _stop(self) -> None:
         clocks = self._services.clocks
-        for clock in (clocks.deadline, clocks.look, clocks.linger):
+        for clock in (clocks.deadline, clocks.probe, clocks.look, clocks.linger):
             clock.stop(self)
         for timer in (self._tick, self._place_timer):
             if timer is not None:

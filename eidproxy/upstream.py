@@ -113,6 +113,13 @@ class Exchange(asyncio.Protocol):
             transport.abort()
         self._release()
 
+    def probe(self) -> None:
+        """Have the kernel ask the router whether it is still there."""
+        if isinstance(self._transport, Wire):
+            self._transport.probe()
+        elif self._transport is not None and not self._transport.is_closing():
+            probe_silent_peer(self._transport.get_extra_info("socket"))
+
     def pause(self) -> None:
         """Read no further for now."""
         self._paused = True
@@ -421,7 +428,6 @@ class Upstream:
             lambda: exchange, address, self.port, ssl=self._tls, server_hostname=self.host
         )
         try:
-            probe_silent_peer(transport.get_extra_info("socket"))
             self._check_peer(address, transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
             self._checked(loop, True)
         except BaseException:

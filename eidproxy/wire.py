@@ -58,7 +58,6 @@ class Wire(asyncio.Transport):
         try:
             if not _NONBLOCK:
                 sock.setblocking(False)
-            probe_silent_peer(sock)
             code = sock.connect_ex((address, port))
             if code not in (0, errno.EINPROGRESS):
                 raise OSError(code, "connect")
@@ -82,6 +81,11 @@ class Wire(asyncio.Transport):
         self._connecting = False
         self._protocol.connection_made(self)
         self.resume_reading()
+
+    def probe(self) -> None:
+        """See `probe_silent_peer`."""
+        if not self._closed:
+            probe_silent_peer(self._socket)
 
     async def connected(self) -> None:
         """Wait for the peer to accept. Raises OSError."""

@@ -394,21 +394,26 @@ def check_probed(router: Router, proxy: Proxy) -> None:
     with RawClient(proxy) as client:
         client.send(request_bytes("POST", CHAT, chat("deep")))
         client.read_head()
-        shown = subprocess.run([ss, "-tnoH"], capture_output=True, text=True, check=True).stdout.splitlines()
-        for near, far in ((proxy.port, client.sock.getsockname()[1]), (None, router.port)):
-            ends = [line.split() for line in shown if line.startswith("ESTAB")]
-            [line] = [
+
+        def line(near: int | None, far: int) -> str:
+            shown = subprocess.run([ss, "-tnoH"], capture_output=True, text=True, check=True).stdout.splitlines()
+            ends = [each.split() for each in shown if each.startswith("ESTAB")]
+            [words] = [
                 words
                 for words in ends
                 if words[4].endswith(f":{far}") and (near is None or words[3].endswith(f":{near}"))
             ]
-            assert "timer:(keepalive" in " ".join(line), line
+            return " ".join(words)
+
+        assert "timer:(keepalive" in line(proxy.port, client.sock.getsockname()[1])
+        # The router's is set once a request takes its time.
+        until(lambda: "timer:(keepalive" in line(None, router.port), 4, "timer: the router is probed")
         router.release("go")
         assert client.read_body().endswith(b"data: [DONE]\n\n")
 
 
-def test_silent_peers_are_probed(shared: tuple[Router, Proxy], router: Router) -> None:
-    check_probed(router, shared[1])
+def test_silent_peers_are_probed(router: Router, proxy: Proxy) -> None:
+    check_probed(router, proxy)
 
 
 @pytest.mark.parametrize(
