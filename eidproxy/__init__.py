@@ -9,6 +9,7 @@ The map, in the order in which a request meets the parts:
     relay      one request on its way: owns slot, upstream connection and deadline
     gate       the slots; gate_redis shares them over gate_link and gate.lua; admission the queue discipline
     upstream   the connection to the router             egress    where it may lead
+    wire       its transport; resolver                  countdown many waits, one timer
     sse        event framing                            sanitize  the closed chunk
     errors     the table of reasons                     vocabulary the closed sets
     metrics    logs
