@@ -351,7 +351,8 @@ class Relay:
                 count, size = len(choices), len(data)
                 now = self._exchange.last_read_at if self._exchange is not None else self._loop.time()
                 counters = self._services.metrics.streams[self._mode]
-                if self._first_event_at is None:
+                is_first = self._first_event_at is None
+                if is_first:
                     self._first_event(now)
                 else:
                     counters.intervals.observe(now - self._last_sent_at)
@@ -366,6 +367,9 @@ class Relay:
                     self._connection.write_chunk(data)
                 else:
                     self._begin(data)
+                if is_first and self._tick is not None:
+                    self._tick.cancel()  # it was set for a router that had not begun, and is too late for a stream
+                    self.look()
             else:
                 self._keep(choices, completion)
         if failure is not None:
@@ -395,9 +399,6 @@ class Relay:
         if self._exchange is not None and self._exchange.first_byte_at is not None and self._granted_at is not None:
             metrics.first_byte[self._mode].observe(self._exchange.first_byte_at - self._granted_at)
         self._enter(Phase.STREAMING)
-        if self._tick is not None:  # set for a router that has not begun, and too late for a stream
-            self._tick.cancel()
-            self.look()
 
     # What the caller gets
 

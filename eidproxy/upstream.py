@@ -148,6 +148,8 @@ class Exchange(asyncio.Protocol):
         if self._sink is None or self._parser is None:
             return
         self.last_read_at = self._loop.time()
+        if self.first_byte_at is None:
+            self.first_byte_at = self.last_read_at
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -157,8 +159,6 @@ class Exchange(asyncio.Protocol):
             self._hand_on()  # what was whole before the fault
             self._end(None if self._over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
             return
-        if self.first_byte_at is None:
-            self.first_byte_at = self.last_read_at
         if not self._head_done:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:

@@ -6,6 +6,7 @@ in; and the socket is closed where `abort` is called, before the slot is given o
 """
 
 import asyncio
+import contextlib
 import errno
 import socket
 from typing import Any
@@ -34,14 +35,25 @@ _PROBES = tuple(
 
 def probe_silent_peer(sock: socket.SocketType) -> None:
     """Have the kernel find out within 25 s that the machine at the other end is gone without a word, as one asleep."""
-    for level, name, value in _PROBES:
-        sock.setsockopt(level, name, value)
+    with contextlib.suppress(OSError):  # a peer that is gone already: macOS says so here
+        for level, name, value in _PROBES:
+            sock.setsockopt(level, name, value)
 
 
 class Wire(asyncio.Transport):
     """One connection. The protocol hears what asyncio says it hears, but for the end of one that it aborted itself."""
 
-    __slots__ = ("_closed", "_connecting", "_descriptor", "_loop", "_protocol", "_reading", "_socket", "_unsent")
+    __slots__ = (
+        "_broken",
+        "_closed",
+        "_connecting",
+        "_descriptor",
+        "_loop",
+        "_protocol",
+        "_reading",
+        "_socket",
+        "_unsent",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, address: str, port: int) -> None:
         """Begin to connect to an address literal. Raises OSError."""
@@ -52,6 +64,7 @@ class Wire(asyncio.Transport):
         self._socket = sock = socket.SocketType(family, socket.SOCK_STREAM | _NONBLOCK)
         self._descriptor = sock.fileno()
         self._closed = False
+        self._broken = False
         self._reading = False
         self._connecting = True
         self._unsent: bytes | bytearray = b""
@@ -110,19 +123,19 @@ class Wire(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send now what the kernel takes, and the rest when it takes more."""
-        if self._closed:
+        if self._closed or self._broken:
             return
         if self._unsent:
             self._unsent = bytes(self._unsent) + bytes(data)
             return
-        if len(data) > _SMALL_BYTES:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            if len(data) > _SMALL_BYTES:
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sent = self._socket.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._loop.call_soon(self._lose, error)
+            self._read_to_the_end(error)
             return
         if sent < len(data):
             self._unsent = bytes(data[sent:])
@@ -137,7 +150,7 @@ class Wire(asyncio.Transport):
 
     def resume_reading(self) -> None:
         """See asyncio.ReadTransport."""
-        if not self._reading and not self._closed:
+        if not (self._reading or self._closed or self._broken):
             self._reading = True
             self._loop.add_reader(self._descriptor, self._readable)
 
@@ -181,12 +194,18 @@ class Wire(asyncio.Transport):
             # libuv tells of an error once and looks no more: it is asked for whenever there was something to read.
             code = sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
             if code:
-                self.pause_reading()
-                self._loop.call_soon(self._read_out, OSError(code, "reset"))
+                self._read_to_the_end(OSError(code, "reset"))
 
     def _fail(self, error: Exception) -> None:
         self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
         self._lose(error)
+
+    def _read_to_the_end(self, error: OSError) -> None:
+        """The connection broke: nothing more can be sent, and no event of the loop tells of what can still be read."""
+        if not self._broken:
+            self.pause_reading()
+            self._broken = True
+            self._loop.call_soon(self._read_out, error)
 
     def _read_out(self, error: OSError) -> None:
         """What came before the peer's reset still counts."""
@@ -212,7 +231,8 @@ class Wire(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lose(error)
+            self._loop.remove_writer(self._descriptor)
+            self._read_to_the_end(error)
             return
         self._unsent = self._unsent[sent:]
         if not self._unsent:

@@ -147,8 +147,8 @@ def soak(seconds: float, seed: int, *, planted: str | None = None, patience: flo
             proxy.metric("eidproxy_event_loop_lag_seconds_count"), 1
         )
         running = sum(value for (name, _), value in proxy.metrics().items() if name == "eidproxy_requests_in_progress")
-        # The first tenth warms up: allocator arenas, caches, code paths.
-        steady = [each for each in memory if each[0] > began + seconds / 10]
+        # The first half warms up: the allocator's arenas reach their greatest extent, which the tenths show.
+        steady = [each for each in memory if each[0] > began + seconds / 2]
         growth = slope(steady or memory)
         tenth = seconds / 10
         first = [took for at, took in seen.took if at < began + tenth]

@@ -173,3 +173,17 @@ def test_a_queue_that_is_full_keeps_its_status_in_progress_mode(router: Router) 
         assert (answer.status, answer.reason) == (503, "gate_queue_full")
         assert answer.get("Retry-After") is not None
         router.release("go")
+
+
+def test_a_silence_after_a_late_first_event_is_filled(router: Router) -> None:
+    """A cold model: the first event comes when the router has been silent for longer than the caller may be."""
+    router.script = [stream_head(), Pause(0.4), chunk(event(completion_chunk({"content": "late"}))), Wait("go"),
+                     finished() + chunk(DONE)]  # fmt: skip
+    with Proxy(router, EIDPROXY_STREAM_KEEPALIVE_SECONDS=0.2) as proxy, RawClient(proxy, timeout=5) as client:
+        client.send(request_bytes("POST", CHAT, chat("deep")))
+        head = client.read_head()
+        assert head.status == 200
+        got = b""
+        while got.count(b": keepalive") < 2:
+            got += client.sock.recv(4096)
+        router.release("go")
