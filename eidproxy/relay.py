@@ -33,7 +33,7 @@ from eidproxy.sse import EventParser, EventTooLarge
 from eidproxy.upstream import EgressBlocked, Exchange, Upstream
 from eidproxy.vocabulary import Dropped, Mode, Outcome, Phase, Priority, StreamEnd, Surface
 
-LINGER_SECONDS = 5.0
+_LINGER_SECONDS = 5.0
 """How long usage and `[DONE]` are waited for after the finish reason (contract, 4), and the body of an error."""
 
 _MAX_ERROR_BODY_BYTES = 64 * 1024
@@ -70,7 +70,7 @@ class RelayClocks:
         self.deadline = Countdown(limits.deadline, Relay.out_of_time)
         self.probe = Countdown(_PROBE_SECONDS, Relay.probe)
         self.look = Countdown(min(limits.keepalive, limits.read_timeout), Relay.look)
-        self.linger = Countdown(LINGER_SECONDS, Relay.waited_long_enough)
+        self.linger = Countdown(_LINGER_SECONDS, Relay.waited_long_enough)
 
 
 class RelayServices(NamedTuple):
