@@ -27,11 +27,11 @@ from eidproxy.errors import (
 from eidproxy.gate import Gate, Pass
 from eidproxy.logs import Event, Log, RequestLine
 from eidproxy.metrics import Metrics
-from eidproxy.sanitize import Choice, Completion, Sanitizer, UpstreamFailed, chunk_head, progress_chunk
+from eidproxy.sanitize import Choice, Completion, Sanitizer, UpstreamFailed, chunk_head, progress_chunk, rebuild
 from eidproxy.server import Connection
-from eidproxy.sse import EventParser, EventTooLarge
+from eidproxy.sse import EventParser, EventTooLarge, whole_event
 from eidproxy.upstream import EgressBlocked, Exchange, Upstream
-from eidproxy.vocabulary import Dropped, Mode, Outcome, Phase, Priority, StreamEnd, Surface
+from eidproxy.vocabulary import Dropped, Mode, Outcome, Phase, Priority, StreamEnd, Stripped, Surface
 
 _LINGER_SECONDS = 5.0
 """How long usage and `[DONE]` are waited for after the finish reason (contract, 4), and the body of an error."""
@@ -95,16 +95,19 @@ class Relay:
     __slots__ = (
         "_answer",
         "_arrived_at",
+        "_chunks",
         "_claim",
         "_completion",
         "_concluded",
         "_connection",
+        "_counters",
         "_created",
         "_deadline_at",
         "_error_body",
         "_exchange",
         "_first_event_at",
         "_granted_at",
+        "_head",
         "_last_sent_at",
         "_lingering",
         "_loop",
@@ -117,6 +120,7 @@ class Relay:
         "_progress",
         "_request",
         "_sanitizer",
+        "_sent_bytes",
         "_services",
         "_status",
         "_stream_bytes",
@@ -126,9 +130,9 @@ class Relay:
         "_tick",
         "_trace_id",
         "_unsent",
-        "chunks",
+        "_usual",
+        "_usual_events",
         "paused",
-        "sent_bytes",
     )
 
     def __init__(
@@ -146,15 +150,17 @@ class Relay:
         self._connection = connection
         self._request: ChatRequest | None = request
         self._mode = request.mode
+        self._counters = services.metrics.streams[request.mode]
         self._priority = priority
         self._progress = progress and request.stream
         self._surface = surface
         self._trace_id = trace_id
-        self._loop = asyncio.get_running_loop()
+        self._loop = connection.loop
         self._arrived_at = self._loop.time()
         self._created = int(services.clock())
         self._completion = None if request.stream else Completion()
-        self._sanitizer = Sanitizer(chunk_head(connection.request_id, self._created, request.mode))
+        self._head = chunk_head(connection.request_id, self._created, request.mode)
+        self._sanitizer = Sanitizer(self._head)
         self._parser = EventParser()
         self._claim: Pass | None = None
         self._exchange: Exchange | None = None
@@ -172,10 +178,12 @@ class Relay:
         self._error_body: bytearray | None = None
         self._streaming = False  # a head with status 200 went to the caller
         self._unsent = b""  # events that go out with what ends the answer
+        self._usual = False  # the stream has begun and is not at its end, where events are alike
+        self._usual_events = 0
         self._stream_bytes = 0
         self._concluded = False
-        self.chunks = 0
-        self.sent_bytes = 0
+        self._chunks = 0  # those that were read closely
+        self._sent_bytes = 0
         self.paused = False
 
     # From the request to the connected router
@@ -293,26 +301,40 @@ class Relay:
             self._error_body = bytearray()
             self._services.clocks.linger.start(self)
 
-    def upstream_body(self, data: bytes) -> None:
+    def upstream_body(self, data: bytes, now: float) -> None:
         """See `upstream.Sink`. This is what each event costs."""
-        if self._error_body is not None:
-            self._error_body += data
-            if len(self._error_body) >= _MAX_ERROR_BODY_BYTES:
-                self._conclude_status()
-            return
         try:
             self._stream_bytes += len(data)
             if self._stream_bytes > _MAX_STREAM_BYTES:
                 self.conclude("upstream_protocol_error")
                 return
+            # Most reads of a stream are one usual event. What is touched for it is touched for each of all streams, and
+            # found in memory, not in a cache: so it is little, and no part but the connection is asked.
+            if self._usual and (event := whole_event(data)) is not None:
+                chunk = rebuild(self._head, event)
+                if chunk is not None:
+                    counters = self._counters
+                    counters.intervals.observe(now - self._last_sent_at)
+                    counters.chunks += 1
+                    counters.bytes += len(chunk)
+                    self._last_sent_at = now
+                    self._usual_events += 1
+                    self._sent_bytes += len(chunk)
+                    self._connection.write_chunk(chunk)
+                    return
+            if self._error_body is not None:
+                self._error_body += data
+                if len(self._error_body) >= _MAX_ERROR_BODY_BYTES:
+                    self._conclude_status()
+                return
             try:
                 events = self._parser.feed(data)
             except EventTooLarge as cut:
-                self._take(cut.events)  # what was whole before it
+                self._take(cut.events, now)  # what was whole before it
                 self._services.metrics.dropped[Dropped.TOO_LARGE].inc()
                 self.conclude("upstream_protocol_error")
             else:
-                self._take(events)
+                self._take(events, now)
         except UpstreamFailed as failed:
             self.conclude(failed.reason)
         except Exception as error:  # noqa: BLE001  # a callback has nobody above it
@@ -331,9 +353,9 @@ class Relay:
         else:
             self.conclude("upstream_truncated")
 
-    def _take(self, events: list[bytes]) -> None:
+    def _take(self, events: list[bytes], now: float) -> None:
         """Sanitize what one read brought and pass it on in one write."""
-        sanitizer, completion = self._sanitizer, self._completion
+        sanitizer = self._sanitizer
         choices: list[Choice] = []
         failure: UpstreamFailed | None = None
         try:
@@ -346,32 +368,20 @@ class Relay:
         except UpstreamFailed as failed:
             failure = failed  # what came before it in the same read is passed on first
         if choices:
-            if completion is None:
-                data = sanitizer.encode(choices)
-                count, size = len(choices), len(data)
-                now = self._exchange.last_read_at if self._exchange is not None else self._loop.time()
-                counters = self._services.metrics.streams[self._mode]
-                is_first = self._first_event_at is None
-                if is_first:
-                    self._first_event(now)
-                else:
-                    counters.intervals.observe(now - self._last_sent_at)
-                counters.chunks += count
-                counters.bytes += size
-                self.chunks += count
-                self._last_sent_at = now
-                if sanitizer.said_done or failure is not None:
-                    self._unsent = data  # it goes out with what ends the answer
-                elif self._streaming:
-                    self.sent_bytes += size
-                    self._connection.write_chunk(data)
-                else:
-                    self._begin(data)
-                if is_first and self._tick is not None:
-                    self._tick.cancel()  # it was set for a router that had not begun, and is too late for a stream
-                    self.look()
+            is_first = not self._chunks
+            self._chunks += len(choices)
+            if is_first:
+                self._first_event(now)
+            if self._completion is not None:
+                self._keep(choices, self._completion)
             else:
-                self._keep(choices, completion)
+                if not is_first:
+                    self._counters.intervals.observe(now - self._last_sent_at)
+                at_end = sanitizer.said_done or failure is not None
+                self._pass_on(sanitizer.encode(choices), len(choices), now, at_end)
+            if is_first and self._tick is not None:
+                self._tick.cancel()  # it was set for a router that had not begun, and is too late for a stream
+                self.look()
         if failure is not None:
             raise failure
         if self._concluded:
@@ -381,11 +391,22 @@ class Relay:
         elif sanitizer.finished and not self._lingering:
             self._lingering = True
             self._services.clocks.linger.start(self)
+        self._usual = self._streaming and bool(self._chunks) and self._parser.between_events and not sanitizer.finished
+
+    def _pass_on(self, data: bytes, count: int, now: float, at_end: bool) -> None:
+        """Send so many events to the caller; `at_end` together with what ends the answer."""
+        self._counters.chunks += count
+        self._counters.bytes += len(data)
+        self._last_sent_at = now
+        if at_end:
+            self._unsent = data
+        elif self._streaming:
+            self._sent_bytes += len(data)
+            self._connection.write_chunk(data)
+        else:
+            self._begin(data)
 
     def _keep(self, choices: list[Choice], completion: Completion) -> None:
-        if self._first_event_at is None:
-            self._first_event(self._loop.time())
-        self.chunks += len(choices)
         for choice in choices:
             completion.add(choice)
             if completion.size > _MAX_COMPLETION_CHARS:
@@ -406,7 +427,7 @@ class Relay:
         """Send the head of a stream, and its first event in the same write."""
         self._streaming = True
         self._last_sent_at = self._loop.time()
-        self.sent_bytes += len(first)
+        self._sent_bytes += len(first)
         self._connection.begin_stream(b"" if self._progress else self._server_timing(), first)
 
     def _say(self, eid: dict[str, str | int | None]) -> None:
@@ -571,7 +592,7 @@ class Relay:
             body = self._completion.encode(
                 connection.request_id, self._created, self._mode, self._sanitizer.finish_reason
             )
-            self.sent_bytes += len(body)
+            self._sent_bytes += len(body)
             connection.respond(
                 200, [(b"Content-Type", b"application/json"), (b"Server-Timing", self._server_timing())], body, flush
             )
@@ -581,7 +602,7 @@ class Relay:
 
     def _end_stream(self, end: bytes, flush: float | None) -> None:
         """Send the end of a stream, and in the same write what came in the read that ended it, if only its head too."""
-        self.sent_bytes += len(self._unsent)
+        self._sent_bytes += len(self._unsent)
         if self._streaming:
             self._connection.end_stream(self._unsent + end, flush)
         else:
@@ -597,6 +618,7 @@ class Relay:
         """Count the request and write its one line."""
         metrics, mode, now = self._services.metrics, self._mode, self._loop.time()
         sanitizer = self._sanitizer
+        sanitizer.stripped[Stripped.MODEL] += self._usual_events  # each names a model
         for kind, count in sanitizer.dropped.items():
             metrics.dropped[kind].inc(count)
         for field, count in sanitizer.stripped.items():
@@ -633,8 +655,8 @@ class Relay:
                 gate_wait_ms=round(waited * 1e3, 1),
                 ttft_ms=None if first is None else round((first - self._connection.began_at) * 1e3, 1),
                 total_ms=round(total * 1e3, 1),
-                chunks=self.chunks,
-                bytes=self.sent_bytes,
+                chunks=self._chunks + self._usual_events,
+                bytes=self._sent_bytes,
                 trace_id=self._trace_id,
             )
         )

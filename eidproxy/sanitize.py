@@ -5,7 +5,7 @@ noticed (errors, usage, the model's name). Unknown fields are skipped by the dec
 goes out is encoded from those structs behind a head that is the same for the whole stream.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -67,6 +67,31 @@ class _Chunk(Struct, gc=False):
     detail: Raw | UnsetType = UNSET
 
 
+class _UsualDelta(Struct, omit_defaults=True, gc=False):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: None = None
+    refusal: str | None = None
+    tool_calls: None = None
+
+
+class _UsualChoice(Struct, kw_only=True, gc=False):
+    index: Literal[0] = 0
+    delta: _UsualDelta
+    finish_reason: None = None
+
+
+class _UsualChunk(Struct, gc=False):
+    """The event that streams consist of, as a type: one choice, text, no end, no error, a model and no usage."""
+
+    choices: tuple[_UsualChoice]
+    model: str
+    usage: Raw | UnsetType = UNSET
+    error: None = None
+    detail: None = None
+
+
 class UpstreamFailed(Exception):
     """The router reported an error inside the stream; `reason` is its word or `upstream_error`."""
 
@@ -76,12 +101,14 @@ class UpstreamFailed(Exception):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_usual = msgspec.json.Decoder(_UsualChunk).decode
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 _TAIL = b"]}\n\n"
 """What ends an event whose head is `chunk_head`."""
 
+_MODEL, _USAGE = Stripped.MODEL, Stripped.USAGE
 _NONE_STRIPPED = dict.fromkeys(Stripped, 0)
 
 _KNOWN_FIELDS = frozenset(
@@ -131,7 +158,7 @@ class Sanitizer:
             self._fail(data)
             return None
         if chunk.model is not UNSET:
-            self.stripped[Stripped.MODEL] += 1
+            self.stripped[_MODEL] += 1
         if chunk.usage is not UNSET:
             self._count_usage(chunk.usage)
         choices = chunk.choices
@@ -190,7 +217,7 @@ class Sanitizer:
         self.stripped[Stripped.OTHER] += unknown
 
     def _count_usage(self, raw: Raw) -> None:
-        self.stripped[Stripped.USAGE] += 1
+        self.stripped[_USAGE] += 1
         try:
             usage = _decode_usage(raw)
         except (ValueError, RecursionError):
@@ -238,6 +265,20 @@ def _close(delta: Delta) -> None:
 
 def _says(field: Raw | UnsetType) -> bool:
     return field is not UNSET and bytes(field) != b"null"
+
+
+def rebuild(head: bytes, data: bytes) -> bytes | None:
+    """What a `Sanitizer` makes of a usual event's data, without one; None when the event is not usual.
+
+    For those between the first event that passes and the finish reason. Each takes one `model` out.
+    """
+    try:
+        chunk = _decode_usual(data)
+    except (ValueError, RecursionError):
+        return None
+    if chunk.usage is not UNSET:
+        return None
+    return b"".join((head, _encode(chunk.choices[0]), _TAIL))
 
 
 def chunk_head(request_id: str, created: int, model: str) -> bytes:

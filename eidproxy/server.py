@@ -127,13 +127,13 @@ class Connection(asyncio.Protocol):
         "_head",
         "_is_head_request",
         "_keep_alive",
-        "_loop",
         "_roster",
         "_service",
         "_state",
         "_transport",
         "began_at",
         "departed",
+        "loop",
         "request_id",
         "since",
         "writing_paused",
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, service: Service, roster: Roster, loop: asyncio.AbstractEventLoop) -> None:
         self._service = service
         self._roster = roster
-        self._loop = loop
+        self.loop = loop
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._state = State.CLOSED
         self._buffer: bytearray | None = None
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
         """Bytes of a request."""
         state = self._state
         if state is State.IDLE:
-            self.began_at = self._loop.time()
+            self.began_at = self.loop.time()
             self.request_id = ""
             self._is_head_request = False
             end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
@@ -445,7 +445,7 @@ class Connection(asyncio.Protocol):
     def _guard_flush(self, seconds: float | None) -> None:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        self._flush_timer = self._loop.call_later(_FLUSH_SECONDS if seconds is None else seconds, self.abort)
+        self._flush_timer = self.loop.call_later(_FLUSH_SECONDS if seconds is None else seconds, self.abort)
 
     def _flushed(self) -> None:
         if self._flush_timer is not None:
@@ -471,7 +471,7 @@ class Connection(asyncio.Protocol):
     def _wait(self, state: State) -> None:
         self._unwait()
         self._state = state
-        self.since = self._loop.time()
+        self.since = self.loop.time()
         self._roster.enter(self, state)
 
     def _unwait(self) -> None:

@@ -33,10 +33,26 @@ class ErrorData(bytes):
     __slots__ = ()
 
 
+def whole_event(chunk: bytes) -> bytes | None:
+    """The data of the one event that `chunk` is when it is the usual read: a `data` line, a blank line, no more.
+
+    None for anything else. Only to be asked between events.
+    """
+    if (
+        chunk[:6] == b"data: "
+        and chunk.find(b"\n") == len(chunk) - 2
+        and chunk[-1] == _LF
+        and b"\r" not in chunk
+        and len(chunk) <= MAX_EVENT_BYTES
+    ):
+        return chunk[6:-2]
+    return None
+
+
 class EventParser:
     """An incremental parser. Feed it the bytes of one stream; it returns the data of each event that is whole."""
 
-    __slots__ = ("_at_start", "_between", "_data", "_is_error", "_rest", "_size", "_skip_lf", "max_event_bytes")
+    __slots__ = ("_at_start", "_data", "_is_error", "_rest", "_size", "_skip_lf", "between_events", "max_event_bytes")
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.max_event_bytes = max_event_bytes
@@ -46,7 +62,8 @@ class EventParser:
         self._is_error = False
         self._at_start = True
         self._skip_lf = False  # the line before ended in CR: an LF that comes next belongs to it
-        self._between = False  # the next byte begins an event, and nothing is left from before
+        self.between_events = False
+        """The next byte begins an event, and nothing is left from before: `whole_event` may be asked."""
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take the next bytes and return the data of the events they complete, errors as `ErrorData`.
@@ -54,15 +71,6 @@ class EventParser:
         Raises EventTooLarge when an event goes over the limit. The parser is of no use after that.
         """
         plain = b"\r" not in chunk
-        if (
-            self._between
-            and plain
-            and chunk[:6] == b"data: "
-            and chunk.find(b"\n") == len(chunk) - 2
-            and chunk[-1] == _LF
-            and len(chunk) <= self.max_event_bytes
-        ):
-            return [chunk[6:-2]]  # one event and nothing else: the usual read
         events: list[bytes] = []
         if self._at_start and len(chunk) >= len(_BOM) and not self._rest:
             self._at_start = False
@@ -79,7 +87,7 @@ class EventParser:
             else:
                 self._feed_any(chunk[:cut], events)
                 self._feed_plain(chunk[cut:], events)
-        self._between = not (self._size or self._rest or self._skip_lf or self._at_start)
+        self.between_events = not (self._size or self._rest or self._skip_lf or self._at_start)
         return events
 
     def _feed_plain(self, chunk: bytes, events: list[bytes]) -> None:

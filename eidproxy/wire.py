@@ -8,7 +8,10 @@ in; and the socket is closed where `abort` is called, before the slot is given o
 import asyncio
 import contextlib
 import errno
+import os
+import select
 import socket
+import sys
 from typing import Any
 
 _READ_BYTES = 64 * 1024
@@ -17,7 +20,9 @@ _READ_BYTES = 64 * 1024
 _SMALL_BYTES = 1024
 """What is longer may take several segments, of which Nagle's algorithm would keep back the last (RFC 9293, 3.7.4)."""
 
-_SOL_SOCKET, _SO_ERROR = socket.SOL_SOCKET, socket.SO_ERROR
+_READY_AT_ONCE = 64
+"""Of more sockets that are ready the rest is served in the next turn of the loop."""
+
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
 _PROBES = tuple(
@@ -40,6 +45,59 @@ def probe_silent_peer(sock: socket.SocketType) -> None:
             sock.setsockopt(level, name, value)
 
 
+class Readers:
+    """The sockets that are waited for, in a selector of our own that the loop sees as one descriptor.
+
+    The loop's `add_reader` takes seven system calls for each socket, of which three fail, and libuv tells of an error
+    once and looks no more, so that a reset behind data would go unnoticed. This one tells of whatever is there until it
+    is read, and forgets a socket when it is closed. libuv makes sure that a selector can be waited for (unix/poll.c).
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises OSError when there is no descriptor left."""
+        self.loop = loop
+        self._wires: dict[int, Wire] = {}
+        if sys.platform == "linux":
+            self._epoll = select.epoll()
+            loop.add_reader(self._epoll.fileno(), self._serve)
+        else:
+            self._kqueue = select.kqueue()
+            loop.add_reader(self._kqueue.fileno(), self._serve)
+
+    def add(self, descriptor: int, wire: "Wire") -> None:
+        """Tell this wire whenever there is something to read: bytes, the end, or an error. Raises OSError."""
+        if sys.platform == "linux":
+            self._epoll.register(descriptor, select.EPOLLIN)
+        else:
+            self._kqueue.control([select.kevent(descriptor, select.KQ_FILTER_READ, select.KQ_EV_ADD)], 0)
+        self._wires[descriptor] = wire
+
+    def remove(self, descriptor: int) -> None:
+        """Wait no longer for a socket that stays open."""
+        del self._wires[descriptor]
+        if sys.platform == "linux":
+            self._epoll.unregister(descriptor)
+        else:
+            self._kqueue.control([select.kevent(descriptor, select.KQ_FILTER_READ, select.KQ_EV_DELETE)], 0)
+
+    def forget(self, descriptor: int) -> None:
+        """A socket is about to be closed, which takes it out of the selector."""
+        del self._wires[descriptor]
+
+    def _serve(self) -> None:
+        # One that was closed since, by a callback before it, is not there any more; or its number belongs to a new
+        # socket, which then has nothing to read.
+        wires = self._wires
+        if sys.platform == "linux":
+            for descriptor, _ in self._epoll.poll(0, _READY_AT_ONCE):
+                if descriptor in wires:
+                    wires[descriptor].read(descriptor)
+        else:
+            for event in self._kqueue.control(None, _READY_AT_ONCE, 0):
+                if event.ident in wires:
+                    wires[event.ident].read(event.ident)
+
+
 class Wire(asyncio.Transport):
     """One connection. The protocol hears what asyncio says it hears, but for the end of one that it aborted itself."""
 
@@ -50,21 +108,23 @@ class Wire(asyncio.Transport):
         "_descriptor",
         "_loop",
         "_protocol",
+        "_readers",
         "_reading",
         "_socket",
         "_unsent",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol, address: str, port: int) -> None:
+    def __init__(self, readers: Readers, protocol: asyncio.Protocol, address: str, port: int) -> None:
         """Begin to connect to an address literal. Raises OSError."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._loop = loop
+        self._loop = readers.loop
+        self._readers = readers
         self._protocol = protocol
         # The class in C: that in Python adds a frame to each call, and files and contexts that nobody needs here.
         self._socket = sock = socket.SocketType(family, socket.SOCK_STREAM | _NONBLOCK)
         self._descriptor = sock.fileno()
         self._closed = False
-        self._broken = False
+        self._broken: OSError | None = None
         self._reading = False
         self._connecting = True
         self._unsent: bytes | bytearray = b""
@@ -90,7 +150,7 @@ class Wire(asyncio.Transport):
         return self._socket.getsockname()
 
     def open(self) -> None:
-        """Begin to talk: the protocol has its transport."""
+        """Begin to talk: the protocol has its transport. Raises OSError when the kernel has no room to wait for it."""
         self._connecting = False
         self._protocol.connection_made(self)
         self.resume_reading()
@@ -123,7 +183,7 @@ class Wire(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send now what the kernel takes, and the rest when it takes more."""
-        if self._closed or self._broken:
+        if self._closed or self._broken is not None:
             return
         if self._unsent:
             self._unsent = bytes(self._unsent) + bytes(data)
@@ -135,7 +195,7 @@ class Wire(asyncio.Transport):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._read_to_the_end(error)
+            self._broken = error  # what the peer sent before still counts, and is read before the end is
             return
         if sent < len(data):
             self._unsent = bytes(data[sent:])
@@ -146,13 +206,13 @@ class Wire(asyncio.Transport):
         """See asyncio.ReadTransport."""
         if self._reading and not self._closed:
             self._reading = False
-            self._loop.remove_reader(self._descriptor)
+            self._readers.remove(self._descriptor)
 
     def resume_reading(self) -> None:
         """See asyncio.ReadTransport."""
-        if not (self._reading or self._closed or self._broken):
+        if not (self._reading or self._closed):
+            self._readers.add(self._descriptor, self)
             self._reading = True
-            self._loop.add_reader(self._descriptor, self._readable)
 
     def is_closing(self) -> bool:
         """See asyncio.BaseTransport."""
@@ -166,64 +226,33 @@ class Wire(asyncio.Transport):
         if not self._closed:
             self._closed = True
             if self._reading:
-                self._loop.remove_reader(self._descriptor)
+                self._readers.forget(self._descriptor)
             if self._unsent or self._connecting:
                 self._loop.remove_writer(self._descriptor)
             self._socket.close()
 
-    # The loop's callbacks
+    # Callbacks
 
-    def _readable(self) -> None:
-        sock = self._socket
+    def read(self, descriptor: int) -> None:
+        """There is something to read from this descriptor, which is this wire's."""
         try:
-            data = sock.recv(_READ_BYTES)
+            data = os.read(descriptor, _READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._lose(error)
             return
         try:
-            if not data:
-                self._protocol.eof_received()
-                self._lose(None)
+            if data:
+                self._protocol.data_received(data)
                 return
-            self._protocol.data_received(data)
+            if self._broken is None:
+                self._protocol.eof_received()
         except Exception as error:  # noqa: BLE001  # as the loop's own transports do: tell it, and close
-            self._fail(error)
-        if not self._closed:
-            # libuv tells of an error once and looks no more: it is asked for whenever there was something to read.
-            code = sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
-            if code:
-                self._read_to_the_end(OSError(code, "reset"))
-
-    def _fail(self, error: Exception) -> None:
-        self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
-        self._lose(error)
-
-    def _read_to_the_end(self, error: OSError) -> None:
-        """The connection broke: nothing more can be sent, and no event of the loop tells of what can still be read."""
-        if not self._broken:
-            self.pause_reading()
-            self._broken = True
-            self._loop.call_soon(self._read_out, error)
-
-    def _read_out(self, error: OSError) -> None:
-        """What came before the peer's reset still counts."""
-        if self._closed:
-            return
-        try:
-            data = self._socket.recv(_READ_BYTES)
-        except OSError:
-            data = b""
-        if not data:
+            self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
             self._lose(error)
-            return
-        try:
-            self._protocol.data_received(data)
-        except Exception as failed:  # noqa: BLE001  # see above
-            self._fail(failed)
         else:
-            self._loop.call_soon(self._read_out, error)
+            self._lose(self._broken)
 
     def _write_on(self) -> None:
         try:
@@ -231,13 +260,14 @@ class Wire(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._loop.remove_writer(self._descriptor)
-            self._read_to_the_end(error)
-            return
-        self._unsent = self._unsent[sent:]
+            self._broken = error
+            self._unsent = b""
+        else:
+            self._unsent = self._unsent[sent:]
         if not self._unsent:
             self._loop.remove_writer(self._descriptor)
-            self._protocol.resume_writing()
+            if self._broken is None:
+                self._protocol.resume_writing()
 
     def _lose(self, error: Exception | None) -> None:
         if not self._closed:

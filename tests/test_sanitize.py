@@ -15,6 +15,7 @@ from eidproxy.sanitize import (
     UpstreamFailed,
     chunk_head,
     progress_chunk,
+    rebuild,
 )
 from eidproxy.sse import ErrorData, EventParser
 from eidproxy.vocabulary import FINISH_REASONS, Dropped, Stripped, TokenKind
@@ -274,6 +275,69 @@ def test_nothing_passes_after_the_finish_reason_but_counts() -> None:
     assert sanitizer.stripped[Stripped.MODEL] == 1
     assert sanitizer.read(b"[DONE]") is None
     assert sanitizer.said_done
+
+
+# The usual event
+
+
+USUAL: dict[str, bytes] = {
+    "content": event({"content": "일\n\u2028"}, model="m"),
+    "with the role again": event({"role": "assistant", "content": "a"}, model="m"),
+    "nothing": event({}, model="m"),
+    "reasoning": event({"reasoning_content": "a", "content": None}, model="m"),
+    "a refusal": event({"refusal": "a"}, model="m"),
+    "with nulls": event({"content": "a", "tool_calls": None, "reasoning": None}, finish_reason=None, model="m"),
+    "with null errors": event({"content": "a"}, model="m", error=None, detail=None),
+    "with facts": event({"content": "a", "logprobs": "canary"}, model="m", system_fingerprint="canary", created=1),
+    "without an index": b'{"model":"m","choices":[{"delta":{"content":"a"}}]}',
+    "a delta twice": b'{"model":"m","choices":[{"delta":{"content":"a"},"delta":{"content":"b"}}]}',
+}
+
+UNUSUAL: dict[str, bytes] = {
+    "without a model": event({"content": "a"}),
+    "with usage": event({"content": "a"}, model="m", usage={"prompt_tokens": 1}),
+    "with usage null": event({"content": "a"}, model="m", usage=None),
+    "the end": event({}, model="m", finish_reason="stop"),
+    "an empty end": event({}, model="m", finish_reason=""),
+    "an error": event({"content": "a"}, model="m", error="canary"),
+    "a detail": event({"content": "a"}, model="m", detail=[]),
+    "another role": event({"role": "user", "content": "a"}, model="m"),
+    "reasoning by its other name": event({"reasoning": "a"}, model="m"),
+    "a call": event({"tool_calls": [{}]}, model="m"),
+    "no calls": event({"tool_calls": []}, model="m"),
+    "another index": event({"content": "a"}, model="m", index=1),
+    "an index of null": event({"content": "a"}, model="m", index=None),
+    "a delta of null": b'{"model":"m","choices":[{"index":0,"delta":null}]}',
+    "no delta": b'{"model":"m","choices":[{"index":0}]}',
+    "no choice": b'{"model":"m","choices":[]}',
+    "choices of null": b'{"model":"m","choices":null}',
+    "two choices": b'{"model":"m","choices":[{"delta":{}},{"delta":{}}]}',
+    "a strange model": event({"content": "a"}, model=5),
+    "content of a strange type": event({"content": 5}, model="m"),
+    "done": b"[DONE]",
+    "nothing": b"",
+    "no JSON": b"{",
+    "no UTF-8": b'{"model":"m","choices":[{"delta":{"content":"\xff"}}]}',
+    "deep": b'{"x":' + b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("data", USUAL.values(), ids=USUAL.keys())
+def test_a_usual_event_is_rebuilt_to_the_same(data: bytes) -> None:
+    sanitizer = Sanitizer(HEAD)
+    sanitizer.read(event({"role": "assistant"}))
+    found = sanitizer.read(data)
+    assert found is not None
+    frame = rebuild(HEAD, data)
+    assert frame == sanitizer.encode([found])
+    assert b"canary" not in frame
+    assert (sanitizer.finished, sanitizer.said_done, sanitizer.dropped, sanitizer.tokens) == (False, False, {}, {})
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 1}  # what its caller counts for it
+
+
+@pytest.mark.parametrize("data", UNUSUAL.values(), ids=UNUSUAL.keys())
+def test_another_event_is_for_the_sanitizer(data: bytes) -> None:
+    assert rebuild(HEAD, data) is None
 
 
 # What is counted

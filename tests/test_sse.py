@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eidproxy.sse import MAX_EVENT_BYTES, ErrorData, EventParser, EventTooLarge
+from eidproxy.sse import MAX_EVENT_BYTES, ErrorData, EventParser, EventTooLarge, whole_event
 from tests import corpus, reference
 from tests.corpus.expect import split
 from tests.cost import cost
@@ -19,7 +19,10 @@ def parse(*pieces: bytes, limit: int = MAX_EVENT_BYTES) -> Said:
     parser, said = EventParser(limit), []
     try:
         for piece in pieces:
-            said += parser.feed(piece)
+            event = whole_event(piece) if parser.between_events and len(piece) <= limit else None
+            events = parser.feed(piece)
+            assert event is None or [(type(event), event)] == [(type(event), event) for event in events]
+            said += events
     except EventTooLarge as cut:
         said += cut.events
         return [*map(_kind, said), ("too large", b"")]
@@ -214,3 +217,54 @@ def test_a_line_in_a_million_pieces_costs_the_same_for_each() -> None:
 def test_no_read_of_small_lines_holds_the_loop(unit: bytes) -> None:
     # One read brings at most 256 000 bytes; others wait for so long.
     assert _cost((unit * (256_000 // len(unit) + 1))[:256_000]) < 0.05
+
+
+# The usual read
+
+
+@pytest.mark.parametrize("data", [b"", b"a", b" a", b": a", '{"a":"\u2028"}'.encode(), b"x" * 1000])
+def test_the_usual_read_is_one_event(data: bytes) -> None:
+    assert whole_event(b"data: " + data + b"\n\n") == data
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        b"",
+        b"\n",
+        b"\n\n",
+        b"data: ",
+        b"data: a",
+        b"data: a\n",
+        b"data: a\n\n\n",
+        b"data: a\nb",
+        b"data: a\n\ndata: b\n\n",
+        b"data: a\ndata: b\n\n",
+        b"data: a\r\n\r\n",
+        b"data: a\rdata: b\n\n",
+        b"data:a\n\n",
+        b"error: a\n\n",
+        b": a\n\n",
+        b"data: " + b"x" * MAX_EVENT_BYTES + b"\n\n",
+    ],
+    ids=lambda read: repr(read[:20]),
+)
+def test_another_read_is_for_the_parser(read: bytes) -> None:
+    assert whole_event(read) is None
+
+
+def test_only_between_events_it_may_be_asked() -> None:
+    parser = EventParser()
+    assert not parser.between_events  # a byte order mark may come
+    for piece, between in [
+        (b"data: a\n\n", True),
+        (b"data: a", False),
+        (b"\n", False),
+        (b"\n", True),
+        (b"data: a\r\r", False),  # an LF that comes next belongs to the CR
+        (b"\n", True),
+        (b"event: error\n", False),
+        (b"data: a\n\n", True),
+    ]:
+        parser.feed(piece)
+        assert parser.between_events is between, piece

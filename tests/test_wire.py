@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import uvloop
 
-from eidproxy.wire import Wire
+from eidproxy.wire import Readers, Wire
 
 
 def played(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -72,7 +72,7 @@ def joined() -> Iterator[tuple[Wire, Heard, socket.socket]]:
     """A wire that talks, what is heard on it, and the socket at its other end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         heard = Heard()
-        wire = Wire(asyncio.get_running_loop(), heard, *listener.getsockname())
+        wire = Wire(Readers(asyncio.get_running_loop()), heard, *listener.getsockname())
         far, address = listener.accept()
         with far:
             assert (wire.peer(), wire.local()) == (listener.getsockname(), address)
@@ -190,7 +190,7 @@ async def test_a_protocol_that_fails_is_told_of_and_closed() -> None:
 async def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         where = listener.getsockname()
-    wire = Wire(asyncio.get_running_loop(), Heard(), *where)
+    wire = Wire(Readers(asyncio.get_running_loop()), Heard(), *where)
     assert wire.peer() is None
     with pytest.raises(ConnectionRefusedError):
         await wire.connected()
@@ -202,7 +202,7 @@ async def test_an_abort_while_it_connects() -> None:
     """A listener whose backlog is full takes no more: who waits for it can be called off."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, socket.socket() as first:
         first.connect(listener.getsockname())
-        wire = Wire(asyncio.get_running_loop(), Heard(), *listener.getsockname())
+        wire = Wire(Readers(asyncio.get_running_loop()), Heard(), *listener.getsockname())
         waiting = asyncio.ensure_future(wire.connected())
         await asyncio.sleep(0)
         wire.abort()

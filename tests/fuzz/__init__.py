@@ -12,8 +12,8 @@ import random
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from eidproxy.sanitize import Sanitizer, UpstreamFailed, chunk_head
-from eidproxy.sse import MAX_EVENT_BYTES, EventParser, EventTooLarge
+from eidproxy.sanitize import Sanitizer, UpstreamFailed, chunk_head, rebuild
+from eidproxy.sse import MAX_EVENT_BYTES, EventParser, EventTooLarge, whole_event
 from eidproxy.vocabulary import Stripped, TokenKind
 from tests import corpus, reference
 from tests.corpus.expect import split
@@ -41,7 +41,15 @@ def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES) -> Result:
     frames: list[bytes] = []
     dropped: dict[str, int] = {}
     failure: str | None = None
+    usual_events = 0
     for piece in pieces:
+        if frames and parser.between_events and not sanitizer.finished and len(piece) <= limit:
+            event = whole_event(piece)
+            frame = None if event is None else rebuild(HEAD, event)
+            if frame is not None:
+                frames.append(frame)
+                usual_events += 1
+                continue
         too_large = False
         try:
             events = parser.feed(piece)
@@ -71,7 +79,7 @@ def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES) -> Result:
         failure,
         dropped,
         {names[kind]: count for kind, count in sanitizer.tokens.items()},
-        sanitizer.stripped[Stripped.MODEL],
+        sanitizer.stripped[Stripped.MODEL] + usual_events,
         sanitizer.stripped[Stripped.USAGE],
     )
 
@@ -103,7 +111,9 @@ def check(body: bytes, rng: random.Random, limit: int = MAX_EVENT_BYTES, *, muta
 
 
 def cuts(body: bytes, rng: random.Random) -> Iterable[list[bytes]]:
-    """Ways to cut a stream: at random places, sometimes everywhere, sometimes once at each place in turn."""
+    """Ways to cut a stream: between events, as routers do, at random places, sometimes everywhere, sometimes once."""
+    *events, rest = body.split(b"\n\n")
+    yield [*(event + b"\n\n" for event in events), rest]
     for _ in range(2):
         places = sorted(rng.randrange(len(body) + 1) for _ in range(rng.randrange(1, 12)))
         yield [body[a:b] for a, b in zip([0, *places], [*places, len(body)], strict=True)]

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from eidproxy import http1, sanitize
+from eidproxy.sanitize import rebuild
 from eidproxy.sse import EventParser
 from tests import fuzz
 from tests.fuzz import requests
@@ -58,7 +59,13 @@ def _keeps_role(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sanitize, "_close", lambda delta: None)
 
 
+def _copies_usual_events(patch: pytest.MonkeyPatch) -> None:
+    """A short cut for usual events that skips the rebuilding."""
+    patch.setattr(fuzz, "rebuild", lambda head, data: rebuild(head, data) and head + data + b"]}\n\n")
+
+
 CONTROLS = {
+    "usual events are copied": _copies_usual_events,
     "model comes through": _forwards("model"),
     "fingerprint comes through": _forwards("system_fingerprint"),
     "id comes through": _forwards("id"),

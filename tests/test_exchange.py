@@ -1,0 +1,134 @@
+"""upstream.Exchange: what a router's bytes are read as, however they are cut into reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+import pytest
+import uvloop
+
+from eidproxy.upstream import Exchange
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+LAST = b"0\r\n\r\n"
+
+
+class Nowhere(asyncio.Transport):
+    """The other end of an exchange that is only told what came."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Nobody reads it."""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """There is no buffer."""
+
+
+class Told:
+    """What a sink is told: `parts`, and how it ended: True when it is whole, or the error's name."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.end: bool | str | None = None
+
+    def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
+        """The status is 200."""
+        assert (status, content_type, encoded) == (200, b"text/event-stream", False)
+
+    def upstream_body(self, data: bytes, now: float) -> None:
+        """The clock is the loop's."""
+        assert 0 <= asyncio.get_running_loop().time() - now < 5
+        self.parts.append(data)
+
+    def upstream_end(self, error: httpx.TransportError | None) -> None:
+        """Once."""
+        assert self.end is None
+        self.end = True if error is None else type(error).__name__
+
+
+def read(*reads: bytes) -> Told:
+    """What is told of an answer that comes in these reads."""
+    exchange, told = Exchange(asyncio.get_running_loop(), 1.0), Told()
+    exchange.connection_made(Nowhere())
+    exchange.start(b"", told)
+    for data in reads:
+        exchange.data_received(data)
+    return told
+
+
+def in_a_loop(test: Callable[[], None]) -> None:
+    """An exchange reads the clock of a running loop."""
+
+    async def run() -> None:
+        test()
+
+    uvloop.run(run())
+
+
+CHUNKS: dict[str, tuple[bytes, bytes]] = {
+    "plain": (b"5\r\nhello\r\n", b"hello"),
+    "one byte": (b"1\r\nx\r\n", b"x"),
+    "that ends like a chunk": (b"7\r\nhello\r\n\r\n", b"hello\r\n"),
+    "that reads like a chunk": (b"a\r\n5\r\nhello\r\n\r\n", b"5\r\nhello\r\n"),
+    "that reads like the last": (b"5\r\n0\r\n\r\n\r\n", b"0\r\n\r\n"),
+    "of sixteen": (b"10\r\n" + b"x" * 16 + b"\r\n", b"x" * 16),
+    "in upper case": (b"1A\r\n" + b"y" * 26 + b"\r\n", b"y" * 26),
+    "in lower case": (b"1a\r\n" + b"z" * 26 + b"\r\n", b"z" * 26),
+    "with zeros": (b"005\r\nhello\r\n", b"hello"),
+    "with an extension": (b"5;a=b\r\nhello\r\n", b"hello"),
+}
+
+
+def test_a_body_is_the_same_however_it_is_cut() -> None:
+    def test() -> None:
+        spelled, bodies = zip(*CHUNKS.values(), strict=True)
+        wanted = b"".join(bodies)
+        # As most routers write: a chunk, a read.
+        told = read(HEAD, *spelled, LAST)
+        assert (told.parts, told.end) == (list(bodies), True)
+        whole = b"".join(spelled) + LAST
+        for first in range(len(whole) + 1):
+            for size in (1, 2, 3, 5, 8, 11, len(whole)):
+                second = min(first + size, len(whole))
+                told = read(HEAD, *(piece for piece in (whole[:first], whole[first:second], whole[second:]) if piece))
+                assert (b"".join(told.parts), told.end) == (wanted, True), (first, second)
+                # Behind a read that ended between two chunks.
+                told = read(HEAD + b"1\r\n.\r\n", whole[:first], whole[first:second], whole[second:])
+                assert (b"".join(told.parts), told.end) == (b"." + wanted, True), (first, second)
+
+    in_a_loop(test)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(b"-2\r\n", b"-1\r\n\n", b"+5\r\nhello\r\n", b"0x5\r\nhello\r\n", b"5_0\r\n" + b"x" * 50 + b"\r\n"),
+        *(b" 5\r\nhello\r\n", b"\r\n5\r\nhello\r\n", b"g\r\nhello\r\n", b"5\r\nhello!\r\n", b"5\r\nhelloxx\r\n"),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", b"1\r\n.\r\n", b"5\r\nhello\r\n"])
+def test_a_size_that_is_none_is_an_error(bad: bytes, before: bytes) -> None:
+    def test() -> None:
+        for told in (read(HEAD + before, bad), read(HEAD + before + bad)):
+            assert told.end == "RemoteProtocolError"
+            assert b"".join(told.parts) in (before[3:-2], before[3:-2] + b"hello")
+
+    in_a_loop(test)
+
+
+def test_trailers_end_a_body() -> None:
+    def test() -> None:
+        told = read(HEAD + b"5\r\nhello\r\n", b"0\r\nX-A: b\r\n\r\n")
+        assert (told.parts, told.end) == ([b"hello"], True)
+
+    in_a_loop(test)
+
+
+def test_a_body_that_is_not_chunked_is_not_read_as_chunks() -> None:
+    def test() -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 20\r\n\r\n"
+        told = read(head, b"5\r\nhello\r\n", b"5\r\nhello\r\n")
+        assert (b"".join(told.parts), told.end) == (b"5\r\nhello\r\n" * 2, True)
+
+    in_a_loop(test)
