@@ -27,7 +27,7 @@ from eidproxy.errors import (
 from eidproxy.gate import Gate, Pass
 from eidproxy.logs import Event, Log, RequestLine
 from eidproxy.metrics import Metrics
-from eidproxy.sanitize import Choice, Completion, Sanitizer, UpstreamFailed, chunk_head, progress_chunk, rebuild
+from eidproxy.sanitize import Completion, Sanitizer, UpstreamFailed, chunk_head, progress_chunk, rebuild
 from eidproxy.server import Connection
 from eidproxy.sse import EventParser, EventTooLarge, whole_event
 from eidproxy.upstream import EgressBlocked, Exchange, Upstream
@@ -354,36 +354,20 @@ class Relay:
             self.conclude("upstream_truncated")
 
     def _take(self, events: list[bytes], now: float) -> None:
-        """Sanitize what one read brought and pass it on in one write."""
+        """Sanitize what one read brought and pass it on in one write. Raises UpstreamFailed."""
         sanitizer = self._sanitizer
-        choices: list[Choice] = []
-        failure: UpstreamFailed | None = None
-        try:
-            for data in events:
-                choice = sanitizer.read(data)
-                if choice is not None:
-                    choices.append(choice)
-                elif sanitizer.said_done:
-                    break
-        except UpstreamFailed as failed:
-            failure = failed  # what came before it in the same read is passed on first
-        if choices:
-            is_first = not self._chunks
-            self._chunks += len(choices)
-            if is_first:
-                self._first_event(now)
-            if self._completion is not None:
-                self._keep(choices, self._completion)
-            else:
-                if not is_first:
-                    self._counters.intervals.observe(now - self._last_sent_at)
-                at_end = sanitizer.said_done or failure is not None
-                self._pass_on(sanitizer.encode(choices), len(choices), now, at_end)
-            if is_first and self._tick is not None:
-                self._tick.cancel()  # it was set for a router that had not begun, and is too late for a stream
-                self.look()
-        if failure is not None:
-            raise failure
+        if self._completion is not None:
+            self._keep(events, now, self._completion)
+        else:
+            failure: UpstreamFailed | None = None
+            try:
+                frames = sanitizer.frames(events)
+            except UpstreamFailed as failed:
+                frames, failure = failed.frames, failed  # what came before it in the same read is passed on first
+            if frames:
+                self._pass_on(frames, now, sanitizer.said_done or failure is not None)
+            if failure is not None:
+                raise failure
         if self._concluded:
             return
         if sanitizer.said_done:
@@ -393,10 +377,18 @@ class Relay:
             self._services.clocks.linger.start(self)
         self._usual = self._streaming and bool(self._chunks) and self._parser.between_events and not sanitizer.finished
 
-    def _pass_on(self, data: bytes, count: int, now: float, at_end: bool) -> None:
-        """Send so many events to the caller; `at_end` together with what ends the answer."""
-        self._counters.chunks += count
-        self._counters.bytes += len(data)
+    def _pass_on(self, frames: list[bytes], now: float, at_end: bool) -> None:
+        """Send events to the caller; `at_end` together with what ends the answer."""
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        counters = self._counters
+        is_first = not self._chunks
+        if not is_first:
+            counters.intervals.observe(now - self._last_sent_at)
+        else:
+            self._first_event(now)
+        counters.chunks += len(frames)
+        counters.bytes += len(data)
+        self._chunks += len(frames)
         self._last_sent_at = now
         if at_end:
             self._unsent = data
@@ -405,12 +397,23 @@ class Relay:
             self._connection.write_chunk(data)
         else:
             self._begin(data)
+        if is_first and self._tick is not None:
+            self._tick.cancel()  # it was set for a router that had not begun, and is too late for a stream
+            self.look()
 
-    def _keep(self, choices: list[Choice], completion: Completion) -> None:
-        for choice in choices:
-            completion.add(choice)
-            if completion.size > _MAX_COMPLETION_CHARS:
-                self.conclude("upstream_protocol_error")
+    def _keep(self, events: list[bytes], now: float, completion: Completion) -> None:
+        """Gather what one read brought, for a caller that asked for no stream. Raises UpstreamFailed."""
+        for data in events:
+            choice = self._sanitizer.read(data)
+            if choice is not None:
+                if not self._chunks:
+                    self._first_event(now)
+                self._chunks += 1
+                completion.add(choice)
+                if completion.size > _MAX_COMPLETION_CHARS:
+                    self.conclude("upstream_protocol_error")
+                    return
+            elif self._sanitizer.said_done:
                 return
 
     def _first_event(self, now: float) -> None:

@@ -98,6 +98,8 @@ class UpstreamFailed(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.frames: list[bytes] = []
+        """What `Sanitizer.frames` made of the events before it."""
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -192,12 +194,33 @@ class Sanitizer:
             self._count_others(data)
         return choice
 
-    def encode(self, choices: list[Choice]) -> bytes:
-        """Some choices as so many events of the stream."""
-        if len(choices) == 1:
-            return b"".join((self.head, _encode(choices[0]), _TAIL))
-        head = self.head
-        return b"".join([part for choice in choices for part in (head, _encode(choice), _TAIL)])
+    def encode(self, choice: Choice) -> bytes:
+        """A choice as an event of the stream."""
+        return b"".join((self.head, _encode(choice), _TAIL))
+
+    def frames(self, events: list[bytes]) -> list[bytes]:
+        """What the caller gets for some events, up to the one that says that the stream is done.
+
+        Raises UpstreamFailed as `read` does, with the frames before it.
+        """
+        frames: list[bytes] = []
+        for data in events:
+            if self._counted and not self.finished and type(data) is bytes:
+                frame = rebuild(self.head, data)
+                if frame is not None:
+                    self.stripped[_MODEL] += 1
+                    frames.append(frame)
+                    continue
+            try:
+                choice = self.read(data)
+            except UpstreamFailed as failed:
+                failed.frames = frames
+                raise
+            if choice is not None:
+                frames.append(self.encode(choice))
+            elif self.said_done:
+                break
+        return frames
 
     def _count_others(self, data: bytes) -> None:
         """Count the unknown fields of an event. Done for the first event of a stream and for its last.
@@ -209,11 +232,10 @@ class Sanitizer:
             value: dict[str, Any] = _decode(data)
         except (ValueError, RecursionError):
             value = {}  # the typed decoder is less strict where it only skips
-        known = _KNOWN_FIELDS
-        unknown = sum([name not in known for name in value])
+        unknown = len(value.keys() - _KNOWN_FIELDS)
         for choice in value.get("choices") or ():
-            unknown += sum([name not in known for name in choice])
-            unknown += sum([name not in known for name in choice.get("delta") or ()])
+            unknown += len(choice.keys() - _KNOWN_FIELDS)
+            unknown += len((choice.get("delta") or {}).keys() - _KNOWN_FIELDS)
         self.stripped[Stripped.OTHER] += unknown
 
     def _count_usage(self, raw: Raw) -> None:

@@ -42,7 +42,7 @@ def passes(data: bytes, sanitizer: Sanitizer | None = None) -> dict[str, Any] | 
     choice = sanitizer.read(data)
     if choice is None:
         return None
-    frame = sanitizer.encode([choice])
+    frame = sanitizer.encode(choice)
     assert frame.startswith(HEAD)
     assert frame.endswith(b"]}\n\n")
     (found,) = json.loads(frame.removeprefix(b"data: "))["choices"]
@@ -61,7 +61,7 @@ def test_a_frame_byte_by_byte() -> None:
     sanitizer = Sanitizer(HEAD)
     found = sanitizer.read(event({"role": "assistant", "content": "일\n\u2028"}))
     assert found is not None
-    assert sanitizer.encode([found]) == (
+    assert sanitizer.encode(found) == (
         b'data: {"id":"chatcmpl-id-1","object":"chat.completion.chunk","created":1700000000,"model":"daily",'
         b'"choices":[{"index":0,"delta":{"role":"assistant","content":"' + "일\\n\u2028".encode() + b'"},'
         b'"finish_reason":null}]}\n\n'
@@ -329,7 +329,7 @@ def test_a_usual_event_is_rebuilt_to_the_same(data: bytes) -> None:
     found = sanitizer.read(data)
     assert found is not None
     frame = rebuild(HEAD, data)
-    assert frame == sanitizer.encode([found])
+    assert frame == sanitizer.encode(found)
     assert b"canary" not in frame
     assert (sanitizer.finished, sanitizer.said_done, sanitizer.dropped, sanitizer.tokens) == (False, False, {}, {})
     assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 1}  # what its caller counts for it
@@ -399,12 +399,45 @@ def test_stripped_fields_are_counted_in_the_first_event_and_the_last() -> None:
     assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.OTHER: 3}
 
 
-def test_several_at_once_are_the_same_as_one_by_one() -> None:
+def spelled(*choices: dict[str, Any]) -> list[bytes]:
+    """Frames of these choices."""
+    return [HEAD + json.dumps(choice, separators=(",", ":")).encode() + b"]}\n\n" for choice in choices]
+
+
+def test_the_events_of_one_read() -> None:
     sanitizer = Sanitizer(HEAD)
-    found = [sanitizer.read(event({"content": word})) for word in ("a", "b", "c")]
-    choices = [each for each in found if each is not None]
-    assert len(choices) == 3
-    assert sanitizer.encode(choices) == b"".join(sanitizer.encode([each]) for each in choices)
+    assert sanitizer.frames([]) == []
+    events = [
+        event({"role": "assistant"}, model="m", a=1),
+        event({"content": "a"}, model="m", a=1),  # usual from here
+        event({"reasoning": "b"}, model="m", a=1),
+        b"{}",
+        event({"content": "c"}, model="m", a=1),
+        event({}, finish_reason="stop", model="m", a=1),
+        event({"content": "canary"}, model="m", a=1),
+        b"[DONE]",
+        event({"content": "canary"}, model="m", a=1),
+    ]
+    assert sanitizer.frames(events) == spelled(
+        choice({"role": "assistant"}),
+        choice({"content": "a"}),
+        choice({"reasoning_content": "b"}),
+        choice({"content": "c"}),
+        choice({}, "stop"),
+    )
+    assert sanitizer.said_done
+    assert sanitizer.stripped == {Stripped.MODEL: 6, Stripped.USAGE: 0, Stripped.OTHER: 2}  # the first's and the last's
+    assert sanitizer.dropped == {Dropped.EMPTY: 1}
+
+
+@pytest.mark.parametrize("error", [b'{"error":{"type":"warming"}}', ErrorData(event({"content": "a"}, model="m"))])
+def test_what_comes_before_an_error_is_kept(error: bytes) -> None:
+    sanitizer = Sanitizer(HEAD)
+    with pytest.raises(UpstreamFailed) as caught:
+        sanitizer.frames(
+            [event({}), event({"content": "a"}, model="m"), error, event({"content": "canary"}, model="m")]
+        )
+    assert caught.value.frames == spelled(choice({}), choice({"content": "a"}))
 
 
 def test_done() -> None:
@@ -434,7 +467,7 @@ def test_a_recording_tells_its_caller_what_it_told_its_reader(name: str) -> None
         found = sanitizer.read(data)
         if found is not None:
             frames += 1
-            text += sanitizer.encode([found])
+            text += sanitizer.encode(found)
             completion.add(found)
     wanted = corpus.EXPECTED[name]
     whole = json.loads(completion.encode("id-1", 1, "daily", sanitizer.finish_reason))

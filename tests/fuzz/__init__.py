@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from eidproxy.sanitize import Sanitizer, UpstreamFailed, chunk_head, rebuild
@@ -35,34 +35,34 @@ class Result(NamedTuple):
     usages: int
 
 
-def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES) -> Result:
-    """What parser and sanitizer make of a stream, driven as the relay drives them."""
+def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES, *, closely: bool = False) -> Result:
+    """What parser and sanitizer make of a stream, driven as the relay drives them.
+
+    `closely` as for an answer that is gathered: each event is read, and none takes a short way.
+    """
     parser, sanitizer = EventParser(limit), Sanitizer(HEAD)
     frames: list[bytes] = []
     dropped: dict[str, int] = {}
     failure: str | None = None
     usual_events = 0
     for piece in pieces:
-        if frames and parser.between_events and not sanitizer.finished and len(piece) <= limit:
-            event = whole_event(piece)
-            frame = None if event is None else rebuild(HEAD, event)
-            if frame is not None:
-                frames.append(frame)
-                usual_events += 1
-                continue
+        usual = frames and parser.between_events and not sanitizer.finished and len(piece) <= limit and not closely
+        if usual and (event := whole_event(piece)) is not None and (frame := rebuild(HEAD, event)) is not None:
+            frames.append(frame)
+            usual_events += 1
+            continue
         too_large = False
         try:
             events = parser.feed(piece)
         except EventTooLarge as cut:
             events, too_large = cut.events, True
         try:
-            for data in events:
-                choice = sanitizer.read(data)
-                if choice is not None:
-                    frames.append(sanitizer.encode([choice]))
-                if sanitizer.said_done:
-                    break
+            if closely:
+                frames += read(sanitizer, events)
+            else:
+                frames += sanitizer.frames(events)
         except UpstreamFailed as failed:
+            frames += failed.frames
             failure = failed.reason
             break
         if sanitizer.said_done:
@@ -82,6 +82,16 @@ def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES) -> Result:
         sanitizer.stripped[Stripped.MODEL] + usual_events,
         sanitizer.stripped[Stripped.USAGE],
     )
+
+
+def read(sanitizer: Sanitizer, events: list[bytes]) -> Iterator[bytes]:
+    """Read each event."""
+    for data in events:
+        choice = sanitizer.read(data)
+        if choice is not None:
+            yield sanitizer.encode(choice)
+        if sanitizer.said_done:
+            break
 
 
 def expected(body: bytes, limit: int = MAX_EVENT_BYTES) -> tuple[Result, list[dict[str, Any]]]:
@@ -106,6 +116,7 @@ def check(body: bytes, rng: random.Random, limit: int = MAX_EVENT_BYTES, *, muta
     # What a mutation moved into a place that may pass, passes: the reference says so too.
     if not mutated or CANARY not in json.dumps(choices):
         assert CANARY.encode() not in b"".join(whole.frames), body
+    assert run([body], limit, closely=True) == whole
     for pieces in cuts(body, rng):
         assert run(pieces, limit) == whole, (body, [len(piece) for piece in pieces])
 
