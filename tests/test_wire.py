@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import uvloop
@@ -209,3 +210,64 @@ async def test_an_abort_while_it_connects() -> None:
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()
+
+
+@played
+async def test_what_one_wire_hears_may_close_another_that_is_ready_too() -> None:
+    """Both were found ready in one look; the number of the one that is closed may be another's by then."""
+
+    class Closer(Heard):
+        """Closes the others when it hears anything."""
+
+        own: Wire
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            for wire in wires:
+                if wire is not self.own:
+                    wire.abort()
+
+    readers = Readers(asyncio.get_running_loop())
+    wires: list[Wire] = []
+    heards: list[Closer] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fars = []
+        for _ in range(3):
+            heard = Closer()
+            heard.own = Wire(readers, heard, *listener.getsockname())
+            heards.append(heard)
+            wires.append(heard.own)
+            fars.append(listener.accept()[0])
+        for wire in wires:
+            wire.open()
+        for far in fars:
+            far.send(b"x")  # within this turn of the loop: all three are ready at the next look
+        await heards[0].until(lambda: any(heard.data for heard in heards))
+        await asyncio.sleep(0)
+        assert sorted(heard.data for heard in heards) == [b"", b"", b"x"]
+        assert sorted(wire.is_closing() for wire in wires) == [False, True, True]
+        for wire, far in zip(wires, fars, strict=True):
+            wire.abort()
+            far.close()
+
+
+def _heard(heard: Heard) -> bool:
+    return heard.data == b"x"
+
+
+@played
+async def test_more_than_a_look_finds_are_all_served() -> None:
+    readers = Readers(asyncio.get_running_loop())
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        heards, wires, fars = [], [], []
+        for _ in range(200):
+            heards.append(Heard())
+            wires.append(Wire(readers, heards[-1], *listener.getsockname()))
+            fars.append(listener.accept()[0])
+            wires[-1].open()
+        for far in fars:
+            far.send(b"x")
+        await asyncio.gather(*(heard.until(partial(_heard, heard)) for heard in heards))
+        for wire, far in zip(wires, fars, strict=True):
+            wire.abort()
+            far.close()
