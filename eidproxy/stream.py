@@ -6,8 +6,9 @@ which takes a short way through parser and filter with the same result.
 
 from enum import IntEnum, auto
 
+from eidproxy.chunk import Delta, Frames, chunk_head, progress_chunk
 from eidproxy.completion import Completion
-from eidproxy.sanitize import Delta, Frames, Sanitizer, chunk_head, progress_chunk
+from eidproxy.sanitize import Sanitizer
 from eidproxy.sse import EventParser, EventTooLarge, whole_event
 from eidproxy.vocabulary import Dropped, Stripped
 
