@@ -110,6 +110,7 @@ _decode_loose_function = msgspec.json.Decoder(_LooseFunction).decode
 _decode_part = msgspec.json.Decoder(_Part).decode
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_raw = msgspec.json.Decoder(Raw).decode
 _decode_str = msgspec.json.Decoder(str).decode
 _decode_int = msgspec.json.Decoder(int).decode
 
@@ -161,9 +162,18 @@ def decode_event(data: bytes) -> tuple[CameChunk, bytes, bool]:
             data, marked = mended
             return _decode(data), data, marked
     except msgspec.ValidationError:
-        raise NotObject from None
+        raise (NotObject if is_json(data) else NotJson) from None
     except (ValueError, RecursionError):  # no JSON, or nested without end
         raise NotJson from None
+
+
+def is_json(data: bytes | str) -> bool:
+    """Whether this is one JSON value. No tree is built."""
+    try:
+        _decode_raw(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _decode(data: bytes) -> CameChunk:
@@ -219,8 +229,8 @@ def _loose_choice(raw: Raw) -> CameChoice | None:
     index = 0 if bytes(_raw(loose.index)) in _ZERO else _int(loose.index)
     delta, message = _loose_delta(loose.delta), _loose_delta(loose.message)
     reason = _string(loose.finish_reason)
-    is_empty = delta is None and message is None and reason is None and not says_something(loose.error)
-    if index is None or is_empty:
+    is_odd = delta is None and bytes(_raw(loose.delta)) != b"null"
+    if index is None or (is_odd and message is None and reason is None and not says_something(loose.error)):
         return None
     return CameChoice(index, delta, message, reason, loose.error)
 

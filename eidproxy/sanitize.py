@@ -135,13 +135,13 @@ class Sanitizer:
         if failing and not self.begun:
             self._fail(data, in_choice=True)
             return None
-        came = choice.delta if choice.delta is not None else choice.message
-        delta = self._pass(came or CameDelta(), marked)
-        if delta is not None:
-            if _is_loading(chunk, delta):
-                delta = None
-            elif self.finish_reason is not None:
-                self.is_late = True
+        came = choice.delta or choice.message or CameDelta()
+        if _is_loading(chunk, came):
+            came = CameDelta()
+        has_come = bool(came.content or came.reasoning_content or came.reasoning or came.refusal)
+        delta = self._pass(came, marked)
+        if self.finish_reason is not None and (has_come or delta is not None):
+            self.is_late = True
         if failing:
             self._fail(data, in_choice=True)
             return delta
@@ -151,7 +151,7 @@ class Sanitizer:
         if reason is not None and not self._counted_end:
             self._counted_end = True
             self._count_others(data)
-        if self.begun or (delta is None and reason is None):
+        if self.begun or not (has_come or delta is not None or reason is not None):
             return delta
         if not self._counted_end:
             self._count_others(data)
@@ -161,7 +161,7 @@ class Sanitizer:
         return delta
 
     def _pass(self, came: CameDelta, marked: bool) -> Delta | None:
-        """What may pass of a delta, or None when it holds nothing."""
+        """What may pass of a delta now, or None when it holds nothing, or only the beginning of a character."""
         content, reasoning, refusal = came.content, came.reasoning_content or came.reasoning, came.refusal
         if marked or self._seams:
             join = self._seams.join
@@ -213,10 +213,10 @@ class Sanitizer:
         self.dropped[kind] = self.dropped.get(kind, 0) + 1
 
 
-def _is_loading(chunk: CameChunk, delta: Delta) -> bool:
+def _is_loading(chunk: CameChunk, came: CameDelta) -> bool:
     """Whether an event tells that llama-swap loads a model, whose name is in the text: no model's event looks so."""
     return (
-        delta.reasoning_content is not None
-        and not (delta.content or delta.refusal or delta.tool_calls)
-        and chunk.id is chunk.object is chunk.created is chunk.model is UNSET
+        chunk.id is chunk.object is chunk.created is chunk.model is UNSET
+        and bool(came.reasoning_content or came.reasoning)
+        and not (came.content or came.refusal or came.tool_calls)
     )

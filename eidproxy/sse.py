@@ -35,7 +35,7 @@ class ErrorData(bytes):
     __slots__ = ()
 
 
-def whole_event(chunk: bytes) -> bytes | None:
+def whole_event(chunk: bytes, max_event_bytes: int = MAX_EVENT_BYTES) -> bytes | None:
     """The data of the one event that `chunk` is when it is the usual read: a `data` line, a blank line, no more.
 
     None for anything else. Only to be asked between events.
@@ -45,7 +45,7 @@ def whole_event(chunk: bytes) -> bytes | None:
         and chunk.find(b"\n") == len(chunk) - 2
         and chunk[-1] == _LF
         and b"\r" not in chunk
-        and len(chunk) <= MAX_EVENT_BYTES
+        and len(chunk) <= max_event_bytes
     ):
         return chunk[6:-2]
     return None

@@ -9,7 +9,7 @@ from enum import IntEnum, auto
 from eidproxy.chunk import Delta, Frames, chunk_head, progress_chunk
 from eidproxy.completion import Completion
 from eidproxy.sanitize import Sanitizer
-from eidproxy.sse import EventParser, EventTooLarge, whole_event
+from eidproxy.sse import MAX_EVENT_BYTES, EventParser, EventTooLarge, whole_event
 from eidproxy.vocabulary import Dropped, Stripped
 
 DONE = b"data: [DONE]\n\n"
@@ -54,13 +54,13 @@ class Stream:
 
     def __init__(
         self, request_id: str, created: int, model: str, completion: Completion | None = None,
-        max_event_bytes: int | None = None,
+        max_event_bytes: int = MAX_EVENT_BYTES,
     ) -> None:  # fmt: skip
         self._head = chunk_head(request_id, created, model)
         self.sanitizer = Sanitizer(request_id)
         self.completion = completion
         self._frames = Frames(self._head)
-        self._parser = EventParser() if max_event_bytes is None else EventParser(max_event_bytes)
+        self._parser = EventParser(max_event_bytes)
         self._bytes_read = 0
         self._common_events = 0
         self._is_common = False
@@ -79,7 +79,7 @@ class Stream:
     def feed(self, data: bytes) -> bytes:
         """Take the bytes of one read and return the events for the caller."""
         self._bytes_read += len(data)
-        if self._is_common and (event := whole_event(data)) is not None:
+        if self._is_common and (event := whole_event(data, self._parser.max_event_bytes)) is not None:
             frame = self._frames.rebuild(event)
             if frame is not None:
                 self._common_events += 1

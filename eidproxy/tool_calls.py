@@ -1,10 +1,7 @@
 """The tool calls of one answer: told apart, and numbered in the order in which they begin (contract, 4)."""
 
-import msgspec
-from msgspec import Raw
-
 from eidproxy.chunk import Function, ToolCall
-from eidproxy.dialect import CameCall, CameFunction
+from eidproxy.dialect import CameCall, CameFunction, is_json
 from eidproxy.repair import Seams, unmark
 
 
@@ -63,7 +60,7 @@ class ToolCalls:
                 return number if number is not None and self._names[number] == name else None
             number = self._by_index.get(index) if index is not None else None
             # A server that gives no ids and repeats the name; or one whose next call has the same name.
-            if number is None or self._names[number] != name or _is_json(self._unnamed.get(number, "")):
+            if number is None or self._names[number] != name or is_json(self._unnamed.get(number, "")):
                 return None
             return number
         if index is not None and index in self._by_index:
@@ -83,11 +80,3 @@ class ToolCalls:
             given_id = f"call_{self._request_id}_{number}"
         self._by_id[given_id] = number
         return ToolCall(number, given_id, "function")
-
-
-def _is_json(text: str) -> bool:
-    try:
-        msgspec.json.decode(text, type=Raw)
-    except (ValueError, RecursionError):
-        return False
-    return True
