@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
+from eidproxy.repair import repair
 from eidproxy.vocabulary import Deadline, StreamEnd
 
 
@@ -292,8 +293,9 @@ class _Told(NamedTuple):
 
 
 def _told(body: bytes) -> _Told:
+    mended = repair(body)
     try:
-        outer = _decode_body(body.decode("utf-8", "replace"))
+        outer = _decode_body(body if mended is None else mended[0])
     except (ValueError, RecursionError):
         return _Told()
     try:

@@ -217,12 +217,15 @@ class Grammar:
         self.frames = 0
         self.early = 0.0
         """How often a chunk that is not the last has a finish reason, in the stream at hand."""
+        self.calling = 0.0
+        """How often a chunk has tool calls."""
         self.recorded = recorded()
 
     def stream(self) -> bytes:
         """One stream: a few frames, mostly good ones, an end of some kind."""
         rng = self.rng
         self.early = rng.choice([0, 0, 0.05, 0.5, 1])
+        self.calling = rng.choice([0.1, 0.1, 0.9])
         style = rng.choice([[b"\n"], [b"\n"], [b"\r\n"], [b"\r"], [b"\n", b"\r\n", b"\r"]])
         body = bytearray(b"\xef\xbb\xbf" if rng.random() < 0.1 else b"")
         for _ in range(rng.randrange(1, 25)):
@@ -297,7 +300,7 @@ class Grammar:
             delta["role"] = rng.choice(["assistant", self._canary("role"), "", None])
         if rng.random() < 0.1:
             delta[rng.choice(["content", "reasoning", "reasoning_content"])] = self._parts()
-        if rng.random() < 0.2:
+        if rng.random() < self.calling:
             delta["tool_calls"] = [self._call() for _ in range(rng.randrange(3))]
         if finish is None and rng.random() < self.early:
             finish = rng.choice(_FINISH)
