@@ -111,3 +111,9 @@ def test_a_common_event_is_rebuilt_to_the_same(data: bytes) -> None:
 @pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS.keys())
 def test_another_event_takes_the_long_way(data: bytes) -> None:
     assert Frames(HEAD).rebuild(data) is None
+
+
+def test_the_first_text_after_thinking_takes_the_long_way() -> None:
+    frames = Frames(HEAD)
+    assert frames.rebuild(event({"content": "a"}, model="m"), is_thinking=True) is None
+    assert frames.rebuild(event({"reasoning": "a"}, model="m"), is_thinking=True) is not None

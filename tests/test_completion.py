@@ -48,7 +48,9 @@ def test_reasoning_and_refusal() -> None:
 def test_calls() -> None:
     deltas = (
         Delta(tool_calls=[ToolCall(0, "a", "function", Function("f", "{"))]),
-        Delta(tool_calls=[ToolCall(1, "b", "function", Function("g", None)), ToolCall(0, function=Function(None, "}"))]),
+        Delta(
+            tool_calls=[ToolCall(1, "b", "function", Function("g", None)), ToolCall(0, function=Function(None, "}"))]
+        ),
         Delta(tool_calls=[ToolCall(1, function=Function(None, "[]")), ToolCall(1)]),
     )
     calls = [

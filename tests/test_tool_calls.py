@@ -37,7 +37,7 @@ def whole(*events: list[Piece]) -> list[tuple[str, str, str]]:
             assert told["index"] == len(calls), "numbered from 0 in the order in which they begin"
             calls[told["index"]] = [told["id"], function["name"], ""]
         else:
-            assert set(told) == {"index", "function"} and set(function) == {"arguments"}, "SDKs join what repeats"
+            assert (set(told), set(function)) == ({"index", "function"}, {"arguments"}), "SDKs join what repeats"
         calls[told["index"]][2] += function["arguments"]
     return [(id, name, arguments) for id, name, arguments in calls.values()]
 
@@ -129,7 +129,10 @@ def test_characters_that_were_cut_are_joined_for_each_call() -> None:
     calls, seams, found = ToolCalls("r"), Seams(), ""
     for name, arguments in (("f", rb"\ud83d"), (None, rb"\ude00!")):
         said = b"null" if name is None else b'"f"'
-        data, marked = repair(b'[{"id":"a","function":{"name":' + said + b',"arguments":"' + arguments + b'"}}]') or (b"", 0)
+        data, marked = repair(b'[{"id":"a","function":{"name":' + said + b',"arguments":"' + arguments + b'"}}]') or (
+            b"",
+            0,
+        )
         for call in calls.read(msgspec.json.decode(data, type=list[CameCall]), seams, bool(marked)):
             assert call.function is not None
             found += call.function.arguments or ""
