@@ -79,6 +79,8 @@ RULES: dict[str, Rule] = {
     "router_WriteError": Rule(503, Retry.LATER, "The connection to the model broke. Try again shortly."),
     "router_WriteTimeout": Rule(503, Retry.LATER, "The model did not take the request in time. Try again shortly."),
     "router_RemoteProtocolError": Rule(503, Retry.LATER, _ROUTER_FAULT),
+    "upstream_silent": Rule(503, Retry.LATER, "The model did not begin to answer in time. Try again shortly."),
+    "upstream_wedged": Rule(503, Retry.LATER, "The model server does not answer at the moment. Try again shortly."),
     "upstream_truncated": Rule(503, Retry.LATER, "The answer ended before it was complete. Try again."),
     "upstream_error": Rule(503, Retry.LATER, "The model reported an error. Try again."),
     "upstream_protocol_error": Rule(
@@ -109,6 +111,7 @@ DEADLINES = {
     "gate_wait_timeout": Deadline.QUEUE,
     "router_ConnectTimeout": Deadline.CONNECT,
     "router_ReadTimeout": Deadline.READ,
+    "upstream_silent": Deadline.READ,
     "router_WriteTimeout": Deadline.WRITE,
     "stream_deadline_exceeded": Deadline.TOTAL,
 }
@@ -118,6 +121,7 @@ STREAM_ENDS = {
     "upstream_truncated": StreamEnd.TRUNCATED,
     "router_ReadError": StreamEnd.TRUNCATED,
     "router_ReadTimeout": StreamEnd.DEADLINE,
+    "upstream_silent": StreamEnd.DEADLINE,
     "stream_deadline_exceeded": StreamEnd.DEADLINE,
     "draining": StreamEnd.DRAINING,
     CLIENT_GONE: StreamEnd.CLIENT_GONE,
