@@ -411,15 +411,11 @@ def _built(values: Mapping[str, Any]) -> Settings:
 def notes(settings: Settings) -> Iterator[str]:
     """Settings that contradict each other without being wrong: what `check` tells and `serve` lives with."""
     router, gate, deadline = settings.router, settings.gate, settings.stream.deadline_seconds
-    for path, seconds in (
-        ("router.first_event_seconds", router.first_event_seconds),
-        ("router.read_timeout_seconds", router.read_timeout_seconds),
-    ):
-        if seconds > deadline:
-            yield (
-                f"{path} ({seconds:g}) is over stream.deadline_seconds ({deadline:g}): "
-                "the wall clock ends every request first, with the advice not to try again"
-            )
+    if router.first_event_seconds > deadline:
+        yield (
+            f"router.first_event_seconds ({router.first_event_seconds:g}) is over stream.deadline_seconds "
+            f"({deadline:g}): the wall clock ends a silent request first, with the advice not to try again"
+        )
     if gate.after_leave is not AfterLeave.RELEASE and gate.settle_seconds > deadline:
         yield (
             f"gate.settle_seconds ({gate.settle_seconds:g}) is over stream.deadline_seconds ({deadline:g}): "

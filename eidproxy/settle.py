@@ -1,7 +1,7 @@
 """What is kept of a request whose caller left in the prefill: its slot, and with `first_event` its router too.
 
-A model server goes on with a prefill after its caller left, so the next request would run beside it, or behind it on its
-own deadline. The operator chooses what is worth more (contract, 6, `gate.after_leave`).
+A model server goes on with a prefill after its caller left, so the next request would run beside it, or behind it on
+its own deadline. The operator chooses what is worth more (contract, 6, `gate.after_leave`).
 """
 
 import asyncio

@@ -82,7 +82,7 @@ class GuardStatistics(NamedTuple):
 
 
 class Passage:
-    """One request's way past the guard. It is handed out by `enter` and given back to `leave`, whatever becomes of it."""
+    """One request's way past the guard: `enter` hands it out, `leave` takes it back, whatever became of the request."""
 
     __slots__ = ("left", "sent_at")
 
