@@ -106,12 +106,10 @@ def counting(seconds: float, interval: float) -> list[Step]:
 
 def test_a_first_event_that_does_not_come(router: Router) -> None:
     with proxied(router) as proxy:
-        for script in (
-            SILENT,
-            [Send(stream_head()), Stall()],
-            # Some servers send a lone role before the model begins.
-            [Send(stream_head() + chunk(event(completion_chunk({"role": "assistant", "content": ""})))), Stall()],
-        ):
+        # Some servers send a lone role before the model begins.
+        role = chunk(event(completion_chunk({"role": "assistant", "content": ""})))
+        scripts: list[list[Step]] = [SILENT, [Send(stream_head()), Stall()], [Send(stream_head() + role), Stall()]]
+        for script in scripts:
             router.script = script
             refused = ask(proxy, "POST", CHAT, chat("deep"))
             check_refusal(refused, 503, "upstream_silent")
