@@ -18,6 +18,7 @@ from tests.callers import check_error_event, check_refusal
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
 from tests.upstream import (
     LAST_CHUNK,
+    Fin,
     Pause,
     Received,
     Router,
@@ -35,7 +36,7 @@ from tests.upstream import (
 
 pytestmark = pytest.mark.skipif("guard" not in inspect.getsource(relay), reason="the relay asks no wedge guard yet")
 
-GO = "go"
+GO, END = "go", "end"
 FIRST = 0.5
 """Seconds that a first event may take here."""
 
@@ -349,16 +350,17 @@ def test_a_wedge_costs_each_caller_once(router: Router) -> None:
 
 
 def prefill(request: Received) -> list[Step]:
-    """Compute until the test says so for the one that leaves, and answer the other at once."""
-    return [Wait(GO), *stream()] if request.json["messages"][0]["content"] == "leaves" else stream()
+    """Compute until the test says so for the one whose caller leaves, and answer any other at once."""
+    scripts: dict[str, list[Step]] = {"leaves": [Wait(GO), *stream()], "ends": [Wait(END), Fin()]}
+    return scripts.get(request.json["messages"][0]["content"], stream())
 
 
 @contextlib.contextmanager
-def left_in_the_prefill(router: Router, **settings: object) -> Iterator[tuple[Proxy, RawClient]]:
+def left_in_the_prefill(router: Router, says: str = "leaves", **settings: object) -> Iterator[tuple[Proxy, RawClient]]:
     """A caller left between its request and the first event, and another one waits."""
     with proxied(router, ROUTER_FIRST_EVENT_SECONDS=10, **settings) as proxy:
         router.script = prefill
-        first = posted(proxy, say="leaves")
+        first = posted(proxy, say=says)
         router.wait_for(lambda: router.concurrent == 1)
         second = posted(proxy, say="waits")
         until(lambda: len(proxy.status()["gate"]["waiting"]) == 1)
@@ -398,11 +400,15 @@ def test_first_event(router: Router) -> None:
 
 
 def test_first_event_of_a_router_that_ends_without_one(router: Router) -> None:
-    """It refuses, or closes: nothing is computed any more."""
-    with left_in_the_prefill(router, GATE_AFTER_LEAVE="first_event", GATE_SETTLE_SECONDS=60) as (proxy, waiter):
+    """It closes the connection: nothing is computed any more."""
+    with left_in_the_prefill(router, says="ends", GATE_AFTER_LEAVE="first_event", GATE_SETTLE_SECONDS=60) as (
+        proxy,
+        waiter,
+    ):
         until(lambda: proxy.metric("eidproxy_gate_settling") == 1)
-        router.hang_up()
+        router.release(END)
         assert answer(waiter).status == 200
+        assert proxy.metric("eidproxy_gate_settle_seconds_count", end="first_event") == 1
 
 
 def test_first_event_is_bounded(router: Router) -> None:
