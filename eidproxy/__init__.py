@@ -16,6 +16,7 @@ The map, in the order in which a request meets the parts:
     errors     the table of reasons                     vocabulary the closed sets
     metrics    logs
 
-Pure (values in, values out; no I/O, no clock): errors, vocabulary, http1, chat, sse, sanitize, admission, silence, wedge, egress.
+Pure (values in, values out; no I/O, no clock): errors, vocabulary, http1, chat, sse, sanitize, admission, silence,
+wedge, egress.
 The shell around them owns every await. Imports run one way. DESIGN.md says why.
 """
