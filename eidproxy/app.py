@@ -22,9 +22,11 @@ from eidproxy.pages import CHAT_POLICY, STATUS_POLICY, page_routes
 from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.resolver import Resolver
 from eidproxy.server import Roster, Server, connection_limit
+from eidproxy.settle import Settlements
 from eidproxy.surface import ChatSurface
 from eidproxy.upstream import EgressBlocked, Upstream
 from eidproxy.vocabulary import Mode, Phase
+from eidproxy.wedge import GuardStatistics, WedgeGuard
 
 VERSION = version("eidproxy")
 
@@ -108,6 +110,10 @@ class Application:
         self.upstream = build_upstream(settings)
         self.gate = build_gate(settings, self.metrics, self.log)
         self.metrics.queue_states = self.gate.statistics
+        self.settlements = Settlements(self.gate, self.metrics, settings.gate.after_leave, settings.gate.settle_seconds)
+        wedge_after, retry_seconds = settings.router.wedge_after, settings.router.wedge_retry_seconds
+        self.guards = {mode: WedgeGuard(wedge_after, retry_seconds, self._loop.time()) for mode in Mode}
+        self.metrics.upstream_states = self._upstream_states
         self.running: set[Relay] = set()
         self.roster = Roster(connection_limit())
         limits = RelayLimits(
@@ -166,6 +172,7 @@ class Application:
         self.metrics.draining = True
         self.log.state(Event.DRAINING, running=len(self.running))
         self.gate.drain()
+        self.settlements.drain()
         try:
             async with asyncio.timeout(self.settings.server.drain_seconds):
                 await self._until(lambda: not self.running and not self._owed())
@@ -230,7 +237,12 @@ class Application:
                 "in_use": statistics.in_use,
                 "queue_limit": statistics.queue_limit,
                 "holders": [
-                    {"mode": Mode.DAILY, "priority": holder.priority, "age_seconds": round(holder.age_seconds, 3)}
+                    {
+                        "mode": Mode.DAILY,
+                        "priority": holder.priority,
+                        "age_seconds": round(holder.age_seconds, 3),
+                        **({"settling": True} if holder.settling else {}),
+                    }
                     for holder in self.gate.holders()
                 ],
                 "waiting": [
@@ -250,7 +262,20 @@ class Application:
                 "gate_wait_seconds": self.settings.gate.wait_timeout_seconds,
             },
             "router": {"reachable": upstream.reachable, "checked_seconds_ago": _rounded(age)},
+            "upstream": {
+                mode: {
+                    "state": guard.state,
+                    "since_seconds": round(guard.since_seconds, 3),
+                    "silent_ends": guard.silent_ends,
+                    "next_trial_seconds": _rounded(guard.next_trial_seconds),
+                }
+                for mode, guard in self._upstream_states().items()
+            },
         }
+
+    def _upstream_states(self) -> dict[Mode, GuardStatistics]:
+        now = self._loop.time()
+        return {mode: guard.statistics(now) for mode, guard in self.guards.items()}
 
     async def _look_at_router(self) -> None:
         if not self.endpoints.draining:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import click
 import httpx
 
-from eidproxy.config import ChatSettings, Loaded, Settings, shown
+from eidproxy.config import ChatSettings, Loaded, Settings, notes, shown
 from eidproxy.errors import Refusal
 from eidproxy.surface import read_text
 from eidproxy.tokens import Tokens
@@ -44,6 +44,7 @@ def fail(text: str) -> Finding:
 async def findings(settings: Settings, public_url: str | None) -> list[Finding]:
     """Everything that can be said without serving."""
     found = _about_this_process()
+    found += [warn(note) for note in notes(settings)]
     found += await _about_router(settings)
     found += await _about_gate(settings)
     found += _about_chat(settings.chat)

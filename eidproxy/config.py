@@ -18,9 +18,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from eidproxy.egress import EgressPolicy, Verdict, is_name, literal, narrowed
-from eidproxy.vocabulary import Mode
+from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0
+_MAX_RETRY_SECONDS = 60
+"""The most that `Retry-After` says (contract, 5)."""
 Seconds = Annotated[float, Meta(gt=0, le=_WEEK)]
 SecondsOrNever = Annotated[float, Meta(ge=0, le=_WEEK)]
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
@@ -39,6 +41,11 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     connect_timeout_seconds: Seconds = 5.0
     read_timeout_seconds: Seconds = 120.0
     write_timeout_seconds: Seconds = 30.0
+    first_event_seconds: Seconds = 90.0
+    first_event_seconds_per_kib: Annotated[float, Meta(ge=0, le=3600)] = 4.0
+    wedge_after: Annotated[int, Meta(ge=0, le=1000)] = 2
+    """0 switches the wedge guard off."""
+    wedge_retry_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     ask_usage: bool = False
 
 
@@ -70,6 +77,8 @@ class GateSettings(Struct, frozen=True, kw_only=True):
     max_waiting: Annotated[int, Meta(ge=0, le=10_000_000)] = 64
     wait_timeout_seconds: Seconds = 300.0
     aging_seconds: SecondsOrNever = 60.0
+    after_leave: AfterLeave = AfterLeave.RELEASE
+    settle_seconds: Annotated[float, Meta(gt=0, le=3600)] = 20.0
     url: Secret | None = None
     lease_seconds: Annotated[float, Meta(ge=0.5, le=3600)] = 15.0
 
@@ -397,6 +406,26 @@ def _built(values: Mapping[str, Any]) -> Settings:
 
     settings: Settings = build(Settings, "")
     return settings
+
+
+def notes(settings: Settings) -> Iterator[str]:
+    """Settings that contradict each other without being wrong: what `check` tells and `serve` lives with."""
+    router, gate, deadline = settings.router, settings.gate, settings.stream.deadline_seconds
+    if router.first_event_seconds > deadline:
+        yield (
+            f"router.first_event_seconds ({router.first_event_seconds:g}) is over stream.deadline_seconds "
+            f"({deadline:g}): the wall clock ends a silent request first, with the advice not to try again"
+        )
+    if gate.after_leave is not AfterLeave.RELEASE and gate.settle_seconds > deadline:
+        yield (
+            f"gate.settle_seconds ({gate.settle_seconds:g}) is over stream.deadline_seconds ({deadline:g}): "
+            "no slot is kept beyond the wall clock"
+        )
+    if router.wedge_after and router.wedge_retry_seconds > _MAX_RETRY_SECONDS:
+        yield (
+            f"router.wedge_retry_seconds ({router.wedge_retry_seconds:g}): callers are told to come back after "
+            f"{_MAX_RETRY_SECONDS} s at most, so some come too early"
+        )
 
 
 def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:

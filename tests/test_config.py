@@ -11,6 +11,7 @@ from pathlib import Path
 import certifi
 import pytest
 
+from eidproxy.config import load, notes
 from tests.callers import check_refusal
 from tests.harness import CHAT, ROOT, Proxy, ask, chat, free_port
 from tests.upstream import Router
@@ -25,6 +26,10 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "router.connect_timeout_seconds": ("EIDPROXY_ROUTER_CONNECT_TIMEOUT_SECONDS", "1.5", "1.5"),
     "router.read_timeout_seconds": ("EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS", "1.5", "1.5"),
     "router.write_timeout_seconds": ("EIDPROXY_ROUTER_WRITE_TIMEOUT_SECONDS", "1.5", "1.5"),
+    "router.first_event_seconds": ("EIDPROXY_ROUTER_FIRST_EVENT_SECONDS", "1.5", "1.5"),
+    "router.first_event_seconds_per_kib": ("EIDPROXY_ROUTER_FIRST_EVENT_SECONDS_PER_KIB", "0.5", "0.5"),
+    "router.wedge_after": ("EIDPROXY_ROUTER_WEDGE_AFTER", "0", "0"),
+    "router.wedge_retry_seconds": ("EIDPROXY_ROUTER_WEDGE_RETRY_SECONDS", "1.5", "1.5"),
     "router.ask_usage": ("EIDPROXY_ROUTER_ASK_USAGE", "true", "true"),
     "models.daily.alias": ("EIDPROXY_MODELS_DAILY_ALIAS", "another", '"another"'),
     "models.deep.alias": ("EIDPROXY_MODELS_DEEP_ALIAS", "another", '"another"'),
@@ -34,6 +39,8 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "gate.max_waiting": ("EIDPROXY_GATE_MAX_WAITING", "3", "3"),
     "gate.wait_timeout_seconds": ("EIDPROXY_GATE_WAIT_TIMEOUT_SECONDS", "1.5", "1.5"),
     "gate.aging_seconds": ("EIDPROXY_GATE_AGING_SECONDS", "0.0", "0.0"),
+    "gate.after_leave": ("EIDPROXY_GATE_AFTER_LEAVE", "first_event", '"first_event"'),
+    "gate.settle_seconds": ("EIDPROXY_GATE_SETTLE_SECONDS", "1.5", "1.5"),
     "stream.deadline_seconds": ("EIDPROXY_STREAM_DEADLINE_SECONDS", "1.5", "1.5"),
     "stream.keepalive_seconds": ("EIDPROXY_STREAM_KEEPALIVE_SECONDS", "1.5", "1.5"),
     "stream.buffer_bytes": ("EIDPROXY_STREAM_BUFFER_BYTES", "67108864", "67108864"),
@@ -58,6 +65,10 @@ DEFAULTS = {
     "router.connect_timeout_seconds": "5.0",
     "router.read_timeout_seconds": "120.0",
     "router.write_timeout_seconds": "30.0",
+    "router.first_event_seconds": "90.0",
+    "router.first_event_seconds_per_kib": "4.0",
+    "router.wedge_after": "2",
+    "router.wedge_retry_seconds": "30.0",
     "router.ask_usage": "false",
     "models.daily.alias": "mac-mini-default",
     "models.deep.alias": "qwen-macbook",
@@ -67,6 +78,8 @@ DEFAULTS = {
     "gate.max_waiting": "64",
     "gate.wait_timeout_seconds": "300.0",
     "gate.aging_seconds": "60.0",
+    "gate.after_leave": "release",
+    "gate.settle_seconds": "20.0",
     "stream.deadline_seconds": "300.0",
     "stream.keepalive_seconds": "15.0",
     "stream.buffer_bytes": "1048576",
@@ -369,6 +382,51 @@ def test_ipv6(router: Router) -> None:
     with Router("::1") as six, Proxy(six, EIDPROXY_SERVER_HOST="::1") as proxy:
         assert ask(proxy, "POST", CHAT, chat(), {"Host": f"[::1]:{proxy.port}"}).told().done
         assert six.requests[0].header("Host") == f"[::1]:{six.port}"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("ROUTER_FIRST_EVENT_SECONDS", "0"),
+        ("ROUTER_FIRST_EVENT_SECONDS_PER_KIB", "-1"),
+        ("ROUTER_FIRST_EVENT_SECONDS_PER_KIB", "nan"),
+        ("ROUTER_WEDGE_AFTER", "-1"),
+        ("ROUTER_WEDGE_AFTER", "1.5"),
+        ("ROUTER_WEDGE_RETRY_SECONDS", "0"),
+        ("ROUTER_WEDGE_RETRY_SECONDS", "inf"),
+        ("GATE_AFTER_LEAVE", "Settle"),
+        ("GATE_SETTLE_SECONDS", "0"),
+    ],
+)
+def test_bounds_of_silence(name: str, word: str) -> None:
+    done = run("check", **{f"EIDPROXY_{name}": word})
+    assert done.returncode == 78
+    assert f"environment EIDPROXY_{name}: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("told", "settings"),
+    [
+        ("router.first_event_seconds (400) is over stream.deadline_seconds (300)", {"ROUTER_FIRST_EVENT_SECONDS": 400}),
+        ("router.first_event_seconds (90) is over stream.deadline_seconds (60)", {"STREAM_DEADLINE_SECONDS": 60}),
+        (
+            "gate.settle_seconds (301) is over stream.deadline_seconds (300)",
+            {"GATE_SETTLE_SECONDS": 301, "GATE_AFTER_LEAVE": "settle"},
+        ),
+        ("router.wedge_retry_seconds (61)", {"ROUTER_WEDGE_RETRY_SECONDS": 61}),
+        (None, {}),
+        (None, {"ROUTER_FIRST_EVENT_SECONDS": 300}),
+        (None, {"GATE_SETTLE_SECONDS": 301}),  # nothing settles
+        (None, {"ROUTER_WEDGE_RETRY_SECONDS": 61, "ROUTER_WEDGE_AFTER": 0}),
+    ],
+)
+def test_check_tells_of_settings_that_contradict_each_other(told: str | None, settings: dict[str, object]) -> None:
+    environ = {"LLM_ROUTER_URL": URL, **{f"EIDPROXY_{name}": str(value) for name, value in settings.items()}}
+    found = list(notes(load(None, environ, {}).settings))
+    assert [note.startswith(told or "?") for note in found] == ([True] if told else [])
+    if told == "router.wedge_retry_seconds (61)":
+        done = run("check", **environ)
+        assert (done.returncode, told in done.stdout) == (0, True)
 
 
 def test_version() -> None:

@@ -31,6 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "completion": {"chunk"},
     "stream": {"chunk", "completion", "sanitize", "sse", "vocabulary"},
     "admission": {"vocabulary"},
+    "silence": set(),
+    "wedge": {"vocabulary"},
     "egress": set(),
     # shell
     "logs": set(),
@@ -46,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "surface": {"chat", "config", "errors", "http1", "tokens"},
     "upstream": {"egress", "resolver", "wire"},
     "gate": {"admission", "countdown", "errors", "metrics", "vocabulary"},
+    "settle": {"gate", "metrics", "vocabulary"},
     "gate_link": {"config", "egress", "resolver", "upstream"},
     "gate_redis": {"config", "errors", "gate", "gate_link", "metrics", "upstream", "vocabulary"},
     "progress": {"stream"},
@@ -59,9 +62,12 @@ ALLOWED: dict[str, set[str]] = {
         "metrics",
         "progress",
         "server",
+        "settle",
+        "silence",
         "stream",
         "upstream",
         "vocabulary",
+        "wedge",
     },
     "endpoints": {"chat", "errors", "http1", "logs", "metrics", "relay", "server", "surface", "vocabulary"},
     "app": {
@@ -77,9 +83,12 @@ ALLOWED: dict[str, set[str]] = {
         "relay",
         "resolver",
         "server",
+        "settle",
+        "silence",
         "surface",
         "upstream",
         "vocabulary",
+        "wedge",
     },
     "check": {"app", "config", "errors", "gate_redis", "surface", "tokens", "upstream"},
     "demo": {"app", "config", "tokens"},
@@ -89,7 +98,7 @@ ALLOWED: dict[str, set[str]] = {
 
 PURE = (
     *("vocabulary", "repair", "errors", "http1", "chat", "sse", "chunk", "dialect", "tool_calls", "sanitize"),
-    *("completion", "stream", "admission", "egress"),
+    *("completion", "stream", "admission", "silence", "wedge", "egress"),
 )
 
 PURE_MAY_IMPORT = {
