@@ -140,6 +140,7 @@ class Application:
             pages,
             allowed_hosts=settings.allowed_hosts,
             api_key=settings.server.api_key,
+            background_api_key=settings.server.background_api_key,
             defaults=defaults,
             max_body_bytes=settings.server.max_body_bytes,
             buffer_bytes=settings.stream.buffer_bytes,

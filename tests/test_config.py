@@ -84,6 +84,7 @@ DEFAULTS = {
 SECRETS = {
     "router.api_key": "EIDPROXY_ROUTER_API_KEY",
     "server.api_key": "EIDPROXY_SERVER_API_KEY",
+    "server.background_api_key": "EIDPROXY_SERVER_BACKGROUND_API_KEY",
     "chat.jwt_secret": "EIDPROXY_CHAT_JWT_SECRET",
 }
 SECRET = "secret-canary-0123456789-0123456789-xyz"
@@ -176,6 +177,8 @@ def test_secrets(path: str, tmp_path: Path) -> None:
         rules = tmp_path / "rules"
         rules.write_text("rules")
         extra["EIDPROXY_CHAT_RULES_FILE"] = str(rules)
+    if path == "server.background_api_key":
+        extra["EIDPROXY_SERVER_API_KEY"] = "another-key"
     (tmp_path / "secret").write_text(SECRET + "\n")
     (tmp_path / name.lower()).write_text(SECRET)
     ways = {
