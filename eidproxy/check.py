@@ -179,7 +179,11 @@ async def look_at_router(settings: Settings, say: Say) -> bool:
 async def _is_a_router(settings: Settings, upstream: Upstream, say: Say) -> bool:
     look = await models_of_router(upstream, min(_LOOK_SECONDS, settings.router.connect_timeout_seconds))
     if is_eidproxy(look):
-        say(fail("router", "is an eidproxy: a request would wait in two queues or go round", "name the router behind it"))
+        say(
+            fail(
+                "router", "is an eidproxy: a request would wait in two queues or go round", "name the router behind it"
+            )
+        )
         return False
     if look.reason == "router_RemoteProtocolError" and not settings.router_address[2]:
         say(fail("router", "answers, but not in HTTP", "if it speaks TLS, write https:// in router.url"))

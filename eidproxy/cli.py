@@ -188,15 +188,16 @@ def check(
 
     Exit 0, 1 when something would fail, 78 when the settings are wrong.
     """
-    from eidproxy.check import check as report
-    from eidproxy.live_check import live_check
-
     if (measure and not live) or (live and (everything or public_url is not None)):
         raise click.UsageError("--measure goes with --live; --all and --public-url go without it")
     loaded = _load(config, flags)
     if live:
+        from eidproxy.live_check import live_check
+
         works = live_check(loaded.settings, measure=measure, as_json=as_json)
     else:
+        from eidproxy.check import check as report
+
         works = report(loaded, public_url, everything=everything, as_json=as_json)
     sys.exit(0 if works else 1)
 

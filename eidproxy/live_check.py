@@ -72,7 +72,9 @@ _SHARE = 0.8
 
 _WAITS = frozenset({"warming", "upstream_cold", "macbook_unavailable", "editor_busy"})
 _BUSY = frozenset({"gate_queue_full", "gate_wait_timeout", "draining", "overloaded", "gate_unavailable"})
-_HANGS = frozenset({"upstream_wedged", "upstream_silent", "router_ReadTimeout", "stream_deadline_exceeded", "no_answer"})
+_HANGS = frozenset(
+    {"upstream_wedged", "upstream_silent", "router_ReadTimeout", "stream_deadline_exceeded", "no_answer"}
+)
 _KEY_WORDS = frozenset({"router_http_401", "router_http_403", "authentication_error", "invalid_api_key"})
 _NO_KEY = re.compile(rb"api.?key|no_db_connection|authenticat|authoriz", re.IGNORECASE)
 _NO_ALIAS = frozenset({"router_rejected", "router_http_404", "router_http_422", "not_found_error", "router_error"})
@@ -164,14 +166,14 @@ class LiveCheck:
         daily = self._count(await first.ask(Mode.DAILY, question(_COUNT, 20)))
         deep = self._count(await first.ask(Mode.DEEP, question(_WORD, 1)))
         self._say(*judge_modes(daily, deep))
-        if deep.reason is None or daily.reason is None:
+        if any(look.first_event_seconds is not None for look in (daily, deep)):
             aliases = [self._settings.alias(mode) for mode in Mode]
             self._say(judge_nothing_told([daily, deep], aliases) if router else _unseen("nothing told"))
-        if daily.reason is not None and not (daily.status == 200 and daily.reads):
+        if daily.first_event_seconds is None:
             return
-        self._say(judge_sign_of_life(daily) if router else _unseen("sign of life"))
-        self._say(judge_unbuffered(daily), judge_whole(daily))
-        if daily.reason is not None or not daily.tokens:
+        whole = judge_whole(daily)
+        self._say(judge_sign_of_life(daily) if router else _unseen("sign of life"), judge_unbuffered(daily), whole)
+        if whole.level == "fail":
             return
         idle = await self._ask_and_leave(proxy, daily)
         tools = question("What time is it? Use the tool.", 16, tools=[_TOOL])
@@ -238,7 +240,7 @@ def _unseen(subject: str) -> Finding:
 
 def refusal(subject: str, look: Look) -> Finding:
     """The line of a question that got no answer."""
-    reason, seconds = look.reason or "upstream_truncated", look.seconds
+    reason, seconds = look.reason or "no event that can be read", look.seconds
     if reason in _BUSY:
         return skip(subject, f"the eidproxy that runs here had no room ({reason}): check again later")
     if reason in _WAITS:
@@ -248,6 +250,9 @@ def refusal(subject: str, look: Look) -> Finding:
         return fail(subject, f"does not answer ({reason})", remedy, seconds)
     if b"generation thread died" in look.body:
         return fail(subject, "the model server's own thread died", "restart the model server", seconds)
+    if reason == "upstream_protocol_error":
+        remedy = "the router must answer stream: true with an unencoded text/event-stream"
+        return fail(subject, f"the answer is no event stream ({_status(look)}{reason})", remedy, seconds)
     if reason == "provider_not_configured":
         return fail(subject, f"the router does not have it ({reason})", "set it up in the router", seconds)
     if reason in _NO_ALIAS:
@@ -275,10 +280,10 @@ def judge_modes(daily: Look, deep: Look) -> list[Finding]:
             return [fail("key", "the router refuses our key, or asks for one", remedy, look.seconds)]
     found = [ok("key", "the router takes our requests")] if None in (daily.reason, deep.reason) else []
     for subject, look in (("daily", daily), ("deep", deep)):
-        if look.reason is not None and not (look.status == 200 and look.reads):
-            found.append(refusal(subject, look))
-        else:
+        if look.first_event_seconds is not None:
             found.append(ok(subject, "answers", look.first_event_seconds))
+        else:
+            found.append(refusal(subject, look))
     return found
 
 
@@ -334,7 +339,8 @@ def judge_nothing_told(looks: list[Look], aliases: list[str]) -> Finding:
     for look in looks:
         parts = look.parts
         first = next((at for at, part in enumerate(parts) if part.is_named), len(parts))
-        if any(part.reasoning for part in parts[:first]):
+        before = "".join(part.reasoning for part in parts[:first])
+        if before and (first < len(parts) or _LOADING.search(before)):
             remedy = "switch it off (llama-swap: sendLoadingState: false); eidproxy leaves these events out"
             return note(subject, "the router tells its loading state as if the model thought", remedy)
         reasoning = "".join(part.reasoning for part in parts)

@@ -208,6 +208,8 @@ class _Collector:
             return reason_of_status(self.status, b"".join(read.data for read in self.reads))
         if self.is_encoded or self.media_type != b"text/event-stream":
             return "upstream_protocol_error"
+        if self.failed is None and any(part.is_error for part in Look(200, None, self.reads, 0.0).parts):
+            return "upstream_error"
         return self.failed
 
 
@@ -292,7 +294,9 @@ def is_eidproxy(look: Look) -> bool:
         if look.status == 200:
             return any(model["owned_by"] == "eidproxy" for model in value["data"])
         error = value["error"]
-        ours = {"error", "error_reason", "request_id"} == set(value) and {"message", "type", "param", "code"} == set(error)
+        ours = {"error", "error_reason", "request_id"} == set(value) and {"message", "type", "param", "code"} == set(
+            error
+        )
         return ours and error["code"] == value["error_reason"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
