@@ -6,7 +6,6 @@ and the nearest-name advice follow from them.
 
 import difflib
 import importlib.util
-import os
 import re
 import ssl
 import tomllib
@@ -444,12 +443,22 @@ def _nearest(name: str, known: Iterable[str]) -> str:
         return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
 
     def is_near(candidate: str) -> bool:
-        shared = os.path.commonprefix([name, candidate])
-        start = max(shared.rfind("_"), shared.rfind(".")) + 1
+        start = _separated(name, candidate)
         return likeness(name[start:], candidate[start:]) >= _LIKENESS
 
     near = [candidate for candidate in known if is_near(candidate)]
     return f"; did you mean {max(near, key=lambda candidate: likeness(name, candidate))}?" if near else ""
+
+
+def _separated(one: str, other: str) -> int:
+    """Where two names begin to differ, back to the separator before it."""
+    start = 0
+    for at, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            break
+        if left in "._":
+            start = at + 1
+    return start
 
 
 def _misspelt_router_url(environ: Mapping[str, str]) -> Iterator[str]:

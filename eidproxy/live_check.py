@@ -1,4 +1,4 @@
-"""`eidproxy check --live`: does it work with *this* router? At most 7 requests and 100 tokens; deploy/check.md says each.
+"""`eidproxy check --live`: does it work with *this* router? At most 7 requests and 100 tokens.
 
 The router is asked by itself where its own bytes are looked at, and else through an eidproxy as BACKGROUND: the one
 that runs here, which then gets all of it, since a request beside its gate would be a second inference; or one in this
@@ -11,12 +11,11 @@ import math
 import re
 import secrets
 import socket
-import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import httpx
@@ -143,8 +142,8 @@ class LiveCheck:
                 return
         elif running is not None:
             self._print(ok("eidproxy", "one runs here: it is asked, as background, and its settings count"))
-            async with running as client:
-                await self._ask(Proxy(client, patience + settings.gate.wait_timeout_seconds), None)
+            async with aclosing(running):
+                await self._ask(Proxy(running, patience + settings.gate.wait_timeout_seconds), None)
             return
         async with _own_proxy(settings) as (client, serving):
             router = None

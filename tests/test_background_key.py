@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from eidproxy.config import SettingsError, load
@@ -10,7 +12,7 @@ from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, unti
 from tests.upstream import Router, stream
 
 KEY, BACKGROUND_KEY = "key-canary-one", "key-canary-two"
-KEYS = {"EIDPROXY_SERVER_API_KEY": KEY, "EIDPROXY_SERVER_BACKGROUND_API_KEY": BACKGROUND_KEY}
+KEYS: dict[str, Any] = {"EIDPROXY_SERVER_API_KEY": KEY, "EIDPROXY_SERVER_BACKGROUND_API_KEY": BACKGROUND_KEY}
 
 
 def order_at_the_router(router: Router, key_of_the_job: str, header: str) -> list[str]:
