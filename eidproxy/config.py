@@ -315,8 +315,8 @@ def load(config: Path | None, environ: Mapping[str, str], flags: Mapping[str, st
     for path, value in _from_file(config, faults):
         if path in known:
             take(known[path], value, f"file {config}", strict=True)
-        else:
-            faults.append(f"file {config}: {_unknown_key(path, known)}")
+        elif (fault := f"file {config}: {_unknown_key(path, known)}") not in faults:
+            faults.append(fault)
     for field, name, word in _from_environment(environ, faults):
         take(field, word, f"environment {name}", strict=False)
     for path, word in flags.items():
@@ -365,6 +365,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for name, value in table.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
+            if not value:
+                yield f"{prefix}{name}.", None
         else:
             yield prefix + name, value
 
@@ -430,7 +432,8 @@ def _unknown_key(path: str, known: Mapping[str, object]) -> str:
     section, dot, _ = path.partition(".")
     sections = {name.partition(".")[0] for name in known}
     if dot and section not in sections:
-        return f"unknown section [{section}]{_nearest(section, sections)}"
+        near = difflib.get_close_matches(section, sections, n=1, cutoff=_LIKENESS)
+        return f"unknown section [{section}]{f'; did you mean [{near[0]}]?' if near else ''}"
     return f"unknown key {path}{_nearest(path, known)}"
 
 
