@@ -21,6 +21,7 @@ from eidproxy.upstream import EgressBlocked, Upstream
 
 _FEW_DESCRIPTORS = 1024
 _EDGE_SECONDS = 60.0
+_EDGE_CONNECT_SECONDS = 5.0
 _SHORT_ANSWER_SECONDS = 0.3
 _LOOK_SECONDS = 2.0
 """How long the router has to show whether it speaks TLS, HTTP, or is an eidproxy. None of it is an inference."""
@@ -264,15 +265,16 @@ async def _look_at_edge(settings: Settings, public_url: str, say: Say) -> None:
         return
     # The system's store, so that an authority counts that was made known to this machine, as Caddy's own is.
     trust = ssl.create_default_context()
-    async with httpx.AsyncClient(base_url=public_url, trust_env=False, timeout=_EDGE_SECONDS, verify=trust) as client:
+    patience = httpx.Timeout(_EDGE_SECONDS, connect=_EDGE_CONNECT_SECONDS)
+    async with httpx.AsyncClient(base_url=public_url, trust_env=False, timeout=patience, verify=trust) as client:
         try:
             say(await _closed(client))
             say(await _streamed(client, settings.chat))
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            say(_edge_fault(error))
+            say(_edge_fault(error, public_url))
 
 
-def _edge_fault(error: Exception) -> Finding:
+def _edge_fault(error: Exception, public_url: str) -> Finding:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -281,6 +283,9 @@ def _edge_fault(error: Exception) -> Finding:
         if isinstance(cause, ssl.SSLError):
             return fail("public url", "TLS: the port is open but does not speak TLS", "write http://, or mend the edge")
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx.ConnectTimeout) and public_url.startswith("https:"):
+        told = f"TLS: nothing answered, or not in TLS, for {_EDGE_CONNECT_SECONDS:g} s"
+        return fail("public url", told, "is the edge running, and is https:// right?")
     return fail("public url", type(error).__name__, "is the edge running, is the address right?")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.harness import ROOT, Proxy, free_port
 from tests.tools import without
 from tests.upstream import Router, status, stream
 
+SIGNS = "letters, digits and signs of ASCII, without blanks"
 SECRET = "chat-secret-canary-chat-secret-canary"
 
 
@@ -36,7 +38,18 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for 127.0.0.1 that nobody trusts, with its key in the same file."""
     folder = tmp_path_factory.mktemp("tls")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=router"]
+    command: list[str | Path] = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=router",
+    ]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key", "-out", folder / "certificate"]
     try:
         subprocess.run([str(word) for word in command], check=True, capture_output=True)
@@ -71,7 +84,7 @@ def test_https_to_a_plain_port_says_tls() -> None:
         assert done.returncode == 1
 
     def answer(listener: socket.socket) -> None:
-        with pytest.raises(OSError, match=r".*"):
+        with contextlib.suppress(OSError):  # the listener is closed
             while True:
                 peer, _ = listener.accept()
                 with peer:
@@ -110,7 +123,7 @@ def test_an_untrusted_edge_is_named_as_such(router: Router, secure_router: Route
     assert "fail  public url: TLS: the certificate is not trusted by this machine (self" in done.stderr
     assert done.returncode == 1
     plain = run("--public-url", router.url.replace("http:", "https:"), LLM_ROUTER_URL=router.url, **env)
-    assert plain.returncode == 1
+    assert "fail  public url: TLS: nothing answered, or not in TLS" in plain.stderr
     router.reset()
 
 
@@ -178,13 +191,13 @@ def test_json(router: Router) -> None:
 # --- Faults of the settings, in our words -------------------------------------------------------------------------
 
 
-def faults(toml: str = "", tmp_path: Path | None = None, **environment: str) -> list[str]:
+def faults(toml: str = "", tmp_path: Path | None = None, environment: Mapping[str, str] | None = None) -> list[str]:
     file = None
     if tmp_path is not None:
         file = tmp_path / "settings.toml"
         file.write_text(toml)
     try:
-        load(file, {"LLM_ROUTER_URL": "http://127.0.0.1:4000", **environment}, {})
+        load(file, {"LLM_ROUTER_URL": "http://127.0.0.1:4000", **(environment or {})}, {})
     except SettingsError as error:
         return error.faults
     return []
@@ -204,14 +217,14 @@ def faults(toml: str = "", tmp_path: Path | None = None, **environment: str) -> 
 )
 def test_a_common_prefix_is_no_likeness(name: str, nearest: str | None) -> None:
     advice = "" if nearest is None else f"; did you mean {nearest}?"
-    assert faults(**{name: "1"}) == [f"environment: unknown name {name}{advice}"]
+    assert faults(environment={name: "1"}) == [f"environment: unknown name {name}{advice}"]
 
 
 def test_the_misspelt_address_of_the_router() -> None:
     with pytest.raises(SettingsError) as caught:
         load(None, {"LLM_ROUTER_ULR": "http://127.0.0.1:4000", "LLM_KEY": "x"}, {})
     assert caught.value.faults[1:] == ["environment: LLM_ROUTER_ULR is set; did you mean LLM_ROUTER_URL?"]
-    assert faults(LLM_ROUTER_URLS="x") == [], "it is somebody else's where ours is there"
+    assert faults(environment={"LLM_ROUTER_URLS": "x"}) == [], "it is somebody else's where ours is there"
 
 
 def test_a_misspelt_section(tmp_path: Path) -> None:
@@ -238,7 +251,7 @@ def test_a_misspelt_section(tmp_path: Path) -> None:
     ],
 )
 def test_values_are_asked_for_in_our_words(name: str, value: str, words: str) -> None:
-    (fault,) = faults(**{name: value})
+    (fault,) = faults(environment={name: value})
     assert fault.endswith(f": {words}")
     assert "canary" not in fault
 
