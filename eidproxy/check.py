@@ -271,21 +271,18 @@ async def _look_at_edge(settings: Settings, public_url: str, say: Say) -> None:
             say(await _closed(client))
             say(await _streamed(client, settings.chat))
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            say(_edge_fault(error, public_url))
+            say(_edge_fault(error))
 
 
-def _edge_fault(error: Exception, public_url: str) -> Finding:
+def _edge_fault(error: Exception) -> Finding:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             told = f"TLS: the certificate is not trusted by this machine ({cause.verify_message})"
             return fail("public url", told, "install the edge's authority here, or use a name that its certificate has")
-        if isinstance(cause, ssl.SSLError):
+        if isinstance(cause, ssl.SSLError):  # among them SSLWantReadError: the handshake was never answered
             return fail("public url", "TLS: the port is open but does not speak TLS", "write http://, or mend the edge")
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, httpx.ConnectTimeout) and public_url.startswith("https:"):
-        told = f"TLS: nothing answered, or not in TLS, for {_EDGE_CONNECT_SECONDS:g} s"
-        return fail("public url", told, "is the edge running, and is https:// right?")
     return fail("public url", type(error).__name__, "is the edge running, is the address right?")
 
 

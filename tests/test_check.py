@@ -123,7 +123,7 @@ def test_an_untrusted_edge_is_named_as_such(router: Router, secure_router: Route
     assert "fail  public url: TLS: the certificate is not trusted by this machine (self" in done.stderr
     assert done.returncode == 1
     plain = run("--public-url", router.url.replace("http:", "https:"), LLM_ROUTER_URL=router.url, **env)
-    assert "fail  public url: TLS: nothing answered, or not in TLS" in plain.stderr
+    assert "fail  public url: TLS: the port is open but does not speak TLS" in plain.stderr
     router.reset()
 
 
