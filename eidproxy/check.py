@@ -11,7 +11,7 @@ from typing import NamedTuple
 import click
 import httpx
 
-from eidproxy.config import VERDICTS, ChatSettings, Loaded, Settings, shown
+from eidproxy.config import ChatSettings, Loaded, Settings, refused, shown
 from eidproxy.errors import Refusal
 from eidproxy.hints import Hint
 from eidproxy.look import is_eidproxy, models_of_router
@@ -153,7 +153,7 @@ async def look_at_router(settings: Settings, say: Say) -> bool:
             addresses = await upstream.addresses()
     except EgressBlocked as blocked:
         address = blocked.decision.address or upstream.host
-        why = f"egress_blocked: {address} {VERDICTS[blocked.decision.verdict]}"
+        why = f"egress_blocked: {address} {refused(settings, blocked.decision.verdict)}"
         say(fail("router", why, "use an address of your own network"))
         return False
     except (httpx.TransportError, TimeoutError):
@@ -168,7 +168,13 @@ async def look_at_router(settings: Settings, say: Say) -> bool:
     try:
         (await upstream.connect()).abort()
     except EgressBlocked as blocked:
-        say(fail("router", f"egress_blocked: {name} {VERDICTS[blocked.decision.verdict]}", "name the router itself"))
+        say(
+            fail(
+                "router",
+                f"egress_blocked: {name} {refused(settings, blocked.decision.verdict)}",
+                "name the router itself",
+            )
+        )
         return False
     except httpx.TransportError as error:
         remedy = PRIVACY if upstream.hint is Hint.LOCAL_NETWORK_PRIVACY else "start it, or mend router.url"

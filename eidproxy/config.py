@@ -39,8 +39,7 @@ VERDICTS = {
     Verdict.NOT_AN_ADDRESS: "is not an address in its usual spelling",
     Verdict.METADATA: "is a cloud's metadata service, which is never dialled",
     Verdict.EMBEDDED: "carries another address inside it, which is never dialled",
-    Verdict.OUTSIDE: "is not in your private networks (loopback, 10/8, 172.16/12, 192.168/16, 100.64/10, fd00::/8), "
-    "or not in the part of them that router.allowed_networks leaves",
+    Verdict.OUTSIDE: "is not in your private networks (loopback, 10/8, 172.16/12, 192.168/16, 100.64/10, fd00::/8)",
     Verdict.LOOP: "is eidproxy itself: a request would go round in a circle",
     Verdict.NO_ANSWER: "has no address",
 }
@@ -177,6 +176,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         if address is not None:
             return EgressPolicy(narrowed([str(address)]))
         return EgressPolicy(narrowed(self.router.allowed_networks)) if self.router.allowed_networks else EgressPolicy()
+
+
+def refused(settings: Settings, verdict: Verdict) -> str:
+    """Why an address of the router is refused."""
+    narrowed_by = settings.router.allowed_networks and verdict is Verdict.OUTSIDE
+    return VERDICTS[verdict] + (", as far as router.allowed_networks leaves them" if narrowed_by else "")
 
 
 @dataclass(frozen=True, repr=False)
@@ -547,7 +552,7 @@ def _router_faults(settings: Settings) -> Iterator[str]:
     elif address is not None:
         decision = EgressPolicy(networks or EgressPolicy().networks).decide(str(address))
         if not decision.permitted:
-            yield f"router.url: egress_blocked: {address} {VERDICTS[decision.verdict]}"
+            yield f"router.url: egress_blocked: {address} {refused(settings, decision.verdict)}"
         elif literal(settings.server.host) == address and settings.router_address[1] == settings.server.port:
             yield f"router.url: egress_blocked: {address} port {settings.server.port} {VERDICTS[Verdict.LOOP]}"
     if settings.router.ca_file is not None:
