@@ -146,6 +146,7 @@ class Application:
             pages,
             allowed_hosts=settings.allowed_hosts,
             api_key=settings.server.api_key,
+            background_api_key=settings.server.background_api_key,
             defaults=defaults,
             max_body_bytes=settings.server.max_body_bytes,
             buffer_bytes=settings.stream.buffer_bytes,
@@ -215,7 +216,9 @@ class Application:
             reason = None
         if self._ready is not (reason is None):
             self._ready = reason is None
-            self.log.state(Event.ROUTER_REACHABLE if self._ready else Event.ROUTER_UNREACHABLE)
+            hint = self.upstream.hint
+            facts = {} if self._ready or hint is None else {"hint": hint.value}
+            self.log.state(Event.ROUTER_REACHABLE if self._ready else Event.ROUTER_UNREACHABLE, **facts)
         if reason is None and not await self.gate.available():
             reason = "gate_unavailable"
         return reason
@@ -261,7 +264,8 @@ class Application:
                 "stream_seconds": self.settings.stream.deadline_seconds,
                 "gate_wait_seconds": self.settings.gate.wait_timeout_seconds,
             },
-            "router": {"reachable": upstream.reachable, "checked_seconds_ago": _rounded(age)},
+            "router": {"reachable": upstream.reachable, "checked_seconds_ago": _rounded(age)}
+            | ({} if upstream.hint is None else {"hint": upstream.hint}),
             "upstream": {
                 mode: {
                     "state": guard.state,

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "silence": set(),
     "wedge": {"vocabulary"},
     "egress": set(),
+    "hints": set(),
     # shell
     "logs": set(),
     "metrics": {"errors", "vocabulary"},
@@ -46,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "resolver": set(),
     "server": {"countdown", "errors", "http1"},
     "surface": {"chat", "config", "errors", "http1", "tokens"},
-    "upstream": {"egress", "resolver", "wire"},
+    "upstream": {"egress", "hints", "resolver", "wire"},
     "gate": {"admission", "countdown", "errors", "metrics", "vocabulary"},
     "settle": {"gate", "metrics", "vocabulary"},
     "gate_link": {"config", "egress", "resolver", "upstream"},
@@ -90,15 +91,17 @@ ALLOWED: dict[str, set[str]] = {
         "vocabulary",
         "wedge",
     },
-    "check": {"app", "config", "errors", "gate_redis", "surface", "tokens", "upstream"},
+    "look": {"errors", "upstream", "vocabulary"},
+    "check": {"app", "config", "errors", "gate_redis", "hints", "look", "surface", "tokens", "upstream"},
+    "live_check": {"app", "check", "config", "look", "top", "vocabulary"},
     "demo": {"app", "config", "tokens"},
-    "cli": {"app", "check", "config", "demo", "logs", "tokens", "top"},
+    "cli": {"app", "check", "config", "demo", "live_check", "logs", "tokens", "top"},
 }
 """What each module may import of the package. A new import is a decision: it is written down here first."""
 
 PURE = (
     *("vocabulary", "repair", "errors", "http1", "chat", "sse", "chunk", "dialect", "tool_calls", "sanitize"),
-    *("completion", "stream", "admission", "silence", "wedge", "egress"),
+    *("completion", "stream", "admission", "silence", "wedge", "egress", "hints"),
 )
 
 PURE_MAY_IMPORT = {
