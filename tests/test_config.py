@@ -411,13 +411,11 @@ def test_bounds_of_silence(name: str, word: str) -> None:
 @pytest.mark.parametrize(
     ("told", "settings"),
     [
-        ("router.first_event_seconds (400) is over stream.deadline_seconds (300)", {"ROUTER_FIRST_EVENT_SECONDS": 400}),
-        ("router.first_event_seconds (90) is over stream.deadline_seconds (60)", {"STREAM_DEADLINE_SECONDS": 60}),
-        (
-            "gate.settle_seconds (301) is over stream.deadline_seconds (300)",
-            {"GATE_SETTLE_SECONDS": 301, "GATE_AFTER_LEAVE": "settle"},
-        ),
-        ("router.wedge_retry_seconds (61)", {"ROUTER_WEDGE_RETRY_SECONDS": 61}),
+        ("router.first_event_seconds", {"ROUTER_FIRST_EVENT_SECONDS": 400}),
+        ("router.first_event_seconds", {"STREAM_DEADLINE_SECONDS": 80, "ROUTER_READ_TIMEOUT_SECONDS": 80}),
+        ("router.read_timeout_seconds", {"ROUTER_READ_TIMEOUT_SECONDS": 400}),
+        ("gate.settle_seconds", {"GATE_SETTLE_SECONDS": 301, "GATE_AFTER_LEAVE": "settle"}),
+        ("router.wedge_retry_seconds", {"ROUTER_WEDGE_RETRY_SECONDS": 61}),
         (None, {}),
         (None, {"ROUTER_FIRST_EVENT_SECONDS": 300}),
         (None, {"GATE_SETTLE_SECONDS": 301}),  # nothing settles
@@ -426,11 +424,8 @@ def test_bounds_of_silence(name: str, word: str) -> None:
 )
 def test_check_tells_of_settings_that_contradict_each_other(told: str | None, settings: dict[str, object]) -> None:
     environ = {"LLM_ROUTER_URL": URL, **{f"EIDPROXY_{name}": str(value) for name, value in settings.items()}}
-    found = list(notes(load(None, environ, {}).settings))
-    assert [note.startswith(told or "?") for note in found] == ([True] if told else [])
-    if told == "router.wedge_retry_seconds (61)":
-        done = run("check", **environ)
-        assert (done.returncode, told in done.stdout) == (0, True)
+    found = [name for name, _ in notes(load(None, environ, {}).settings)]
+    assert found == ([told] if told else [])
 
 
 def test_version() -> None:
