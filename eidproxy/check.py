@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import click
 import httpx
+import uvloop
 
 from eidproxy.config import ChatSettings, Loaded, Settings, shown
 from eidproxy.errors import Refusal
@@ -59,7 +60,7 @@ def check(loaded: Loaded, public_url: str | None) -> bool:
     for path, value, origin in rows:
         click.echo(f"{path:<{width}}  {value}  ({origin})")
     click.echo()
-    found = asyncio.run(findings(loaded.settings, public_url))
+    found = uvloop.run(findings(loaded.settings, public_url))
     for level, text in found:
         click.echo(f"{click.style(f'{level:<4}', fg=_COLORS[level])}  {text}", err=level == "fail")
     return all(level != "fail" for level, _ in found)

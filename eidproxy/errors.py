@@ -52,6 +52,7 @@ RULES: dict[str, Rule] = {
     "unsupported_content": Rule(400, Retry.SILENT, "Only text content and function tools are supported."),
     "invalid_priority": Rule(400, Retry.SILENT, "X-Eid-Priority is foreground or background."),
     "unauthorized": Rule(401, Retry.SILENT, "A valid bearer token is required."),
+    "cross_site": Rule(403, Retry.SILENT, "A page of another site may not ask here."),
     "model_not_found": Rule(404, Retry.SILENT, "The model does not exist. Use daily or deep."),
     "not_found": Rule(404, Retry.SILENT, "There is nothing at this path."),
     "method_not_allowed": Rule(405, Retry.SILENT, "This path does not take that method."),
@@ -64,6 +65,7 @@ RULES: dict[str, Rule] = {
     "message_too_long": Rule(422, Retry.SILENT, "A message is too long."),
     "too_many_turns": Rule(422, Retry.SILENT, "The conversation has too many messages."),
     "conversation_too_long": Rule(422, Retry.SILENT, "The conversation is too long."),
+    "overloaded": Rule(503, Retry.LATER, "Too many requests are arriving at once. Try again shortly."),
     "gate_queue_full": Rule(503, Retry.LATER, "Too many requests are waiting. Try again shortly."),
     "gate_wait_timeout": Rule(503, Retry.LATER, "The request waited too long for its turn. Try again shortly."),
     "gate_unavailable": Rule(503, Retry.LATER, "The queue is not available right now. Try again shortly."),
@@ -94,7 +96,13 @@ RULES: dict[str, Rule] = {
 
 _ROUTER_RULE = Rule(503, Retry.LATER, _ROUTER_FAULT)
 
-TYPES = {401: "authentication_error", 408: "timeout_error", 500: "server_error", 503: "service_unavailable"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    408: "timeout_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
 """`error.type` by status; every other status is the caller's fault."""
 
 CLIENT_GONE = "client_gone"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import httpx
 
 from eidproxy.chat import ChatRequest, upstream_body
+from eidproxy.connection import Connection
 from eidproxy.countdown import Countdown
 from eidproxy.errors import (
     CLIENT_GONE,
@@ -28,7 +29,6 @@ from eidproxy.gate import Gate, Pass
 from eidproxy.logs import Event, Log, RequestLine
 from eidproxy.metrics import Metrics
 from eidproxy.sanitize import Completion, Sanitizer, UpstreamFailed, chunk_head, progress_chunk, rebuild
-from eidproxy.server import Connection
 from eidproxy.sse import EventParser, EventTooLarge, whole_event
 from eidproxy.upstream import EgressBlocked, Exchange, Upstream
 from eidproxy.vocabulary import Dropped, Mode, Outcome, Phase, Priority, StreamEnd, Stripped, Surface
@@ -502,7 +502,11 @@ class Relay:
         limits = self._services.limits
         next_look = now + limits.read_timeout if self.paused else exchange.last_read_at + limits.read_timeout
         if now >= next_look:
-            self.conclude("router_ReadTimeout")
+            more = exchange.second_look(now - next_look, limits.read_timeout)
+            if more:
+                self._tick = self._loop.call_later(more, self.look)
+            else:
+                self.conclude("router_ReadTimeout")
             return
         if self._streaming:
             if now >= self._last_sent_at + limits.keepalive:

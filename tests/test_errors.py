@@ -39,6 +39,7 @@ TABLE = {
         (400, CALLER, None),
     ),
     "unauthorized": (401, AUTH, None),
+    "cross_site": (403, "permission_error", None),
     "model_not_found": (404, CALLER, None),
     "not_found": (404, CALLER, None),
     "method_not_allowed": (405, CALLER, None),
@@ -52,7 +53,7 @@ TABLE = {
     ),
     **dict.fromkeys(
         _words(
-            "gate_queue_full gate_wait_timeout draining gate_unavailable macbook_unavailable warming editor_busy "
+            "gate_queue_full gate_wait_timeout draining overloaded gate_unavailable macbook_unavailable warming editor_busy "
             "upstream_cold provider_not_configured upstream_502 router_503 router_error router_ConnectError "
             "router_ConnectTimeout router_ReadError router_ReadTimeout router_WriteError router_WriteTimeout "
             "router_RemoteProtocolError upstream_truncated upstream_error upstream_protocol_error"

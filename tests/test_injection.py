@@ -21,6 +21,7 @@ import uvloop
 from eidproxy import (
     admission,
     app,
+    connection,
     countdown,
     endpoints,
     gate,
@@ -28,22 +29,28 @@ from eidproxy import (
     metrics,
     relay,
     sanitize,
-    server,
     sse,
     upstream,
     wire,
 )
 from eidproxy.app import Application
 from eidproxy.config import load
-from eidproxy.server import Connection
+from eidproxy.connection import Connection
 from tests.harness import CHAT, chat, request_bytes
 from tests.tools import size as amount
 from tests.upstream import Router, Stall, status, stream
 
 PATH: list[type] = [
     *(admission.AdmissionQueue, endpoints.Endpoints, gate.LocalGate, gate.LocalPass, gate.MeanHold, logs.Log),
-    *(metrics.StreamCounters, metrics.Metrics, relay.Relay, sanitize.Sanitizer, sanitize.Completion, server.Connection),
-    *(server.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
+    *(
+        metrics.StreamCounters,
+        metrics.Metrics,
+        relay.Relay,
+        sanitize.Sanitizer,
+        sanitize.Completion,
+        connection.Connection,
+    ),
+    *(connection.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
     *(metrics.Count, metrics.Distribution),
 ]
 
