@@ -210,6 +210,8 @@ class Application:
         if self._loop.time() - self._asked_at >= _READY_SECONDS:
             self._reason = await self._ask_if_ready()
             self._asked_at = self._loop.time()
+        elif self.upstream.reachable and (self.upstream.checked_at or 0.0) > self._asked_at:
+            return None  # a request got through since
         return self._reason
 
     async def _ask_if_ready(self) -> str | None:
