@@ -54,7 +54,8 @@ TABLE = {
     **dict.fromkeys(
         _words(
             "gate_queue_full gate_wait_timeout draining overloaded gate_unavailable "
-            "macbook_unavailable warming editor_busy upstream_cold provider_not_configured upstream_502 router_503 router_error router_ConnectError "
+            "macbook_unavailable warming editor_busy upstream_cold provider_not_configured "
+            "upstream_502 router_503 router_error router_ConnectError "
             "router_ConnectTimeout router_ReadError router_ReadTimeout router_WriteError router_WriteTimeout "
             "router_RemoteProtocolError upstream_truncated upstream_error upstream_protocol_error"
         ),

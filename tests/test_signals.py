@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +22,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness import CHAT, ROOT, RawClient, ask, chat, free_port, request_bytes, until
+from tests.tools import need, without
 from tests.tools import size as amount
-from tests.tools import without
 from tests.upstream import Router, Stall, stream
 
 PATIENCE = 60.0
@@ -98,13 +97,7 @@ class Running:
 
     def ready(self) -> None:
         """Wait until it serves."""
-
-        def served() -> bool:
-            with contextlib.suppress(OSError, EOFError):
-                return ask(self, "GET", "/healthz", timeout=5).status == 200
-            return False
-
-        until(served, PATIENCE)
+        until(lambda: _answers(self.address), PATIENCE)
 
     def send(self, number: int) -> None:
         """A signal, unless it has ended."""
@@ -217,3 +210,99 @@ def test_schedules(silent: Router, tmp_path: Path, seed: int) -> None:
     bad = [verdict for verdict in verdicts if verdict is not None]
     print(f"EIDPROXY signals: {count - len(bad)} of {count} schedules")
     assert not bad, "\n".join(bad)
+
+
+SECOND = (signal.SIGTERM, signal.SIGINT)
+
+
+@pytest.mark.parametrize("first", SECOND)
+@pytest.mark.parametrize("second", SECOND)
+@pytest.mark.parametrize("gap", [0.0, 0.0003, 0.001, 0.002])
+def test_a_second_signal_ends_what_runs(silent: Router, tmp_path: Path, first: int, second: int, gap: float) -> None:
+    """Whatever is between the two: it does not wait for the drain, which takes ten minutes here."""
+    if first == second and not gap:
+        return  # the kernel makes one of them
+    folder = tmp_path / "run"
+    folder.mkdir()
+    settings = {"LLM_ROUTER_URL": silent.url, "EIDPROXY_SERVER_DRAIN_SECONDS": 600}
+    with Running(["serve"], folder, **settings) as run, ExitStack() as clients:
+        bring(run, silent, "streaming", clients)
+        run.play(Schedule("streaming", 0, [(first, gap), (second, 0)], stopped=not gap))
+        assert run.ended()[0] == 0
+
+
+def test_signals_ahead_of_the_first_turn(silent: Router, tmp_path: Path) -> None:
+    """Two in one turn of an idle server, whose drain is a task that then never begins: five of five never ended."""
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with Running(["serve"], folder, LLM_ROUTER_URL=silent.url) as run:
+            run.ready()
+            run.play(Schedule("idle", 0, [(signal.SIGTERM, 0), (signal.SIGINT, 0)], stopped=True))
+            assert run.ended()[0] == 0
+
+
+def test_a_group_gets_it_twice(tmp_path: Path) -> None:
+    """`kill -- -PGID`: make passes on what its child gets as well."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    makefile = tmp_path / "Makefile"
+    makefile.write_text(f"demo:\n\t{sys.executable} -m eidproxy demo --port {free_port()}\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    [make] = need("make")
+    for wait in ("1.", "2.", "3.", "Serving until"):
+        with subprocess.Popen(
+            [make, "-f", str(makefile), "demo"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            next(line for line in process.stdout if line.startswith(wait))
+            os.killpg(process.pid, signal.SIGTERM)
+            output = process.stdout.read()  # to the end of the last of the group
+            process.wait(PATIENCE)
+        assert "Traceback" not in output, output
+        assert list(folder.iterdir()) == []
+
+
+def test_a_hangup_that_is_ignored_stays_so(silent: Router, tmp_path: Path) -> None:
+    """`nohup eidproxy serve`."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = Running(["serve"], tmp_path, LLM_ROUTER_URL=silent.url)
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    with run:
+        run.ready()
+        run.send(signal.SIGHUP)
+        assert ask(run, "GET", "/readyz").status == 200
+        run.send(signal.SIGTERM)
+        assert run.ended()[0] == 0
+
+
+def test_a_loop_that_stands_still_ends_too(silent: Router, tmp_path: Path) -> None:
+    """The second signal needs no turn of the loop."""
+    planted = "from eidproxy.app import Application; import time; Application.drain = lambda self: time.sleep(600)\n"
+    code = planted + "import eidproxy.__main__ as m; m.main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LLM_ROUTER_URL": silent.url}
+    port = free_port()
+    command = [sys.executable, "-c", code, "serve", "--server-port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        try:
+            until(lambda: _answers(("127.0.0.1", port)), PATIENCE)
+            process.terminate()
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    with contextlib.suppress(OSError, EOFError):
+        return ask(address, "GET", "/healthz", timeout=5).status == 200
+    return False
