@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from tests.callers import at_rest, check_refusal
-from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, told
+from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, told, until
 from tests.tools import need
-from tests.upstream import Pause, Router, Stall, stream
+from tests.upstream import Drained, Pause, Router, Stall, stream
 
 STREAMS = 200
 
@@ -77,18 +77,41 @@ def test_a_router_that_is_silent_all_the_same_is_found_out(router: Router) -> No
         at_rest(router, proxy)
 
 
-HASTY = "from eidproxy import connection; connection._PATIENCE.update(dict.fromkeys(connection._PATIENCE, 1.0))"
+LONG_TURN = """
+import time
+from eidproxy import connection
+from eidproxy.endpoints import Endpoints
+connection._PATIENCE.update(dict.fromkeys(connection._PATIENCE, 1.0))
+admit = Endpoints.admit
+def admit_late(endpoints, head):
+    if head.path == "/standstill":
+        print('{"event": "standstill"}', flush=True)
+        time.sleep(2)
+    return admit(endpoints, head)
+Endpoints.admit = admit_late
+"""
+"""A turn of two seconds, where a clock of the edge has one: timers that are due run before anything is read."""
+
+
+@contextlib.contextmanager
+def long_turn(proxy: Proxy) -> Iterator[None]:
+    """The loop stands still meanwhile."""
+    with RawClient(proxy, timeout=30) as client:
+        client.send(request_bytes("GET", "/standstill"))
+        until(lambda: b"standstill" in proxy.output())
+        yield
+        assert client.read_head().status == 404
 
 
 def test_a_request_that_arrived_meanwhile_is_served(router: Router) -> None:
     """No 408 while the rest of the head, or of the body, lies in the buffer."""
     data = request_bytes("POST", CHAT, chat("deep"))
-    with Proxy(router, planted=HASTY) as proxy:
+    with Proxy(router, planted=LONG_TURN) as proxy:
         half_head, half_body = RawClient(proxy, timeout=30), RawClient(proxy, timeout=30)
         half_head.send(data[:20])
         half_body.send(data[:-20])
         assert proxy.get("/healthz").status == 200  # both were read before this
-        with stopped(proxy, 2.0):
+        with long_turn(proxy):
             half_head.send(data[20:])
             half_body.send(data[-20:])
         for client in (half_head, half_body):
@@ -99,20 +122,18 @@ def test_a_request_that_arrived_meanwhile_is_served(router: Router) -> None:
 
 
 def test_a_connect_that_was_accepted_meanwhile_counts(certificate: tuple[Path, Path]) -> None:
-    """TLS needs the router's answer: it lies in the buffer when the clock of the connect is due."""
+    """TLS takes the router's answer, which lies in the buffer when the clock of the connect is due."""
     with tls_router(certificate) as router:
         router.script = stream()
-        with (
-            trusting(certificate, router, EIDPROXY_ROUTER_CONNECT_TIMEOUT_SECONDS=0.8) as proxy,
-            ExitStack() as closing,
-        ):
-            clients = []
-            for _ in range(40):
-                client = closing.enter_context(RawClient(proxy, timeout=30))
-                client.send(request_bytes("POST", CHAT, chat("deep")))
-                clients.append(client)
-            with stopped(proxy, 1.6):
-                pass
+        settings = {"EIDPROXY_ROUTER_CONNECT_TIMEOUT_SECONDS": 0.8}
+        with trusting(certificate, router, planted=LONG_TURN, **settings) as proxy, ExitStack() as closing:
+            clients = [closing.enter_context(RawClient(proxy, timeout=30)) for _ in range(20)]
+            # In one write each, so that some handshakes have begun when the turn begins.
+            with RawClient(proxy, timeout=30) as slow:
+                for client in clients:
+                    client.send(request_bytes("POST", CHAT, chat("deep")))
+                slow.send(request_bytes("GET", "/standstill"))
+                assert slow.read_head().status == 404
             assert [client.read_head().status for client in clients] == [200] * len(clients)
 
 
@@ -140,15 +161,20 @@ def trusting(certificate: tuple[Path, Path], router: Router, **settings: Any) ->
     return Proxy(router, EIDPROXY_ROUTER_CA_FILE=certificate[0], **settings)
 
 
-@pytest.mark.parametrize("at", ["before the first event", "in the middle"])
-def test_a_tls_router_may_be_silent_for_longer_than_a_write_may_take(certificate: tuple[Path, Path], at: str) -> None:
-    """The request was written at once: nothing is unsent, so no clock of writing runs."""
-    steps = list(stream(["a", "b"]))
-    steps.insert(0 if at == "before the first event" else 3, Pause(1.2))
+@pytest.mark.parametrize("events", range(4))
+def test_a_tls_router_may_be_silent_for_longer_than_a_write_may_take(
+    certificate: tuple[Path, Path], events: int
+) -> None:
+    """The request was written at once: nothing is unsent, so no clock of writing runs.
+
+    The transport's signals go to and fro with each read, so the silence comes after none, one, two and three of them.
+    """
+    head, *rest = list(stream(list("abcd")))
+    apart = [step for event in rest[:events] for step in (event, Drained())]
     with tls_router(certificate) as router:
-        router.script = steps
+        router.script = [Pause(1.2), head, *rest] if not events else [head, *apart, Pause(1.2), *rest[events:]]
         with trusting(certificate, router, EIDPROXY_ROUTER_WRITE_TIMEOUT_SECONDS=0.4) as proxy:
             answer = ask(proxy, "POST", CHAT, chat("deep"))
             assert (answer.status, answer.reason) == (200, None)
-            assert told(answer.body).text == "ab"
+            assert told(answer.body).text == "abcd"
             at_rest(router, proxy)
