@@ -7,8 +7,13 @@ import contextlib
 import socket
 from typing import Any
 
-_IDLE = next((getattr(socket, name) for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE") if hasattr(socket, name)), None)
-"""Linux's name, else macOS's, where Python has no TCP_KEEPIDLE (cpython#25079)."""
+
+def idle_option() -> int | None:
+    """Linux's name for the silence before the first question, else macOS's (cpython#25079)."""
+    return getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)
+
+
+_IDLE = idle_option()
 
 
 def enable_keepalive(sock: Any, *, idle: int = 10, interval: int = 5, count: int = 3) -> None:
