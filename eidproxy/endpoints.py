@@ -7,7 +7,7 @@ drain), then answered by one of three: the relay, the chat surface, or Starlette
 import asyncio
 import hmac
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from eidproxy.chat import Defaults, parse_chat_request
+from eidproxy.chat import Model, parse_chat_request
 from eidproxy.errors import Refusal, metric_reason
 from eidproxy.http1 import RequestHead
 from eidproxy.logs import RequestLine
@@ -32,6 +32,14 @@ LIVE_FILES = "/live"
 
 _PROBES = frozenset({"/healthz", "/readyz"})
 _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
+_OTHER_APIS = frozenset(
+    {"/v1/responses", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/chat", "/v1/chat/completions/"}
+    | {"/chat/completions", "/responses", "/completions", "/embeddings", "/v1/v1/chat/completions", "/v1/moderations"}
+    | {"/api/chat", "/api/generate", "/api/v1/chat/completions", "/openai/v1/chat/completions"}
+)
+"""What clients ask when they speak another API, or were given another base URL."""
+_USE_CHAT = f"Use {CHAT_COMPLETIONS} instead."
+_PROGRESS_WORDS = {b"1": True, b"true": True, b"0": False, b"false": False}
 _PRIORITIES = {word.value.encode(): word for word in Priority}
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _JSON = re.compile(rb'application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
@@ -57,7 +65,7 @@ class Endpoints:
         allowed_hosts: frozenset[str],
         api_key: str | None,
         background_api_key: str | None = None,
-        defaults: Defaults,
+        models: Mapping[Mode, Model],
         max_body_bytes: int,
         buffer_bytes: int,
         chat: ChatSurface | None = None,
@@ -70,7 +78,7 @@ class Endpoints:
         self._allowed_hosts = allowed_hosts
         self._api_key = None if api_key is None else api_key.encode()
         self._background_key = None if background_api_key is None else background_api_key.encode()
-        self._defaults = defaults
+        self._models = models
         self._chat = chat
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -124,13 +132,13 @@ class Endpoints:
     def _complete(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """`POST /v1/chat/completions`: everything is checked before the gate."""
         check_media_type(head)
-        request = parse_chat_request(body, self._defaults)
+        request = parse_chat_request(body, self._models)
         Relay(
             self.services,
             connection,
             request,
             priority=self._priority(head),
-            progress=head.headers.get(b"x-eid-progress") == b"1",
+            progress=_progress(head),
             trace_id=trace_id(head),
         ).start()
 
@@ -183,7 +191,7 @@ class Endpoints:
         try:
             await self._pages(scope, receive, send)
             if status == 404:
-                raise Refusal("not_found")
+                raise Refusal("not_found", hint=_USE_CHAT if head.path in _OTHER_APIS else "")
             if status == 405:
                 allow = b"".join(value for name, value in headers if name == b"Allow")
                 raise Refusal("method_not_allowed", allow=b", ".join(sorted(allow.split(b", "))))
@@ -247,6 +255,13 @@ def _priority(head: RequestHead) -> Priority:
     if word not in _PRIORITIES or b"x-eid-priority" in head.repeated:
         raise Refusal("invalid_priority")
     return _PRIORITIES[word]
+
+
+def _progress(head: RequestHead) -> bool:
+    word = head.headers.get(b"x-eid-progress", b"0")
+    if word not in _PROGRESS_WORDS or b"x-eid-progress" in head.repeated:
+        raise Refusal("invalid_request", hint="X-Eid-Progress is 1, true, 0 or false.")
+    return _PROGRESS_WORDS[word]
 
 
 Page = Callable[[Request], Awaitable[Response]]
