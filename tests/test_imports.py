@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     # shell
     "logs": set(),
     "metrics": {"errors", "vocabulary"},
-    "config": {"egress", "vocabulary"},
+    "config": {"chat", "egress"},
     "tokens": {"errors"},
     "pages": set(),
     "top": {"config"},
@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "wire": set(),
     "resolver": set(),
     "server": {"countdown", "errors", "http1"},
-    "surface": {"chat", "config", "errors", "http1", "tokens"},
+    "surface": {"chat", "config", "errors", "http1", "tokens", "vocabulary"},
     "upstream": {"egress", "hints", "resolver", "wire"},
     "gate": {"admission", "countdown", "errors", "metrics", "vocabulary"},
     "settle": {"gate", "metrics", "vocabulary"},
