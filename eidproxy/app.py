@@ -13,7 +13,7 @@ import httpx
 from starlette.routing import Route
 
 from eidproxy.admission import AdmissionQueue
-from eidproxy.chat import Defaults
+from eidproxy.chat import Model
 from eidproxy.config import Settings
 from eidproxy.connection import Roster
 from eidproxy.endpoints import CHAT_API, CHAT_PAGE, LIVE_FILES, Endpoints, build_pages, taken_by_the_relay
@@ -25,9 +25,10 @@ from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.resolver import Resolver
 from eidproxy.server import Server, connection_limit
 from eidproxy.settle import Settlements
+from eidproxy.silence import SilenceLimits
 from eidproxy.surface import ChatSurface
 from eidproxy.upstream import EgressBlocked, Upstream
-from eidproxy.vocabulary import Mode, Phase
+from eidproxy.vocabulary import Mode, Phase, UpstreamState
 from eidproxy.wedge import GuardStatistics, WedgeGuard
 
 VERSION = version("eidproxy")
@@ -59,6 +60,22 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
         write_timeout=router.write_timeout_seconds,
         resolver=resolver,
     )
+
+
+def build_models(settings: Settings) -> dict[Mode, Model]:
+    """What each mode is at the router."""
+    models = settings.models
+    return {
+        mode: Model(
+            own.alias,
+            models.max_tokens if own.max_tokens is None else own.max_tokens,
+            models.temperature if own.temperature is None else own.temperature,
+            own.params,
+            settings.router.ask_usage,
+            models.max_prompt_bytes,
+        )
+        for mode, own in ((Mode.DAILY, models.daily), (Mode.DEEP, models.deep))
+    }
 
 
 def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
@@ -123,11 +140,13 @@ class Application:
         self.metrics.upstream_states = self._upstream_states
         self.running: set[Relay] = set()
         self.roster = Roster(connection_limit())
-        limits = RelayLimits(
-            settings.stream.deadline_seconds,
-            settings.stream.keepalive_seconds,
+        silence = SilenceLimits(
+            settings.router.first_event_seconds,
+            settings.router.first_event_seconds_per_kib,
             settings.router.read_timeout_seconds,
+            settings.stream.deadline_seconds,
         )
+        limits = RelayLimits(silence, settings.stream.keepalive_seconds)
         services = RelayServices(
             gate=self.gate,
             upstream=self.upstream,
@@ -135,8 +154,9 @@ class Application:
             log=self.log,
             limits=limits,
             clocks=RelayClocks(limits),
-            aliases={mode: settings.alias(mode) for mode in Mode},
-            ask_usage=settings.router.ask_usage,
+            guards=self.guards,
+            settlements=self.settlements,
+            on_upstream_state=self._on_upstream_state,
             running=self.running,
             clock=time.time,
         )
@@ -147,17 +167,17 @@ class Application:
             created=int(time.time()),
             extra=_page_routes(settings.chat.enabled),
         )
-        defaults = Defaults(settings.models.max_tokens, settings.models.temperature)
+        models = build_models(settings)
         self.endpoints = Endpoints(
             services,
             pages,
             allowed_hosts=settings.allowed_hosts,
             api_key=settings.server.api_key,
             background_api_key=settings.server.background_api_key,
-            defaults=defaults,
+            models=models,
             max_body_bytes=settings.server.max_body_bytes,
             buffer_bytes=settings.stream.buffer_bytes,
-            chat=ChatSurface(settings.chat, defaults) if settings.chat.enabled else None,
+            chat=ChatSurface(settings.chat, models) if settings.chat.enabled else None,
         )
         self.server = Server(self.endpoints, self, self.roster)
         self._background: set[asyncio.Task[None]] = set()
@@ -293,6 +313,14 @@ class Application:
                 for mode, guard in self._upstream_states().items()
             },
         }
+
+    def _on_upstream_state(self, mode: Mode) -> None:
+        """The guard of a mode came to another state: say so, and turn away who waits for a model server that hangs."""
+        guard = self.guards[mode].statistics(self._loop.time())
+        self.log.state(Event.UPSTREAM_STATE, mode=mode, state=guard.state, silent_ends=guard.silent_ends)
+        if guard.state is UpstreamState.WEDGED:
+            for relay in [relay for relay in self.running if relay.mode is mode]:
+                relay.refuse_unsent()
 
     def _upstream_states(self) -> dict[Mode, GuardStatistics]:
         now = self._loop.time()

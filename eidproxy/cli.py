@@ -1,4 +1,4 @@
-"""The commands: serve, check, demo, top, token, version."""
+"""The commands: serve, check, demo, top, token, schema, version."""
 
 import asyncio
 import fcntl
@@ -38,8 +38,8 @@ _LOCK_TRIES = 100
 
 
 def _setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each setting but the secrets."""
-    for field in reversed([field for field in FIELDS if not field.secret]):
+    """An option for each setting but the secrets and tables."""
+    for field in reversed([field for field in FIELDS if not field.secret and not field.file_only]):
         command = click.option(
             field.flag, field.path.replace(".", "__"), metavar="VALUE", help=f"{field.path} ({field.env})"
         )(command)
@@ -320,6 +320,16 @@ def token(sub: str, ttl: str, config: Path | None, **flags: str | None) -> None:
         sys.exit(2)
     issuer = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds)
     click.echo(issuer.issue(sub, float(duration[1]) * _UNITS[duration[2]]))
+
+
+@cli.command(name="schema")
+def show_schema() -> None:
+    """Print the JSON Schema of request, chunk, answer and error."""
+    import msgspec
+
+    from eidproxy.schema import schema
+
+    click.echo(msgspec.json.format(msgspec.json.encode(schema())))
 
 
 @cli.command(name="version")

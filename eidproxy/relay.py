@@ -9,13 +9,15 @@ where they arrive (`Splice`).
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from typing import NamedTuple
 
 import httpx
 
-from eidproxy.chat import ChatRequest, upstream_body
+from eidproxy.chat import ChatRequest
 from eidproxy.completion import Completion
 from eidproxy.connection import Connection
 from eidproxy.countdown import Countdown
@@ -34,9 +36,12 @@ from eidproxy.gate import Gate, Pass
 from eidproxy.logs import Event, Log, RequestLine
 from eidproxy.metrics import Metrics
 from eidproxy.progress import News, Progress
+from eidproxy.settle import Settlement, Settlements
+from eidproxy.silence import SilenceClock, SilenceLimits
 from eidproxy.stream import DONE, Stage, Stream
 from eidproxy.upstream import EgressBlocked, Exchange, Upstream
-from eidproxy.vocabulary import Mode, Outcome, Phase, Priority, StreamEnd, Surface
+from eidproxy.vocabulary import Mode, Outcome, Phase, Priority, SettleEnd, StreamEnd, Surface
+from eidproxy.wedge import Passage, WedgeGuard
 
 _TAIL_SECONDS = 5.0
 """How long a router may be silent after a finish reason before the answer is taken for whole (contract, 4)."""
@@ -112,7 +117,7 @@ _BEFORE_THE_ROUTER = {
 _AT_THE_ROUTER = {
     **_BEFORE_THE_ROUTER,
     Cause.DIAL_FAILED: _GIVEN,
-    Cause.SILENCE: "router_ReadTimeout",
+    Cause.SILENCE: _GIVEN,
     Cause.WALL_CLOCK: "stream_deadline_exceeded",
     Cause.ROUTER_BROKE: _GIVEN,
     Cause.ROUTER_CLOSED: "upstream_truncated",
@@ -144,22 +149,23 @@ No clock, cut, drain or error of the router makes an error of an answer whose fi
 
 
 class RelayLimits(NamedTuple):
-    """The clocks of one request, in seconds."""
+    """The clocks of one request."""
 
-    deadline: float = 300.0
-    keepalive: float = 15.0
-    read_timeout: float = 120.0
+    silence: SilenceLimits
+    keepalive_seconds: float
 
 
 class RelayClocks:
     """The clocks that every request starts: one timer each for all requests."""
 
     def __init__(self, limits: RelayLimits) -> None:
-        self.deadline = Countdown(limits.deadline, Relay.on_wall_clock)
+        silence = limits.silence
+        first_check = min(limits.keepalive_seconds, silence.read_timeout, silence.first_event)
+        self.deadline = Countdown(silence.deadline, Relay.on_wall_clock)
         self.probe = Countdown(_PROBE_SECONDS, Relay.probe)
-        self.silence = Countdown(min(limits.keepalive, limits.read_timeout), Relay.check_silence)
-        self.tail = Countdown(_TAIL_SECONDS, Relay.on_tail_silence)
-        self.refusal = Countdown(_REFUSAL_SECONDS, Relay.on_tail_silence)
+        self.silence = Countdown(first_check, Relay.check_silence)
+        self.tail = Countdown(_TAIL_SECONDS, Relay.on_tail_silence, patient=True)
+        self.refusal = Countdown(_REFUSAL_SECONDS, Relay.on_tail_silence, patient=True)
 
 
 class RelayServices(NamedTuple):
@@ -171,8 +177,10 @@ class RelayServices(NamedTuple):
     log: Log
     limits: RelayLimits
     clocks: RelayClocks
-    aliases: dict[Mode, str]
-    ask_usage: bool
+    guards: dict[Mode, WedgeGuard]
+    settlements: Settlements
+    on_upstream_state: Callable[[Mode], None]
+    """Called when the guard of a mode came to another state."""
     running: "set[Relay]"
     clock: Callable[[], float]
     """Seconds of the epoch, for `created`."""
@@ -206,8 +214,12 @@ class Splice:
     __slots__ = (
         "body",
         "chunks",
+        "comment",
         "connection",
         "counters",
+        "guard",
+        "heard",
+        "heard_at",
         "is_open",
         "last_sent_at",
         "paused",
@@ -220,12 +232,19 @@ class Splice:
         self.relay = relay
         self.connection = connection
         self.counters = relay.services.metrics.streams[relay.mode]
+        self.guard = relay.services.guards[relay.mode]
         self.body: Stream | _ErrorBody = body
         self.stage = Stage.WAITING
         self.is_open = False
         """A head with status 200 went to the caller."""
         self.paused = False
         """The caller reads too slowly."""
+        self.comment = b""
+        """The last comment that the silence clock knows of."""
+        self.heard = 0
+        """How many events of the body it knows of."""
+        self.heard_at = 0.0
+        """When the last event for the caller came."""
         self.last_sent_at = 0.0
         self.chunks = 0
         """How many chunks of the body are counted already."""
@@ -245,7 +264,12 @@ class Splice:
             elif events:
                 self.counters.intervals.observe(now - self.last_sent_at)
                 self.count(events, now)
+                self.guard.heard_at = now
                 self.connection.write_chunk(events)
+                if not self.guard.is_live:
+                    self.relay.on_sign_of_life(now)
+            else:
+                self.relay.on_quiet_read(now)
         except Exception as error:  # noqa: BLE001  # a callback has nobody above it
             self.relay.fail("relay", error)
 
@@ -260,7 +284,7 @@ class Splice:
         counters.bytes += len(events)
         self.chunks = body.chunks
         self.sent_bytes += len(events)
-        self.last_sent_at = now
+        self.last_sent_at = self.heard_at = now
 
 
 class Relay:
@@ -274,11 +298,15 @@ class Relay:
         "_exchange",
         "_first_event_at",
         "_granted_at",
+        "_guard",
         "_loop",
+        "_passage",
         "_priority",
         "_progress",
         "_request",
         "_retry_seconds",
+        "_settlement",
+        "_silence",
         "_silence_timer",
         "_splice",
         "_status",
@@ -322,7 +350,12 @@ class Relay:
         self._claim: Pass | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
+        self._guard = services.guards[request.mode]
+        self._passage: Passage | None = None
+        self._silence: SilenceClock | None = None
+        """Set when the request is written."""
         self._silence_timer: asyncio.TimerHandle | None = None
+        self._settlement: Settlement | None = None
         self._granted_at: float | None = None
         self._deadline_at = 0.0
         self._first_event_at: float | None = None
@@ -342,6 +375,9 @@ class Relay:
         connection.writing_paused = self.pause
         connection.writing_resumed = self.resume
         try:
+            self._passage = self._guard.enter(self._loop.time())
+            if self._passage is None:
+                raise self._wedged()
             if self.mode is Mode.DAILY:
                 moved = self._on_moved if self._progress is not None else None
                 claim = self.services.gate.request(self._priority, moved)
@@ -406,12 +442,20 @@ class Relay:
         else:
             self.fail("relay", error)
 
+    def _wedged(self) -> Refusal:
+        return Refusal("upstream_wedged", retry_seconds=self._guard.retry_seconds(self._loop.time()))
+
+    def refuse_unsent(self) -> None:
+        """Turn the request away unless it is at the router: its model server hangs."""
+        if self.state in (State.QUEUED, State.CONNECTING):
+            self.conclude(Cause.REFUSAL, "upstream_wedged", self._wedged())
+
     def _on_slot_lost(self, reason: str) -> None:
         self.conclude(Cause.REFUSAL, reason)
 
     def _on_granted(self) -> None:
         now = self._granted_at = self._loop.time()
-        self._deadline_at = now + self.services.limits.deadline
+        self._deadline_at = now + self.services.limits.silence.deadline
         self.services.clocks.deadline.start(self)
         self._enter(State.CONNECTING)
         if self._progress is not None:
@@ -421,11 +465,20 @@ class Relay:
         request, self._request = self._request, None
         assert request is not None  # noqa: S101  # a relay sends once
         services = self.services
-        body = upstream_body(request, services.aliases[self.mode], services.ask_usage)
-        message = services.upstream.request(body)
+        message = services.upstream.request(request.body)
         if self._claim is not None and not self._claim.holds():
             return  # the process stood still since the grant, and somebody else may have the slot: `lost` was called
-        self._splice.last_sent_at = self._loop.time()
+        now = self._splice.last_sent_at = self._loop.time()
+        if self._passage is None or not self._guard.send(self._passage, now):
+            self.refuse_unsent()
+            return
+        self._silence = SilenceClock(
+            services.limits.silence,
+            len(request.body),
+            generates_unseen=request.whole_answer_expected,
+            sent_at=now,
+            deadline_at=self._deadline_at,
+        )
         self._enter(State.ASKED)
         exchange.start(message, self._splice)
         if self._splice.paused:
@@ -437,6 +490,10 @@ class Relay:
 
     def on_head(self, status: int, content_type: bytes, encoded: bool) -> None:
         """The head of the router's answer came."""
+        if self._settlement is not None:
+            if status != 200:
+                self._settlement.finish(SettleEnd.FIRST_EVENT)
+            return
         self.services.metrics.responses[self.mode, f"{status // 100}xx"].inc()
         self._status = status
         if status == 200:
@@ -455,6 +512,9 @@ class Relay:
     def on_stage(self, events: bytes, now: float) -> None:
         """The body came to another stage, or is at its end; `events` are for the caller."""
         body, splice = self._splice.body, self._splice
+        if self._settlement is not None:
+            self._on_settled(now)
+            return
         splice.stage = stage = body.stage
         if isinstance(body, _ErrorBody):
             self.conclude(Cause.ROUTER_CLOSED)
@@ -462,6 +522,8 @@ class Relay:
         is_first = self.state is State.ASKED and body.sanitizer.begun
         if is_first:
             self._on_first_event(now)
+        elif body.sanitizer.begun:
+            self.on_sign_of_life(now)
         if events:
             self._pass_on(events, now, is_first, stage is Stage.OVER)
         if self._progress is not None:
@@ -477,10 +539,34 @@ class Relay:
     def _on_first_event(self, now: float) -> None:
         self._first_event_at = now
         metrics = self.services.metrics
+        if self._silence is not None:
+            metrics.allowance_used[self.mode].observe(self._silence.used_ratio(now))
+        self.on_sign_of_life(now)
         metrics.first_token[self.mode].observe(now - self.connection.began_at)
         if self._exchange is not None and self._exchange.first_byte_at is not None and self._granted_at is not None:
             metrics.first_byte[self.mode].observe(self._exchange.first_byte_at - self._granted_at)
         self._enter(State.STREAMING)
+
+    def on_sign_of_life(self, now: float) -> None:
+        """A data event came: the model server does not hang."""
+        if self._silence is not None:
+            self._silence.event(now)
+        if self._guard.hear(now):
+            self.services.on_upstream_state(self.mode)
+
+    def on_quiet_read(self, now: float) -> None:
+        """A read brought nothing for the caller: comments, events that say nothing, or a part of an event."""
+        splice = self._splice
+        body = splice.body
+        if isinstance(body, _ErrorBody) or self._silence is None:
+            return
+        if body.comment is not splice.comment:
+            splice.comment = body.comment
+            self._silence.comment(body.comment, now)
+        if body.heard != splice.heard:
+            splice.heard = body.heard
+            if body.sanitizer.begun:
+                self.on_sign_of_life(now)
 
     def _on_finish_reason(self, stream: Stream) -> None:
         """Take the answer for whole when the router is silent; but not where text came after a finish reason."""
@@ -495,6 +581,9 @@ class Relay:
 
     def on_end(self, error: httpx.TransportError | None) -> None:
         """The connection to the router is over."""
+        if self._settlement is not None:
+            self._settlement.finish(SettleEnd.FIRST_EVENT)
+            return
         if error is not None:
             self.conclude(Cause.ROUTER_BROKE, f"router_{type(error).__name__}")
         elif self._stream.sanitizer.finish_reason is not None:
@@ -547,14 +636,19 @@ class Relay:
     def pause(self) -> None:
         """The caller reads too slowly: stop reading from the router until it has caught up."""
         self._splice.paused = True
+        if self._silence is not None:
+            self._silence.pause()
         if self._exchange is not None:
             self._exchange.pause()
 
     def resume(self) -> None:
         """The caller has caught up."""
         self._splice.paused = False
+        if self._silence is not None:
+            self._silence.resume(self._loop.time())
         if self._exchange is not None:
             self._exchange.resume()
+            self.check_silence()
 
     # Clocks
 
@@ -576,22 +670,32 @@ class Relay:
         if self._silence_timer is not None:
             self._silence_timer.cancel()
             self._silence_timer = None
-        exchange, splice = self._exchange, self._splice
-        if exchange is None or self.state not in (State.ASKED, State.STREAMING):
+        exchange, splice, silence = self._exchange, self._splice, self._silence
+        if exchange is None or silence is None or self.state not in (State.ASKED, State.STREAMING):
             return
         now = self._loop.time()
-        limits = self.services.limits
-        due = now + limits.read_timeout if splice.paused else exchange.last_read_at + limits.read_timeout
+        if splice.heard_at:
+            silence.event(splice.heard_at)
+        due = silence.due_at
         if now >= due:
-            self.conclude(Cause.SILENCE)
+            more = exchange.second_look(now - due, self.services.limits.silence.read_timeout)
+            if more:
+                self._silence_timer = self._loop.call_later(more, self.check_silence)
+                return
+            reason = silence.reason(now)
+            if reason == "upstream_silent":  # over 1: what was allowed was not enough
+                self.services.metrics.allowance_used[self.mode].observe(silence.used_ratio(now) + 1e-9)
+            self.conclude(Cause.SILENCE, reason)
             return
+        keepalive = self.services.limits.keepalive_seconds
         if splice.is_open:
-            if now >= splice.last_sent_at + limits.keepalive:
+            if now >= splice.last_sent_at + keepalive:
                 if not splice.paused:
                     self.connection.write_chunk(_KEEPALIVE)
                 splice.last_sent_at = now
-            due = min(due, splice.last_sent_at + limits.keepalive)
-        self._silence_timer = self._loop.call_at(due, self.check_silence)
+            due = min(due, splice.last_sent_at + keepalive)
+        if due < math.inf:
+            self._silence_timer = self._loop.call_at(due, self.check_silence)
 
     # The end
 
@@ -613,21 +717,26 @@ class Relay:
         if self.state is State.CONCLUDED:
             return
         state, self.state = self.state, State.CONCLUDED
-        for give_back in (self._close_upstream, self._leave_gate, self._cancel_timers, self._detach):
-            try:
-                give_back()
-            except Exception as error:  # noqa: BLE001  # whatever fails, the rest is given back
-                self.services.log.fault("conclude", error)
+        try:
+            refusal = self._verdict(state, cause, given, refusal)
+        except Exception as error:  # noqa: BLE001  # nothing may keep the slot
+            self.services.log.fault("verdict", error)
+            refusal = Refusal("internal_error")
+        is_silent = self._is_silent_end(refusal)
+        if not self._settles(state, refusal, is_silent):
+            leave_guard = partial(self._leave_guard, is_silent)
+            self._give_back(partial(self._close_upstream, refusal), leave_guard, self._leave_gate)
+        self._give_back(self._cancel_timers, self._detach)
         self.services.metrics.in_progress[self.mode, _PHASES[state]] -= 1
         status = 200
         try:
-            refusal = self._verdict(state, cause, given, refusal)
             status = self._end_answer(refusal)
         except Exception as error:  # noqa: BLE001  # the answer is lost, the slot must not be
             self.services.log.fault("answer", error)
             self.connection.abort()
         self._record(refusal, status)
-        del self._splice.relay  # so that both are freed here, and not when the collector runs
+        if self._settlement is None:
+            self._let_go()
 
     def _verdict(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
         """What the caller is told: None for a whole answer."""
@@ -649,9 +758,57 @@ class Relay:
         is_final = status in FINAL_STATUSES and reason != "context_too_long"
         return Refusal(reason, retry_seconds=self._retry_seconds, is_final=is_final)
 
-    def _close_upstream(self) -> None:
+    def _give_back(self, *calls: Callable[[], None]) -> None:
+        for call in calls:
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001  # whatever fails, the rest is given back
+                self.services.log.fault("conclude", error)
+
+    def _close_upstream(self, refusal: Refusal | None) -> None:
+        """Close the connection to the router; reset it when the answer is not whole (contract, P6)."""
         if self._exchange is not None:
-            self._exchange.abort()
+            self._exchange.abort(reset=refusal is not None)
+
+    def _is_silent_end(self, refusal: Refusal | None) -> bool:
+        if self._silence is None or refusal is None or isinstance(refusal.reason, Said):
+            return False
+        return self._silence.is_silent_end(refusal.reason, self._loop.time())
+
+    def _leave_guard(self, is_silent: bool) -> None:
+        """Tell the guard before the slot goes on, so that nobody is granted one only to be refused."""
+        if self._passage is not None and self._guard.leave(self._passage, self._loop.time(), silent=is_silent):
+            self.services.on_upstream_state(self.mode)
+
+    def _settles(self, state: State, refusal: Refusal | None, is_silent: bool) -> bool:
+        """Whether slot and router are kept, since the caller left while the model server reads the prompt."""
+        if state is not State.ASKED or refusal is None or not _is_departure(refusal.reason) or self._exchange is None:
+            return False
+
+        def close() -> None:
+            has_begun = self._silence is not None and self._silence.first_event_at is not None
+            leave_guard = partial(self._leave_guard, is_silent and not has_begun)
+            self._give_back(partial(self._close_upstream, refusal), leave_guard)
+            self._let_go()
+
+        left = self._deadline_at - self._loop.time()
+        try:
+            self._settlement = self.services.settlements.keep(self._claim, close, left)
+        except Exception as error:  # noqa: BLE001  # what is not kept is given back
+            self.services.log.fault("settle", error)
+        return self._settlement is not None
+
+    def _on_settled(self, now: float) -> None:
+        """The first event came for a caller that left: the prefill is over, and the next token can be stopped."""
+        self.on_sign_of_life(now)
+        if self._settlement is not None:
+            self._settlement.finish(SettleEnd.FIRST_EVENT)
+
+    def _let_go(self) -> None:
+        """Break the circle of references, so that all is freed here and not when the collector runs."""
+        self._exchange = self._settlement = None
+        if hasattr(self._splice, "relay"):
+            del self._splice.relay
 
     def _leave_gate(self) -> None:
         if self._claim is not None:

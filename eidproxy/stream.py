@@ -48,6 +48,7 @@ class Stream:
         "chunks",
         "completion",
         "failure",
+        "heard",
         "sanitizer",
         "stage",
     )
@@ -69,6 +70,8 @@ class Stream:
         """How many chunks went to the caller or into the completion."""
         self.failure: str | None = None
         """Why the answer failed: the reason that the caller is told."""
+        self.heard = 0
+        """How many data events came that took the long way."""
         self.stage = Stage.WAITING
 
     @property
@@ -95,6 +98,7 @@ class Stream:
             events = self._parser.feed(data)
         except EventTooLarge as cut:
             events, is_too_large = cut.events, True  # what was whole before it counts
+        self.heard += len(events)
         is_plain = sanitizer.is_plain and self.completion is None
         for event in events:
             if is_plain and type(event) is bytes:

@@ -84,9 +84,9 @@ def test_an_answer_that_is_held_has_a_bound(router: Router, proxy: Proxy) -> Non
 def test_a_silent_router_is_noticed_in_time_in_every_mode(router: Router, progress: str) -> None:
     """Also when the keepalive to the caller is further apart than the router may be silent."""
     router.script = [Stall()]
-    with Proxy(router, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=0.3, EIDPROXY_STREAM_DEADLINE_SECONDS=5) as proxy:
+    with Proxy(router, EIDPROXY_ROUTER_FIRST_EVENT_SECONDS=0.3, EIDPROXY_ROUTER_FIRST_EVENT_SECONDS_PER_KIB=0) as proxy:
         headers = {"Content-Type": "application/json", "X-Eid-Progress": progress}
-        assert b"router_ReadTimeout" in ask(proxy, "POST", CHAT, chat("daily"), headers).body
+        assert b"upstream_silent" in ask(proxy, "POST", CHAT, chat("daily"), headers).body
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -144,6 +144,7 @@ def test_a_request_is_freed_where_it_ends(router: Router, tmp_path: Path, model:
 
         ask(proxy, "POST", CHAT, chat(model))  # what is made once
         told()
+        once = told()  # circles of the libraries' own, from their import: they come back each time
         for _ in range(10):
             ask(proxy, "POST", CHAT, chat(model))
             ask(proxy, "POST", CHAT, chat(model, stream=False))
@@ -154,7 +155,7 @@ def test_a_request_is_freed_where_it_ends(router: Router, tmp_path: Path, model:
                 client.send(request_bytes("POST", CHAT, chat(model)))
                 client.read_head()
         until(lambda: not any(proxy.status()["streams"].values()))
-        assert not {name: count for name, count in told().items() if count >= 10}
+        assert not {name: count for name, count in (told() - once).items() if count >= 10}
 
 
 def test_a_queue_that_is_full_keeps_its_status_in_progress_mode(router: Router) -> None:

@@ -20,9 +20,11 @@ with atheris.instrument_imports(include=["eidproxy"]):
     from eidproxy import chat, chunk, dialect, http1, repair, sanitize, sse, stream, tool_calls
 
 from eidproxy.errors import Refusal
+from eidproxy.vocabulary import Mode
 from tests import fuzz
 from tests.fuzz import requests
 
+MODELS = {mode: chat.Model("alias") for mode in Mode}
 MODULES = (chat, chunk, dialect, http1, repair, sanitize, sse, stream, tool_calls)
 
 
@@ -38,12 +40,10 @@ def one(data: bytes) -> None:
         requests.agree(data, rng)
     else:
         try:
-            request = chat.parse_chat_request(data, chat.Defaults())
+            chat.parse_chat_request(data, MODELS)
         except Refusal as refusal:
             if refusal.status not in (400, 404):
                 raise
-            return
-        chat.upstream_body(request, "alias", ask_usage=False)
 
 
 def main() -> None:
