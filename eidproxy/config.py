@@ -449,8 +449,8 @@ def _router_faults(settings: Settings) -> Iterator[str]:
         networks = narrowed(settings.router.allowed_networks)
     except ValueError:
         yield (
-            "router.allowed_networks: each must be a network inside the permitted ones, as 192.168.1.0/24 or fd00:1::/64;"
-            " nothing can be added"
+            "router.allowed_networks: each must be a network inside the permitted ones, spelled as 192.168.1.0/24 or"
+            " fd00:1::/64; nothing can be added"
         )
         return
     if settings.router.ca_file is not None:

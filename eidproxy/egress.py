@@ -81,7 +81,7 @@ def literal(host: str) -> Address | None:
 
 
 def network(text: str) -> Network:
-    """A network as `address/prefix`, or a canonical address alone. Raises ValueError, also for bits behind the prefix."""
+    """A network as `address/prefix`, or a canonical address alone. Raises ValueError; bits behind the prefix too."""
     spelled, slash, prefix = text.partition("/")
     address = literal(spelled)
     if address is None:
