@@ -26,6 +26,9 @@ _MAX_LINE_BYTES = 4096
 """PIPE_BUF: a write of at most this much to a writable pipe neither blocks nor is split."""
 
 
+_REFUSALS_SECONDS = 1.0
+
+
 class Event(StrEnum):
     """Every event there is."""
 
@@ -41,7 +44,7 @@ class Event(StrEnum):
     EGRESS_BLOCKED = "egress_blocked"
 
 
-_ERRORS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rules_missing"})
+ERRORS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rules_missing"})
 """Reasons that an operator must mend."""
 
 
@@ -61,6 +64,8 @@ class RequestLine(msgspec.Struct, omit_defaults=True, tag_field="event", tag=Eve
     chunks: int | None = None
     bytes: int | None = None
     trace_id: str | None = None
+    left_out: int | None = None
+    """How many refusals before this one have no line; see `Refusals`."""
     level: str | None = None
     timestamp: str | None = None
 
@@ -122,7 +127,7 @@ class Log:
         """One ended request."""
         level = "info"
         if line.outcome == "error":
-            level = "error" if line.reason in _ERRORS else "warning"
+            level = "error" if line.reason in ERRORS else "warning"
         if self._lowest > _LEVELS[level]:
             return
         if self._console:
@@ -149,6 +154,48 @@ class Log:
             for frame in traceback.extract_tb(error.__traceback__)[-8:]
         ]
         self._logger.error(Event.FAULT.value, where=where, error=type(error).__name__, frames=frames)
+
+
+class Refusals:
+    """The lines of requests that were refused at the edge: the first at once, then at most one a second.
+
+    Whoever can connect can be refused, tens of thousands of times a second, so a line for each would fill a disk. The
+    line at the end of a second is that of its last refusal and tells how many others have none: the lines and what
+    they left out are all that were refused. Each of them is counted in the metrics by its reason.
+    """
+
+    def __init__(self, log: Log, call_later: Callable[[float, Callable[[], None]], object]) -> None:
+        self._log = log
+        self._call_later = call_later
+        self._is_held = False
+        self._last: RequestLine | None = None
+        self._left_out = 0
+
+    def add(self, line: RequestLine) -> None:
+        """One refused request."""
+        if not self._is_held:
+            self._write(line)
+            return
+        if self._last is not None:
+            self._left_out += 1
+        self._last = line
+
+    def flush(self) -> None:
+        """Write the line that is held back, if there is one."""
+        if self._last is not None:
+            self._last.left_out = self._left_out or None
+            line, self._last, self._left_out = self._last, None, 0
+            self._write(line)
+
+    def _write(self, line: RequestLine) -> None:
+        self._log.request(line)
+        if not self._is_held:
+            self._is_held = True
+            self._call_later(_REFUSALS_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._is_held = False
+        self.flush()
 
 
 def _to_json(value: Any, **_: Any) -> bytes:

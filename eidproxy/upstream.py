@@ -469,7 +469,7 @@ class Upstream:
         for host, port in self.own_addresses:
             if port != self.port:
                 continue
-            if host == address:
+            if canonical(host) == address:
                 return True
             if host in ("0.0.0.0", "::"):  # noqa: S104  # a listener on every address of this machine
                 return local is not None and canonical(local[0]) == address

@@ -5,14 +5,14 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eidproxy.logs import Event, LineWriter, Log, RequestLine, silence_libraries
+from eidproxy.logs import Event, LineWriter, Log, Refusals, RequestLine, silence_libraries
 from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, ask, chat
 from tests.upstream import Router
 
@@ -98,6 +98,50 @@ def test_a_request_has_the_same_facts_in_both_formats(capfd: pytest.CaptureFixtu
     for name in line.keys() - {"event", "level", "timestamp"}:
         assert f"{name}={line[name]}" in told
     assert "trace_id" not in told
+
+
+def test_refusals_have_a_line_a_second(capfd: pytest.CaptureFixture[str]) -> None:
+    """On a clock of the test's own: what was left out is told, and nothing twice."""
+    due: list[Callable[[], None]] = []
+    refusals = Refusals(Log(fmt="json"), lambda seconds, call: due.append(call))
+
+    def told() -> list[tuple[str, int]]:
+        return [(line["request_id"], line.get("left_out", 0)) for line in lines(capfd)]
+
+    def refuse(*names: str) -> None:
+        for name in names:
+            refusals.add(RequestLine("not_found", name, "proxy", "none", "error", 404, 0.1))
+
+    refuse("a", "b", "c", "d")
+    assert told() == [("a", 0)]
+    due.pop()()
+    assert told() == [("d", 2)]
+    refuse("e")
+    assert told() == []  # in the second of that line
+    due.pop()()
+    assert told() == [("e", 0)]
+    due.pop()()
+    assert not due  # a second without a refusal ends it
+    refuse("f", "g", "h")
+    refusals.flush()  # as at the end of the process
+    refusals.flush()
+    assert told() == [("f", 0), ("h", 1)]
+    due.pop()()
+    assert told() == []
+
+
+def test_a_flood_of_refusals_is_a_few_lines(router: Router) -> None:
+    with Proxy(router) as proxy:
+        began = time.monotonic()
+        for number in range(400):
+            ask(proxy, "GET", f"/nothing/{number}")
+            ask(proxy, "POST", CHAT, b"no json")
+        seconds = time.monotonic() - began
+        assert proxy.status()["outcomes"] == {"not_found": 400, "invalid_json": 400}
+    found = [line for line in proxy.log() if line["event"] == "request"]
+    assert {line["reason"] for line in found} <= {"not_found", "invalid_json"}
+    assert sum(1 + line.get("left_out", 0) for line in found) == 800
+    assert len(found) <= seconds + 3  # the first, one for each second, and the last at the end
 
 
 def test_libraries_are_silent(capfd: pytest.CaptureFixture[str]) -> None:
