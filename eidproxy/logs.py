@@ -4,11 +4,14 @@ A line holds members of enumerations, numbers and our own ids, never text that c
 exception is its class and the places it passed: its words may quote a prompt.
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 import select
 import stat
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -27,6 +30,8 @@ _MAX_LINE_BYTES = 4096
 
 
 _REFUSALS_SECONDS = 1.0
+_FOLLOW_SECONDS = 1.0
+"""A file is looked for under its name at most so often."""
 
 
 class Event(StrEnum):
@@ -71,13 +76,22 @@ class RequestLine(msgspec.Struct, omit_defaults=True, tag_field="event", tag=Eve
 
 
 class LineWriter:
-    """Writes whole lines to a descriptor and never waits: a reader that stopped reading must not stop the proxy."""
+    """Writes whole lines to a descriptor and never waits: a reader that stopped reading must not stop the proxy.
 
-    def __init__(self, descriptor: int, on_drop: Callable[[], None]) -> None:
+    A file that is rotated is followed: when another file stands under its name, the descriptor is opened anew. launchd
+    opens the file once and for ever, and newsyslog only renames it.
+    """
+
+    def __init__(
+        self, descriptor: int, on_drop: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._descriptor = descriptor
         self._on_drop = on_drop
+        self._clock = clock
+        self._looked_at = clock()
         # A regular file takes whatever comes.
         self._may_block = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._path = None if self._may_block else _path_of(descriptor)
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
@@ -90,6 +104,7 @@ class LineWriter:
                 writable = bool(ready) and not ready[0][1] & (select.POLLERR | select.POLLNVAL)
             else:
                 writable = True
+                self._follow()
             if writable:
                 os.write(self._descriptor, data)
                 return
@@ -98,6 +113,28 @@ class LineWriter:
         self._on_drop()
 
     debug = info = warning = error = critical = msg
+
+    def _follow(self) -> None:
+        now = self._clock()
+        if self._path is None or now - self._looked_at < _FOLLOW_SECONDS:
+            return
+        self._looked_at = now
+        with contextlib.suppress(OSError):  # renamed and not made again, or not ours: the old one is better than none
+            there, ours = os.stat(self._path), os.fstat(self._descriptor)
+            if stat.S_ISREG(there.st_mode) and not os.path.samestat(there, ours):
+                opened = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                os.dup2(opened, self._descriptor)
+                os.close(opened)
+
+
+def _path_of(descriptor: int) -> str | None:
+    """The name of an open file, where the system tells it."""
+    try:
+        if sys.platform == "darwin":
+            return os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0"))
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return None
 
 
 class Log:

@@ -20,7 +20,18 @@ import jwt
 import pytest
 
 from tests.deploy.files import DEPLOY, ROOT, passed, run
-from tests.harness import CHAT, Answer, Head, Proxy, RawClient, chat, free_port, request_bytes, until
+from tests.harness import (
+    CHAT,
+    PROMPT_CANARY,
+    Answer,
+    Head,
+    Proxy,
+    RawClient,
+    chat,
+    free_port,
+    request_bytes,
+    until,
+)
 from tests.tools import need, size, without
 from tests.upstream import (
     Pause,
@@ -541,6 +552,66 @@ def test_a_body_that_is_too_large_is_refused(edge: Edge, router: Router) -> None
     headers = [("Authorization", f"Bearer {token()}")]
     answer = edge.ask("POST", "/api/eid/chat", b" " * (1_048_576 + 1), [*headers, ("Content-Type", "application/json")])
     assert answer.status == 413
+    assert router.posts == 0
+
+
+class NoPlace:
+    """What a prompt is sent with when nginx has no place to keep it on the disk."""
+
+    def __init__(self, edge: Edge, home: Path) -> None:
+        self.edge = edge
+        # A file in the place of the directory: whoever would make a temporary file there fails, root too.
+        folder = home / "client_body"
+        folder.rmdir()
+        folder.touch()
+        text = "long " * 1200 + PROMPT_CANARY
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] * 4
+        self.question = json.dumps({"mode": "daily", "messages": [*messages, {"role": "user", "content": "go on"}]})
+        assert len(self.question) > 16_384  # what nginx keeps in memory
+
+    def plain(self, *fields: tuple[str, str]) -> int:
+        """Over HTTP/1.1, with its length."""
+        headers = [("Authorization", f"Bearer {token()}"), ("Content-Type", "application/json"), *fields]
+        return self.edge.ask("POST", "/api/eid/chat", self.question.encode(), headers).status
+
+    def curl(self, *arguments: str) -> int:
+        """By curl, which knows HTTP/2 and chunks."""
+        (curl,) = need("curl")
+        said = subprocess.run(
+            [
+                *(curl, "--silent", "--output", os.devnull, "--write-out", "%{http_code}", "--max-time", "30"),
+                *("--cacert", str(self.edge.authority), "--noproxy", "*"),
+                *("--resolve", f"localhost:{self.edge.port}:127.0.0.1", "--header", f"Authorization: Bearer {token()}"),
+                *("--header", "Content-Type: application/json", "--header", "Expect:", "--data-binary", "@-"),
+                *(*arguments, f"https://localhost:{self.edge.port}/api/eid/chat"),
+            ],
+            input=self.question.encode(),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        return int(said.stdout)
+
+
+def test_nginx_keeps_no_prompt_on_the_disk(
+    backend: tuple[Router, Proxy], router: Router, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("no-place")
+    with nginx(backend[1], home) as edge:
+        prompt = NoPlace(edge, home)
+        assert prompt.plain() == 200
+        assert prompt.curl("--http2") == 200
+        assert prompt.curl("--http1.1", "--header", "Transfer-Encoding: chunked") == 200
+    assert router.posts == 3
+    assert all(PROMPT_CANARY in request.body.decode() for request in router.requests)
+
+
+def test_an_nginx_that_keeps_prompts_is_noticed(
+    backend: tuple[Router, Proxy], router: Router, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The control: nginx's own default fails where it has no place for a temporary file."""
+    home = tmp_path_factory.mktemp("default")
+    with nginx(backend[1], home, **{"    proxy_request_buffering off;\n": ""}) as edge:
+        assert NoPlace(edge, home).plain() == 500
     assert router.posts == 0
 
 
