@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.callers import at_rest, check_error_event, check_refusal
+from tests.cost import Beside
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
 from tests.tools import need, without
 from tests.tools import size as amount
@@ -234,7 +235,7 @@ def bulk(proxy: Proxy, router: Router, script: Iterator[Step], reason: str | Non
     before = proxy.rss()
     top, slowest = before, 0.0
     router.enqueue(script)
-    with RawClient(proxy, timeout=60) as client:
+    with RawClient(proxy, timeout=60) as client, Beside() as beside:
         client.send(request_bytes("POST", CHAT, chat(stream=False)))
         router.wait_for(lambda: router.posts >= 1)
         while router.concurrent:
@@ -250,7 +251,7 @@ def bulk(proxy: Proxy, router: Router, script: Iterator[Step], reason: str | Non
         check_refusal(answer, 503, reason)
     print(f"EIDPROXY bulk: {reason}: rss +{(top - before) / 2**20:.1f} MiB, slowest probe {slowest * 1e3:.0f} ms")
     assert top - before < 16 * 2**20, "memory"
-    assert slowest < 0.25, "a gap"
+    assert slowest < beside.allow(0.25), "a gap"
 
 
 FINISH = chunk(event(completion_chunk({}, "stop"))) + LAST_CHUNK
@@ -407,7 +408,7 @@ def check_probed(router: Router, proxy: Proxy) -> None:
 
         assert "timer:(keepalive" in line(proxy.port, client.sock.getsockname()[1])
         # The router's is set once a request takes its time.
-        until(lambda: "timer:(keepalive" in line(None, router.port), 4, "timer: the router is probed")
+        until(lambda: "timer:(keepalive" in line(None, router.port), what="timer: the router is probed")
         router.release("go")
         assert client.read_body().endswith(b"data: [DONE]\n\n")
 
@@ -457,4 +458,4 @@ if amount(0, 1):  # it takes half a minute each
         assert done.returncode == 0, done.stderr
         took = float(done.stdout.split("freed ")[1].split()[0])
         print(f"EIDPROXY gone without a word: {who}: freed after {took:.1f} s")
-        assert took < 30
+        assert took < 60  # the read timeout is 120 s, and a drain would not end

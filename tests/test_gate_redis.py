@@ -24,6 +24,7 @@ from eidproxy.metrics import Metrics
 from eidproxy.resolver import Resolver
 from eidproxy.upstream import EgressBlocked
 from eidproxy.vocabulary import Priority, WaitOutcome
+from tests.cost import Beside
 from tests.gate.history import Span, judged, replayed
 from tests.gate.store import Store, recorded
 from tests.tools import size as amount
@@ -78,7 +79,7 @@ async def gates(kind: str, store: Store, count: int = 1, **settings: Any) -> Asy
         while True:  # a new store waits a lease; what an earlier test left goes
             first = shared[0].request(Priority.FOREGROUND)
             with contextlib.suppress(Refusal):
-                async with asyncio.timeout(LEASE * 3):
+                async with asyncio.timeout(30):
                     await first.granted()
                 shared[0].leave(first)
                 break
@@ -111,7 +112,7 @@ def played(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return both(run)
 
 
-async def reached(state: Callable[[], object], seconds: float = 5.0) -> None:
+async def reached(state: Callable[[], object], seconds: float = 30.0) -> None:
     """Until it is so."""
     async with asyncio.timeout(seconds):
         while not state():  # noqa: ASYNC110  # there is no event for what a test wants to see
@@ -391,14 +392,11 @@ def test_a_grant_reaches_its_waiter(store: Store) -> None:
             one.leave(claim)
         return sorted(took)
 
-    # The machine may be busy with other things, so the best of three counts.
-    for _ in range(3):
+    with Beside() as beside:
         took = asyncio.run(handovers())
-        p50, p99 = took[len(took) // 2], took[int(len(took) * 0.99)]
-        print(f"EIDPROXY a grant reaches its waiter: p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {took[-1]:.2f} ms")
-        if p99 < 20:
-            break
-    assert p99 < 20
+    p50, p99 = took[len(took) // 2], took[int(len(took) * 0.99)]
+    print(f"EIDPROXY a grant reaches its waiter: p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {took[-1]:.2f} ms")
+    assert p99 < beside.allow(0.02) * 1e3
 
 
 def test_a_woken_waiter_believes_only_the_server(store: Store) -> None:

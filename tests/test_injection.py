@@ -243,7 +243,7 @@ async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             saboteur.names, saboteur.calls, saboteur.fail_at, saboteur.armed = [], 0, -1, True
             await scenario(stage)
             saboteur.armed = False
-            await stage.clean(3)
+            await stage.clean(30)
             points += [(scenario, at, name) for at, name in enumerate(saboteur.names) if name not in PURE]
         chosen = select(points, seed)
         forced = 0.0
@@ -253,7 +253,7 @@ async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             saboteur.armed, name = False, saboteur.hit
             exempt = kind == "exception" and name in GIVING_BACK
             try:
-                await stage.clean(3)
+                await stage.clean(30)
             except AssertionError as left:
                 raise AssertionError(f"{scenario.__name__}: {kind} at call {number}, {name}: {left}") from None
             if exempt:

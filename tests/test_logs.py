@@ -30,10 +30,8 @@ def test_a_pipe_that_nobody_reads_costs_lines_not_time(pipe: tuple[int, int]) ->
     dropped: list[None] = []
     out = LineWriter(writer, lambda: dropped.append(None))
     line = b"x" * 500
-    began = time.monotonic()
     for _ in range(1000):
-        out.msg(line)
-    assert time.monotonic() - began < 2
+        out.msg(line)  # one that waits waits for ever
     assert dropped, "a pipe holds 64 KiB"
     kept = os.read(reader, 1_000_000)
     assert kept == (line + b"\n") * (1000 - len(dropped)), "what was written is whole lines"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.callers import at_rest
+from tests.cost import Beside
 from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, RawClient, Sample, ask, chat, request_bytes, until
 from tests.tools import size as amount
 from tests.upstream import (
@@ -172,14 +173,15 @@ def test_everything_an_operator_sees(router: Router, seed: int) -> None:
         storm(router, proxy, count, seed)
         ends(router, proxy)
         at_rest(router, proxy)
-        began_at = time.monotonic()
-        text = proxy.get("/metrics").body
-        took = time.monotonic() - began_at
+        with Beside() as beside:
+            began_at = time.monotonic()
+            text = proxy.get("/metrics").body
+            took = time.monotonic() - began_at
         ended = proxy.metrics()
         print(f"EIDPROXY metrics: {len(ended)} samples, {len(ended) - len(began)} new after {count} hostile values, "
               f"scrape {took * 1e3:.1f} ms")  # fmt: skip
         check_no_new_series(began, ended)
-        assert took < 0.1
+        assert took < beside.allow(0.1)
         assert max(value for (name, _), value in ended.items() if name == "eidproxy_gate_forced_releases_total") == 0
         everything = proxy.output() + text + proxy.get("/status").body + proxy.get("/v1/models").body
         for word in (PROMPT_CANARY, ANSWER_CANARY, MODEL_PATH, FINGERPRINT, "mac-mini", "qwen-macbook", "hostile"):

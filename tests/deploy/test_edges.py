@@ -19,6 +19,7 @@ from typing import Any, Self
 import jwt
 import pytest
 
+from tests.cost import Beside
 from tests.deploy.files import DEPLOY, ROOT, passed, run
 from tests.harness import (
     CHAT,
@@ -101,9 +102,9 @@ def caddy(upstream: Proxy, home: Path) -> Iterator[Edge]:
     }
     authority = home / "caddy/pki/authorities/local/root.crt"
     with started([program, "run", "--config", str(ROOT / "Caddyfile"), "--adapter", "caddyfile"], env, home) as serving:
-        until(lambda: authority.exists() or not serving(), 20, "Caddy's own authority")
+        until(lambda: authority.exists() or not serving(), 60, "Caddy's own authority")
         edge = Edge("caddy", port, authority)
-        until(lambda: _answers(edge) or not serving(), 20, "Caddy")
+        until(lambda: _answers(edge) or not serving(), 60, "Caddy")
         yield edge
 
 
@@ -143,7 +144,7 @@ def nginx(upstream: Proxy, home: Path, **changes: str) -> Iterator[Edge]:
     assert "[warn]" not in said.stderr, said.stderr
     with started([program, "-e", "stderr", "-c", str(config)], {"PATH": os.environ.get("PATH", "")}, home) as serving:
         edge = Edge("nginx", port, certificate)
-        until(lambda: _answers(edge) or not serving(), 20, "nginx")
+        until(lambda: _answers(edge) or not serving(), 60, "nginx")
         yield edge
 
 
@@ -203,6 +204,12 @@ def router(backend: tuple[Router, Proxy]) -> Router:
 @pytest.fixture
 def proxy(backend: tuple[Router, Proxy]) -> Proxy:
     return backend[1]
+
+
+@pytest.fixture
+def beside() -> Iterator[Beside]:
+    with Beside() as measured:
+        yield measured
 
 
 def token() -> str:
@@ -365,11 +372,12 @@ def test_events_arrive_at_once(edge: Edge, router: Router, protocol: str) -> Non
     router.script = clocked(EVENTS, 0.02)
     # This machine may stall for a moment; an edge that holds events back does so in each round.
     rounds: list[list[float]] = []
-    while len(rounds) < 3 and not any(max(found) <= EVENT_SECONDS for found in rounds):
-        rounds.append(delays(edge, protocol))
+    with Beside() as beside:
+        while len(rounds) < 3 and not any(max(found) <= EVENT_SECONDS for found in rounds):
+            rounds.append(delays(edge, protocol))
     best = min(rounds, key=max)
     print(f"{edge.name} {protocol}: event delay p50 {_ms(statistics.median(best))}, max {_ms(max(best))}")
-    assert max(best) <= EVENT_SECONDS
+    assert max(best) <= beside.allow(EVENT_SECONDS)
 
 
 def test_an_edge_that_buffers_is_noticed(
@@ -405,7 +413,7 @@ def test_stream_is_whole_and_not_encoded(edge: Edge, router: Router, protocol: s
 @PROTOCOLS
 @pytest.mark.parametrize("when", ["mid-stream", "before the first event"])
 def test_a_browser_that_leaves_frees_the_gate(
-    edge: Edge, router: Router, proxy: Proxy, protocol: str, when: str
+    edge: Edge, router: Router, proxy: Proxy, beside: Beside, protocol: str, when: str
 ) -> None:
     """The slot is free when the next in the queue is at the router."""
     taken = []
@@ -425,17 +433,17 @@ def test_a_browser_that_leaves_frees_the_gate(
             taken.append(router.requests[1].at - left)
             assert next_one.read_head().status == 200
             next_one.read_body()
-        assert router.closes[0].at - left <= DEPARTURE_SECONDS
+        assert router.closes[0].at - left <= beside.allow(DEPARTURE_SECONDS)
     assert router.max_concurrent == 1
     print(
         f"{edge.name} {protocol}, leaves {when}: gate free after p50 {_ms(statistics.median(taken))}, "
         f"max {_ms(max(taken))}"
     )
-    assert max(taken) <= DEPARTURE_SECONDS
+    assert max(taken) <= beside.allow(DEPARTURE_SECONDS)
 
 
 @pytest.mark.alone
-def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy) -> None:
+def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy, beside: Beside) -> None:
     """A page that aborts its fetch resets one HTTP/2 stream; the connection stays and is used again."""
     taken = []
     with Http2(edge) as page, contextlib.ExitStack() as clients:
@@ -453,12 +461,14 @@ def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy) 
             assert next_one.read_head().status == 200
             next_one.read_body()
     print(f"{edge.name} http2, stop button: gate free after p50 {_ms(statistics.median(taken))}, max {_ms(max(taken))}")
-    assert max(taken) <= DEPARTURE_SECONDS
+    assert max(taken) <= beside.allow(DEPARTURE_SECONDS)
 
 
 @pytest.mark.alone
 @PROTOCOLS
-def test_a_browser_that_leaves_the_queue_is_out_of_it(edge: Edge, router: Router, proxy: Proxy, protocol: str) -> None:
+def test_a_browser_that_leaves_the_queue_is_out_of_it(
+    edge: Edge, router: Router, proxy: Proxy, beside: Beside, protocol: str
+) -> None:
     router.enqueue([Send(stream_head()), Wait("holder"), *stream()[1:]])
     with RawClient(proxy) as holder:
         holder.send(request_bytes("POST", CHAT, chat("daily")))
@@ -473,7 +483,7 @@ def test_a_browser_that_leaves_the_queue_is_out_of_it(edge: Edge, router: Router
         router.release("holder")
         assert holder.read_head().status == 200
     print(f"{edge.name} {protocol}, leaves the queue: out of it after {_ms(taken)}")
-    assert taken <= DEPARTURE_SECONDS
+    assert taken <= beside.allow(DEPARTURE_SECONDS)
     assert router.posts == 1
 
 
