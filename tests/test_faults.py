@@ -408,7 +408,7 @@ def check_probed(router: Router, proxy: Proxy) -> None:
 
         assert "timer:(keepalive" in line(proxy.port, client.sock.getsockname()[1])
         # The router's is set once a request takes its time.
-        until(lambda: "timer:(keepalive" in line(None, router.port), what="timer: the router is probed")
+        until(lambda: "timer:(keepalive" in line(None, router.port), 10, "timer: the router is probed")
         router.release("go")
         assert client.read_body().endswith(b"data: [DONE]\n\n")
 

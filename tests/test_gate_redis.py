@@ -268,6 +268,10 @@ def test_storm(kind: str, capacity: int, store: Store, seed: int) -> None:
                 await asyncio.sleep(choose.choice([0, 0, 0.001, 0.003]))
         except TimeoutError:
             pass
+        except Refusal as refusal:
+            # On a busy machine an answer of the store may take longer than a call waits for it; that fails closed.
+            if (kind, refusal.reason) != ("redis", "gate_unavailable"):
+                raise
         held.discard(number)
         gate.leave(claim)
 

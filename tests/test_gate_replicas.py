@@ -131,7 +131,7 @@ def test_three_replicas(router: Router, store: Store, seed: int) -> None:
     with replicas(router, store, 3, EIDPROXY_GATE_MAX_WAITING=1000, EIDPROXY_GATE_AGING_SECONDS=0) as started:
         router.reset()
         router.script = lambda _: stream(["a", "b"], interval=choose.choice([0, 0.002]))
-        with recorded(store) as record:
+        with recorded(store) as record, Beside() as beside:
             clients = [
                 post(choose.choice(started), str(number), choose.choice(["foreground", "background"]))
                 for number in range(600)
@@ -149,7 +149,7 @@ def test_three_replicas(router: Router, store: Store, seed: int) -> None:
         )
         p50, p99 = statistics.median(handovers), handovers[int(len(handovers) * 0.99)]
         print(f"EIDPROXY from the end of one inference to the next POST: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
-        assert p50 < 20
+        assert p50 < beside.allow(0.02) * 1e3
         for each in started:
             assert each.metric("eidproxy_gate_lease_lost_total") == 0
             assert each.metric("eidproxy_gate_forced_releases_total") == 0
@@ -167,9 +167,9 @@ def test_order_across_replicas(router: Router, store: Store) -> None:
             priority = "background" if number % 3 == 0 else "foreground"
             name = f"{priority} {number}"
             at = started[number % 3]
-            before = len(at.status()["gate"]["waiting"])
             clients.append(post(at, name, priority))
-            until(lambda at=at, before=before: len(at.status()["gate"]["waiting"]) == before + 1)  # type: ignore[misc]
+            # Its replica knows its place, so the store has it: who comes next, elsewhere, comes later.
+            until(lambda at=at, count=number // 3 + 1: sum(place > 0 for place in positions(at)) == count)  # type: ignore[misc]
             wanted[priority].append(name)
         until(lambda: sorted(p for each in started for p in positions(each)) == list(range(1, 31)))
         router.release(GO)

@@ -257,7 +257,7 @@ def test_permitted_hosts(pair: Pair, host: str) -> None:
 def test_other_hosts(pair: Pair, host: str) -> None:
     check_refusal(pair.proxy.get("/v1/models", {"Host": host}), 421, "host_not_allowed")
     check_refusal(pair.post(chat(), {"Host": host}), 421, "host_not_allowed")
-    assert pair.router.connections == 0
+    assert pair.router.posts == 0
 
 
 def test_query_string(pair: Pair) -> None:
@@ -334,7 +334,7 @@ REFUSED: list[tuple[dict[str, Any], int, str, str | None]] = [
 def test_refused_field(pair: Pair, patch: dict[str, Any], code: int, reason: str, param: str | None) -> None:
     body = {"model": "daily", "messages": USER, **patch}
     check_refusal(pair.post(body), code, reason, param)
-    assert pair.router.connections == 0
+    assert pair.router.posts == 0
 
 
 @pytest.mark.parametrize("name", ["model", "messages"])
@@ -364,14 +364,14 @@ BAD_BODIES = {
 @pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES)
 def test_invalid_json(pair: Pair, body: bytes) -> None:
     check_refusal(pair.post(body), 400, "invalid_json")
-    assert pair.router.connections == 0
+    assert pair.router.posts == 0
 
 
 @pytest.mark.parametrize(("one", "other"), [("daily", "gpt-4o"), ("gpt-4o", "daily")])
 def test_model_twice(pair: Pair, one: str, other: str) -> None:
     body = b'{"model":"%b","messages":[{"role":"user","content":"hi"}],"model":"%b"}' % (one.encode(), other.encode())
     check_refusal(pair.post(body), 404, "model_not_found", "model")
-    assert pair.router.connections == 0
+    assert pair.router.posts == 0
 
 
 @pytest.mark.parametrize(
