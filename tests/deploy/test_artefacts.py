@@ -515,9 +515,21 @@ END
 
 def test_yaml_has_no_finding_of_yamllint() -> None:
     (yamllint,) = need("yamllint")
-    files = sorted([*DEPLOY.glob("*.yaml"), *DEPLOY.glob("*.yml")])
-    assert len(files) >= 7
+    files = sorted([*DEPLOY.glob("*.yaml"), *DEPLOY.glob("*.yml"), *ROOT.glob(".github/workflows/*.yml")])
+    assert len(files) >= 8
     assert passed(yamllint, "--strict", "-d", YAML_STYLE, *files) == ""
+
+
+def test_the_workflow_covers_the_systems_and_the_pythons_that_people_have() -> None:
+    [workflow] = documents(ROOT / ".github/workflows/ci.yml")
+    whole, test = workflow["jobs"]["whole"], workflow["jobs"]["test"]
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["requires-python"]
+    pythons = test["strategy"]["matrix"]["python"]
+    assert oldest == f">={pythons[0]}"
+    assert pythons == [f"3.{minor}" for minor in range(11, 11 + len(pythons))]
+    assert {system.partition("-")[0] for system in test["strategy"]["matrix"]["system"]} == {"ubuntu", "macos"}
+    assert ".ci/run" in [step.get("run") for step in whole["steps"]]
+    assert [step["run"].split()[:2] for step in test["steps"] if "run" in step] == [["make", "test"], ["make", "demo"]]
 
 
 def test_shell_has_no_finding_of_shellcheck(tmp_path: Path) -> None:
