@@ -299,7 +299,7 @@ STANDS_STILL = """
 import time
 from eidproxy import sse
 feed = sse.EventParser.feed
-sse.EventParser.feed = lambda parser, data: (time.sleep(0.5), feed(parser, data))[1]
+sse.EventParser.feed = lambda parser, data: (time.sleep(4), feed(parser, data))[1]
 """
 
 
@@ -307,16 +307,19 @@ sse.EventParser.feed = lambda parser, data: (time.sleep(0.5), feed(parser, data)
     ("planted", "script", "found"),
     [
         (HOARDS, [Send(stream_head()), Send(chunk(b"data: " + b"x" * 2**25)), Stall()], "memory"),
-        (STANDS_STILL, [Send(stream_head()), Send(chunk(WORD)), Drained(), Pause(0.5), Send(FINISH)], "a gap"),
+        (STANDS_STILL, [Send(stream_head()), Send(chunk(WORD)), Drained(), Pause(4), Send(FINISH)], "a gap"),
     ],
     ids=["memory", "gap"],
 )
 def test_control_what_is_not_bounded_is_noticed(planted: str, script: list[Step], found: str) -> None:
     """Control: a parser that takes a line of any length, and one that stands still, do not pass."""
-    with Router() as router, Proxy(router, planted=planted, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=2) as proxy:
-        reason = "router_ReadTimeout" if found == "memory" else None
-        with pytest.raises(AssertionError, match=found):
-            bulk(proxy, router, iter(script), reason)
+    reason, patience = ("router_ReadTimeout", 2) if found == "memory" else (None, 20)
+    with (
+        Router() as router,
+        Proxy(router, planted=planted, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=patience) as proxy,
+        pytest.raises(AssertionError, match=found),
+    ):
+        bulk(proxy, router, iter(script), reason)
 
 
 # --- SIGSTOP of the router, and control --------------------------------------------------------------------------

@@ -217,13 +217,13 @@ def fail() -> None:
 
 
 async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_WATCHDOG_SECONDS", 0.1)
+    monkeypatch.setattr(app, "_WATCHDOG_SECONDS", 0.5)
     loop = asyncio.get_running_loop()
     unexpected: collections.Counter[str] = collections.Counter()
     loop.set_exception_handler(lambda _, context: unexpected.update([type(context.get("exception")).__name__]))
     saboteur = Saboteur()
     with Router() as router, saboteur.wrapped(), contextlib.ExitStack() as closing:
-        environment = {"LLM_ROUTER_URL": router.url, "EIDPROXY_STREAM_DEADLINE_SECONDS": "0.15"}
+        environment = {"LLM_ROUTER_URL": router.url, "EIDPROXY_STREAM_DEADLINE_SECONDS": "0.5"}
         environment["EIDPROXY_LOG_LEVEL"] = "critical"
         application = Application(load(None, environment, {}).settings)
         listener = await loop.create_server(
@@ -257,7 +257,7 @@ async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             except AssertionError as left:
                 raise AssertionError(f"{scenario.__name__}: {kind} at call {number}, {name}: {left}") from None
             if exempt:
-                await asyncio.sleep(0.3)  # a watchdog that was not cancelled has fired by then
+                await asyncio.sleep(0.7)  # a watchdog that was not cancelled has fired by then
             now = application.metrics.forced_releases.value
             assert now == forced or exempt, f"{scenario.__name__}: {kind} at call {number}, {name}: watchdog"
             forced = now
