@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check lint fuzz soak bench lock clean
+.PHONY: demo test check coverage lint fuzz soak bench lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/eidproxy demo $(DEMO)
@@ -14,6 +14,9 @@ test: $(VENV)/ready-test
 
 check: $(VENV)/ready-test lint
 	$(BIN)/python -m tests.coverage_pure
+
+coverage: $(VENV)/ready-test
+	$(BIN)/python -m tests.coverage_shell
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
@@ -36,10 +39,15 @@ lock:
 	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	    --extra redis --extra test --group build -o requirements-test.lock
 
+# One line for what is missing: no Python, too old a one, or Debian's, which comes without `venv`.
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	    || { echo "eidproxy needs Python 3.11 or later; choose one with: make PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "eidproxy needs Python 3.11 or\
+	 later, and $(PYTHON) is none: install it (Debian: apt install python3 python3-venv) or name another: make PYTHON=python3.12"\
+	 >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(PYTHON) -c 'import sys; print("eidproxy needs the venv of\
+	 this Python: apt install python%d.%d-venv (or another Python: make PYTHON=python3.12)" % sys.version_info[:2])'\
+	 >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/ready: requirements.lock pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -52,4 +60,4 @@ $(VENV)/ready-test: requirements-test.lock pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/ready
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

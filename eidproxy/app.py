@@ -220,6 +220,7 @@ class Application:
     async def stopped(self) -> None:
         """See `server.Process`."""
         await self.gate.aclose()
+        self.endpoints.refusals.flush()
         self.log.state(Event.STOPPED)
 
     def _owed(self) -> bool:

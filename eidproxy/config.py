@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from eidproxy.chat import NAMES
-from eidproxy.egress import EgressPolicy, Verdict, is_name, literal, narrowed
+from eidproxy.egress import EgressPolicy, Verdict, host_and_port, is_loopback, is_name, literal, narrowed
 from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0
@@ -179,9 +179,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def router_address(self) -> tuple[str, int, bool]:
         """Host, port and whether TLS is spoken, of `router.url`."""
-        parts = urlsplit(self.router.url)
-        secure = parts.scheme == "https"
-        return (parts.hostname or "").lower(), parts.port or (443 if secure else 80), secure
+        return router_address(self.router.url)
 
     @property
     def allowed_hosts(self) -> frozenset[str]:
@@ -229,18 +227,32 @@ class GateAddress:
         return EgressPolicy() if address is None else EgressPolicy(narrowed([str(address)]))
 
 
+def router_address(url: str) -> tuple[str, int, bool]:
+    """Host, port and whether TLS is spoken, of `http[s]://host[:port]`, perhaps with `/` or `/v1` behind it.
+
+    Raises ValueError for anything else.
+    """
+    scheme, _, rest = url.partition("://")
+    authority = rest.removesuffix("/").removesuffix("/v1")  # as people have it in OPENAI_BASE_URL
+    if scheme not in ("http", "https") or not authority or not url.isascii() or set("/?#@") & set(authority):
+        raise ValueError("must be http:// or https://, a host and a port, and nothing more but /v1")
+    host, port = host_and_port(authority)
+    return host, port or (443 if scheme == "https" else 80), scheme == "https"
+
+
 def gate_address(url: str) -> GateAddress:
     """Read `gate.url`: `redis[s]://[user][:password]@host[:port][/database][?ssl_ca_certs=file]` or
     `unix://[user][:password]@/path[?db=number]`. Raises ValueError, which does not repeat the URL.
     """
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("is not a URL")  # what `urlsplit` strips or leaves differs between versions
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-        port = parts.port
     except ValueError:
         raise ValueError("is not a URL") from None
     known = {"redis": set(), "rediss": {"ssl_ca_certs"}, "unix": {"db"}}.get(parts.scheme)
-    if known is None or not url.isascii() or parts.fragment:
+    if known is None or parts.fragment:
         raise ValueError("must be redis://, rediss:// or unix://")
     if set(options) - known or len(options) != len(parse_qsl(parts.query, keep_blank_values=True)):
         raise ValueError("has an option that is not known: rediss:// takes ssl_ca_certs, unix:// takes db")
@@ -253,16 +265,17 @@ def gate_address(url: str) -> GateAddress:
         "password": unquote(parts.password) if parts.password else None,
     }
     if parts.scheme == "unix":
-        if parts.hostname or port is not None or len(parts.path) < 2:
+        if parts.netloc.rpartition("@")[2] or len(parts.path) < 2:
             raise ValueError("must name the socket by its absolute path")
         return GateAddress(path=unquote(parts.path), **login)
-    return _network_gate(parts, port, options.get("ssl_ca_certs"), login)
+    return _network_gate(parts, options.get("ssl_ca_certs"), login)
 
 
-def _network_gate(parts: SplitResult, port: int | None, ca_file: str | None, login: dict[str, Any]) -> GateAddress:
-    host = (parts.hostname or "").lower()
-    if port == 0 or parts.netloc.endswith(":"):
-        raise ValueError("has no valid port")
+def _network_gate(parts: SplitResult, ca_file: str | None, login: dict[str, Any]) -> GateAddress:
+    try:
+        host, port = host_and_port(parts.netloc.rpartition("@")[2])
+    except ValueError:
+        raise ValueError("has no valid host and port") from None
     address = literal(host)
     if address is None and not is_name(host):
         raise ValueError("the host must be an address in its usual spelling or a DNS name")
@@ -545,11 +558,11 @@ def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
     """What a type cannot say."""
     yield from _router_faults(settings)
     host = settings.server.host
-    address = literal(host)
-    is_loopback = host == "localhost" or (address is not None and address.is_loopback)
+    address = literal(host.partition("%")[0])  # a listener may be on an address of one interface
     if address is None and not is_name(host):
         yield "server.host: not an address or a name"
-    if not is_loopback and settings.server.uds is None and settings.server.api_key is None:
+    is_local = host == "localhost" or (address is not None and is_loopback(address))
+    if not is_local and settings.server.uds is None and settings.server.api_key is None:
         yield "server.host: is not loopback, so server.api_key is required"
     background = settings.server.background_api_key
     if background is not None and background == settings.server.api_key:
@@ -631,28 +644,27 @@ def _router_faults(settings: Settings) -> Iterator[str]:
     try:
         networks = narrowed(settings.router.allowed_networks)
     except ValueError:
-        yield "router.allowed_networks: each must be a network inside the permitted ones; nothing can be added"
+        yield (
+            "router.allowed_networks: each must be a network inside the permitted ones, spelled as 192.168.1.0/24 or"
+            " fd00:1::/64; nothing can be added"
+        )
         return
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-        bare = url.removesuffix("/").removesuffix("/v1")  # as people have it in OPENAI_BASE_URL
-        plain = f"{parts.scheme}://{parts.netloc}" == bare and "@" not in parts.netloc and port != 0
-    except ValueError:
-        plain, host, parts = False, "", urlsplit("")
-    address = literal(host)
-    if not plain or parts.scheme not in ("http", "https") or not url.isascii() or parts.netloc.endswith(":"):
-        yield "router.url: must be http:// or https://, a host and a port, and nothing more but /v1"
-    elif address is None and not is_name(host):
-        yield "router.url: the host must be an address in its usual spelling or a DNS name"
-    elif address is not None:
-        decision = EgressPolicy(networks or EgressPolicy().networks).decide(str(address))
-        if not decision.permitted:
-            yield f"router.url: egress_blocked: {address} {refused(settings, decision.verdict)}"
-        elif literal(settings.server.host) == address and settings.router_address[1] == settings.server.port:
-            yield f"router.url: egress_blocked: {address} port {settings.server.port} {VERDICTS[Verdict.LOOP]}"
     if settings.router.ca_file is not None:
         try:
             ssl.create_default_context(cafile=settings.router.ca_file)
         except (OSError, ValueError):  # ssl.SSLError is an OSError
             yield "router.ca_file: there are no certificates in it that can be read"
+    try:
+        host, port, _ = router_address(url)
+    except ValueError:
+        yield "router.url: must be http:// or https://, a host and a port, and nothing more but /v1"
+        return
+    address = literal(host)
+    if address is None and not is_name(host):
+        yield "router.url: the host must be an address in its usual spelling or a DNS name"
+    elif address is not None:
+        decision = EgressPolicy(networks or EgressPolicy().networks).decide(str(address))
+        if not decision.permitted:
+            yield f"router.url: egress_blocked: {address} {refused(settings, decision.verdict)}"
+        elif literal(settings.server.host) == address and port == settings.server.port:
+            yield f"router.url: egress_blocked: {address} port {port} {VERDICTS[Verdict.LOOP]}"

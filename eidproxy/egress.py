@@ -1,52 +1,124 @@
 """Where eidproxy may connect to, decided on values. The shell resolves, asks here, dials the literal, asks again.
 
 The permit is an explicit list of networks. A library's `is_private` is none: it is true for the link-local metadata
-address, 6to4, Teredo and the benchmark ranges, false for 100.64.0.0/10, and it changes between patch releases.
+address, 6to4, Teredo and the benchmark ranges, false for 100.64.0.0/10, and it changes between patch releases. So does
+the text of an address (`::ffff:7f00:1` up to Python 3.12, `::ffff:127.0.0.1` from 3.13; musl shortens other runs of
+zeros than glibc). Here an address is an integer, a network an integer and a mask, and their only text is our own.
 """
 
-import re
 from collections.abc import Iterable
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+_BITS = {4: 32, 6: 128}
+_OCTETS = {str(value): value for value in range(256)}
+"""The one spelling of each octet."""
+_HEX = frozenset("0123456789abcdef")
 
-DEFAULT_NETWORKS: tuple[Network, ...] = tuple(
-    ip_network(text)
-    for text in (
-        "127.0.0.0/8",
-        "::1/128",
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "100.64.0.0/10",
-        "fd00::/8",
-    )
-)
+
+class Address(NamedTuple):
+    """An IPv4 or IPv6 address. Its text is canonical: RFC 5952, 4, always in groups of hexadecimal digits."""
+
+    version: int
+    value: int
+
+    def __str__(self) -> str:
+        if self.version == 4:
+            return ".".join(str(octet) for octet in self.value.to_bytes(4, "big"))
+        groups = [f"{self.value >> shift & 0xFFFF:x}" for shift in range(112, -16, -16)]
+        # "::" stands for the longest run of two zeros or more, the first of several (RFC 5952, 4.2).
+        for length in range(8, 1, -1):
+            for at in range(9 - length):
+                if groups[at : at + length] == ["0"] * length:
+                    return f"{':'.join(groups[:at])}::{':'.join(groups[at + length :])}"
+        return ":".join(groups)
+
+
+class Network(NamedTuple):
+    """The addresses whose bits under `mask` are those of `value`."""
+
+    version: int
+    value: int
+    mask: int
+
+    def holds(self, address: Address) -> bool:
+        """Whether an address is one of them."""
+        return address.version == self.version and address.value & self.mask == self.value
+
+    def is_inside(self, outer: "Network") -> bool:
+        """Whether each of them is in another network too."""
+        return self.mask & outer.mask == outer.mask and outer.holds(Address(self.version, self.value))
+
+    def __str__(self) -> str:
+        return f"{Address(self.version, self.value)}/{self.mask.bit_count()}"
+
+
+def literal(host: str) -> Address | None:
+    """The address a host is the canonical spelling of, or None when it is a name or malformed."""
+    if "." in host:
+        octets = [_OCTETS.get(part) for part in host.split(".", 4)]
+        if len(octets) != 4:
+            return None
+        value = 0
+        for octet in octets:
+            if octet is None:
+                return None
+            value = value << 8 | octet
+        return Address(4, value)
+    left, gap, right = host.partition("::")
+    before, after = left.split(":", 8) if left else [], right.split(":", 8) if right else []
+    missing = 8 - len(before) - len(after)
+    if missing < 0 or (missing > 0) is not bool(gap):
+        return None
+    value = 0
+    for group in [*before, *"0" * missing, *after]:
+        if not 0 < len(group) <= 4 or not _HEX.issuperset(group):
+            return None
+        value = value << 16 | int(group, 16)
+    address = Address(6, value)
+    # Leading zeros, a zero that "::" should have taken and one that it should not: each address has one spelling.
+    return address if str(address) == host else None
+
+
+def network(text: str) -> Network:
+    """A network as `address/prefix`, or a canonical address alone. Raises ValueError; bits behind the prefix too."""
+    spelled, slash, prefix = text.partition("/")
+    address = literal(spelled)
+    if address is None:
+        raise ValueError("not an address in its canonical spelling")
+    bits = _BITS[address.version]
+    length = _OCTETS.get(prefix, bits + 1) if slash else bits
+    if length > bits:
+        raise ValueError("not a prefix length")
+    mask = (1 << bits) - (1 << bits - length)
+    if address.value & ~mask:
+        raise ValueError("has bits behind its prefix")
+    return Network(address.version, address.value, mask)
+
+
+def _networks(texts: str) -> tuple[Network, ...]:
+    return tuple(map(network, texts.split()))
+
+
+DEFAULT_NETWORKS = _networks("127.0.0.0/8 ::1/128 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fd00::/8")
 """Loopback, RFC 1918, shared address space (tailnets) and locally assigned ULA. A setting can only narrow this."""
 
-METADATA_NETWORKS: tuple[Network, ...] = tuple(
-    ip_network(text)
-    for text in (
-        "169.254.0.0/16",
-        "100.100.100.200/32",
-        "192.0.0.192/32",
-        "168.63.129.16/32",
-        "fd00:ec2::254/128",
-        "fd20:ce::254/128",
-        "fd00:42::42/128",
-    )
+METADATA_NETWORKS = _networks(
+    "169.254.0.0/16 100.100.100.200/32 192.0.0.192/32 168.63.129.16/32"
+    " fd00:ec2::254/128 fd20:ce::254/128 fd00:42::42/128"
 )
 """Cloud metadata services. Some lie inside permitted ranges, so they are refused first."""
+
+_LOOPBACK = DEFAULT_NETWORKS[:2]
+
+_CARRIERS = _networks("::/96 ::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48 2002::/16 2001::/32")
+"""IPv4-compatible and -mapped (RFC 4291, 2.5.5), NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056), Teredo (RFC 4380)."""
 
 _ISATAP = (0x00005EFE, 0x02005EFE)
 """Bits 64 to 95 of an IPv6 address that carries an IPv4 one (RFC 5214, 6.1)."""
 
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?")
-_NUMERIC = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+_LABEL = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-")
+_DECIMAL = frozenset("0123456789")
 
 
 class Verdict(StrEnum):
@@ -81,17 +153,14 @@ class EgressPolicy:
 
     def decide(self, address: str) -> Decision:
         """Judge one address in its canonical spelling."""
-        try:
-            parsed = ip_address(address)
-        except ValueError:
+        parsed = literal(address)
+        if parsed is None:
             return Decision(Verdict.NOT_AN_ADDRESS)
-        if str(parsed) != address or getattr(parsed, "scope_id", None):
-            return Decision(Verdict.NOT_AN_ADDRESS)
-        if any(parsed in network for network in METADATA_NETWORKS):
+        if any(network.holds(parsed) for network in METADATA_NETWORKS):
             return Decision(Verdict.METADATA, parsed)
-        if isinstance(parsed, IPv6Address) and _carries_ipv4(parsed):
+        if _carries_ipv4(parsed):
             return Decision(Verdict.EMBEDDED, parsed)
-        if not any(parsed in network for network in self.networks):
+        if not any(network.holds(parsed) for network in self.networks):
             return Decision(Verdict.OUTSIDE, parsed)
         return Decision(Verdict.PERMITTED, parsed)
 
@@ -104,39 +173,42 @@ class EgressPolicy:
         return decisions or [Decision(Verdict.NO_ANSWER)]
 
 
-def _carries_ipv4(address: IPv6Address) -> bool:
-    """Mapped, compatible, NAT64, 6to4, Teredo and ISATAP addresses lead to an IPv4 address that was not judged."""
-    if address == IPv6Address(1):
+def _carries_ipv4(address: Address) -> bool:
+    """Whether an IPv6 address leads to an IPv4 address that was not judged."""
+    if address.version == 4 or address.value == 1:  # ::1 is loopback, though it looks like 0.0.0.1
         return False
-    return (
-        int(address) >> 32 == 0
-        or address.ipv4_mapped is not None
-        or address.sixtofour is not None
-        or address.teredo is not None
-        or int(address) >> 80 == 0x0064FF9B0001
-        or int(address) >> 32 == 0x0064FF9B << 64
-        or (int(address) >> 32) & 0xFFFFFFFF in _ISATAP
-    )
+    return address.value >> 32 & 0xFFFFFFFF in _ISATAP or any(carrier.holds(address) for carrier in _CARRIERS)
 
 
 def narrowed(networks: Iterable[str]) -> tuple[Network, ...]:
     """Networks of a setting. Raises ValueError for one that is no network or not inside the permitted ones."""
-    result: list[Network] = []
-    for text in networks:
-        network = ip_network(text)
-        if not any(network.version == outer.version and network.subnet_of(outer) for outer in DEFAULT_NETWORKS):  # type: ignore[arg-type]
-            raise ValueError("not inside the permitted networks")
-        result.append(network)
-    return tuple(result)
+    result = tuple(map(network, networks))
+    if not all(any(inner.is_inside(outer) for outer in DEFAULT_NETWORKS) for inner in result):
+        raise ValueError("not inside the permitted networks")
+    return result
 
 
-def literal(host: str) -> Address | None:
-    """The address a host is the canonical spelling of, or None when it is a name or malformed."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return None
-    return address if str(address) == host else None
+def host_and_port(text: str) -> tuple[str, int | None]:
+    """Host, in lower case, and port of `host[:port]` or `[address][:port]`, as they stand in a URL.
+
+    Raises ValueError. The library's reading of brackets and ports differs between patch releases; whether the host is
+    an address or a name is for `literal` and `is_name` to say.
+    """
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        _, colon, port = rest.partition(":")
+        sound = bracket and ":" in host and rest == colon + port
+    else:
+        host, colon, port = text.partition(":")
+        sound = not set("[]") & set(host)
+    if not sound or (colon and not (0 < len(port) <= 5 and _DECIMAL.issuperset(port) and 0 < int(port) < 65536)):
+        raise ValueError("not a host and a port")
+    return host.lower(), int(port) if colon else None
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether only this machine can reach an address."""
+    return any(network.holds(address) for network in _LOOPBACK)
 
 
 def is_name(host: str) -> bool:
@@ -145,6 +217,14 @@ def is_name(host: str) -> bool:
     Resolvers read `127.1`, `0x7f000001` and `134744072` as addresses, so a numeric last label is never a name
     (WHATWG URL, "ends in a number").
     """
-    if len(host) > 253 or not _NAME.fullmatch(host):
-        return False
-    return not _NUMERIC.fullmatch(host.rstrip(".").rpartition(".")[2])
+    labels = host.removesuffix(".").split(".") if len(host) <= 253 else []
+    sound = bool(labels) and all(
+        0 < len(label) <= 63 and _LABEL.issuperset(label) and "-" not in (label[0], label[-1]) for label in labels
+    )
+    return sound and not _is_number(labels[-1])
+
+
+def _is_number(label: str) -> bool:
+    """Whether resolvers may read a label as a number: decimal digits, or `0x` and hexadecimal ones."""
+    digits = label.lower()
+    return _DECIMAL.issuperset(digits) or (digits.startswith("0x") and _HEX.issuperset(digits[2:]))

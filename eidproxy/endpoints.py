@@ -22,7 +22,7 @@ from eidproxy.chat import Model, parse_chat_request
 from eidproxy.connection import Connection, State
 from eidproxy.errors import Refusal, metric_reason
 from eidproxy.http1 import RequestHead
-from eidproxy.logs import RequestLine
+from eidproxy.logs import ERRORS, Refusals, RequestLine
 from eidproxy.metrics import Metrics
 from eidproxy.relay import Relay, RelayServices
 from eidproxy.surface import ChatSurface
@@ -94,6 +94,7 @@ class Endpoints:
         self._max_body_bytes = max_body_bytes
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: deque[tuple[Connection, RequestHead, bytes]] = deque()
+        self.refusals = Refusals(services.log, lambda *when: asyncio.get_running_loop().call_later(*when))
 
     def admit(self, head: RequestHead) -> int:
         """See `connection.Service`."""
@@ -255,17 +256,19 @@ class Endpoints:
         total = asyncio.get_running_loop().time() - connection.began_at
         label = metric_reason(reason)
         self.services.metrics.count_request(surface, NO_MODE, label, total)
-        self.services.log.request(
-            RequestLine(
-                reason=label,
-                request_id=connection.request_id,
-                surface=surface,
-                mode=NO_MODE,
-                outcome=Outcome.OK if reason == "none" else Outcome.ERROR,
-                status=status,
-                total_ms=round(total * 1e3, 1),
-            )
+        line = RequestLine(
+            reason=label,
+            request_id=connection.request_id,
+            surface=surface,
+            mode=NO_MODE,
+            outcome=Outcome.OK if reason == "none" else Outcome.ERROR,
+            status=status,
+            total_ms=round(total * 1e3, 1),
         )
+        if reason == "none" or label in ERRORS:
+            self.services.log.request(line)
+        else:
+            self.refusals.add(line)
 
 
 def check_media_type(head: RequestHead) -> None:

@@ -23,7 +23,7 @@ from redis.exceptions import ResponseError
 from eidproxy.config import GateAddress
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 from eidproxy.keepalive import enable_keepalive
-from eidproxy.resolver import Resolver
+from eidproxy.resolver import Resolver, canonical
 from eidproxy.upstream import EgressBlocked
 
 _KEYS = tuple(
@@ -109,7 +109,7 @@ class GuardedConnection(Connection):
             if peer is None or peer == writer.get_extra_info("sockname"):
                 writer.close()  # gone already, or the kernel joined the socket with itself
                 continue
-            if peer[0] != address:
+            if canonical(peer[0]) != address:
                 writer.close()
                 raise EgressBlocked(Decision(Verdict.OUTSIDE))
             sock = writer.get_extra_info("socket")

@@ -4,11 +4,14 @@ A line holds members of enumerations, numbers and our own ids, never text that c
 exception is its class and the places it passed: its words may quote a prompt.
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 import select
 import stat
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -24,6 +27,11 @@ _encode = msgspec.json.Encoder().encode
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _MAX_LINE_BYTES = 4096
 """PIPE_BUF: a write of at most this much to a writable pipe neither blocks nor is split."""
+
+
+_REFUSALS_SECONDS = 1.0
+_FOLLOW_SECONDS = 1.0
+"""A file is looked for under its name at most so often."""
 
 
 class Event(StrEnum):
@@ -42,7 +50,7 @@ class Event(StrEnum):
     UPSTREAM_STATE = "upstream_state"
 
 
-_ERRORS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rules_missing"})
+ERRORS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rules_missing"})
 """Reasons that an operator must mend."""
 
 
@@ -62,18 +70,29 @@ class RequestLine(msgspec.Struct, omit_defaults=True, tag_field="event", tag=Eve
     chunks: int | None = None
     bytes: int | None = None
     trace_id: str | None = None
+    left_out: int | None = None
+    """How many refusals before this one have no line; see `Refusals`."""
     level: str | None = None
     timestamp: str | None = None
 
 
 class LineWriter:
-    """Writes whole lines to a descriptor and never waits: a reader that stopped reading must not stop the proxy."""
+    """Writes whole lines to a descriptor and never waits: a reader that stopped reading must not stop the proxy.
 
-    def __init__(self, descriptor: int, on_drop: Callable[[], None]) -> None:
+    A file that is rotated is followed: when another file stands under its name, the descriptor is opened anew. launchd
+    opens the file once and for ever, and newsyslog only renames it.
+    """
+
+    def __init__(
+        self, descriptor: int, on_drop: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._descriptor = descriptor
         self._on_drop = on_drop
+        self._clock = clock
+        self._looked_at = clock()
         # A regular file takes whatever comes.
         self._may_block = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._path = None if self._may_block else _path_of(descriptor)
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
@@ -86,6 +105,7 @@ class LineWriter:
                 writable = bool(ready) and not ready[0][1] & (select.POLLERR | select.POLLNVAL)
             else:
                 writable = True
+                self._follow()
             if writable:
                 os.write(self._descriptor, data)
                 return
@@ -94,6 +114,28 @@ class LineWriter:
         self._on_drop()
 
     debug = info = warning = error = critical = msg
+
+    def _follow(self) -> None:
+        now = self._clock()
+        if self._path is None or now - self._looked_at < _FOLLOW_SECONDS:
+            return
+        self._looked_at = now
+        with contextlib.suppress(OSError):  # renamed and not made again, or not ours: the old one is better than none
+            there, ours = os.stat(self._path), os.fstat(self._descriptor)
+            if stat.S_ISREG(there.st_mode) and not os.path.samestat(there, ours):
+                opened = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                os.dup2(opened, self._descriptor)
+                os.close(opened)
+
+
+def _path_of(descriptor: int) -> str | None:
+    """The name of an open file, where the system tells it."""
+    try:
+        if sys.platform == "darwin":
+            return os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0"))
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return None
 
 
 class Log:
@@ -123,7 +165,7 @@ class Log:
         """One ended request; one that an operator must mend is an error, as those of `_ERRORS` are."""
         level = "info"
         if line.outcome == "error":
-            level = "error" if must_be_mended or line.reason in _ERRORS else "warning"
+            level = "error" if must_be_mended or line.reason in ERRORS else "warning"
         if self._lowest > _LEVELS[level]:
             return
         if self._console:
@@ -150,6 +192,48 @@ class Log:
             for frame in traceback.extract_tb(error.__traceback__)[-8:]
         ]
         self._logger.error(Event.FAULT.value, where=where, error=type(error).__name__, frames=frames)
+
+
+class Refusals:
+    """The lines of requests that were refused at the edge: the first at once, then at most one a second.
+
+    Whoever can connect can be refused, tens of thousands of times a second, so a line for each would fill a disk. The
+    line at the end of a second is that of its last refusal and tells how many others have none: the lines and what
+    they left out are all that were refused. Each of them is counted in the metrics by its reason.
+    """
+
+    def __init__(self, log: Log, call_later: Callable[[float, Callable[[], None]], object]) -> None:
+        self._log = log
+        self._call_later = call_later
+        self._is_held = False
+        self._last: RequestLine | None = None
+        self._left_out = 0
+
+    def add(self, line: RequestLine) -> None:
+        """One refused request."""
+        if not self._is_held:
+            self._write(line)
+            return
+        if self._last is not None:
+            self._left_out += 1
+        self._last = line
+
+    def flush(self) -> None:
+        """Write the line that is held back, if there is one."""
+        if self._last is not None:
+            self._last.left_out = self._left_out or None
+            line, self._last, self._left_out = self._last, None, 0
+            self._write(line)
+
+    def _write(self, line: RequestLine) -> None:
+        self._log.request(line)
+        if not self._is_held:
+            self._is_held = True
+            self._call_later(_REFUSALS_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._is_held = False
+        self.flush()
 
 
 def _to_json(value: Any, **_: Any) -> bytes:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import httpx
 
+from eidproxy.egress import Address
+
 _MAX_ABANDONED_LOOKUPS = 64
 
 
@@ -64,4 +66,19 @@ class Resolver:
 
 def _lookup(host: str, port: int) -> list[str]:
     answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    return list(dict.fromkeys(canonical(str(answer[4][0])) for answer in answers))
+
+
+def canonical(text: str) -> str:
+    """Our spelling of an address that this machine's C library spelled: libraries differ in it.
+
+    What it cannot read back, or has a zone, is returned as it is; no policy permits that.
+    """
+    if "%" not in text:
+        for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+            try:
+                packed = socket.inet_pton(family, text)
+            except (OSError, ValueError):
+                continue
+            return str(Address(version, int.from_bytes(packed, "big")))
+    return text

@@ -17,7 +17,7 @@ from eidproxy.countdown import PatientTimer, patience, second_look
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 from eidproxy.hints import Hint, hint
 from eidproxy.keepalive import enable_keepalive
-from eidproxy.resolver import Resolver
+from eidproxy.resolver import Resolver, canonical
 from eidproxy.wire import Readers, Wire, has_unread, reset_on_close
 
 _MAX_HEAD_BYTES = 64 * 1024
@@ -529,7 +529,7 @@ class Upstream:
         if peer is None or peer == local:
             # Gone already; or nobody listens and the kernel joined the socket with itself (TCP simultaneous open).
             raise httpx.ConnectError("the router hung up")
-        if peer[0] != address:
+        if peer[0] != address and canonical(peer[0]) != address:
             raise EgressBlocked(Decision(Verdict.OUTSIDE))
         if self.own_addresses and self._is_own(address, local):
             raise EgressBlocked(Decision(Verdict.LOOP))
@@ -538,10 +538,10 @@ class Upstream:
         for host, port in self.own_addresses:
             if port != self.port:
                 continue
-            if host == address:
+            if canonical(host) == address:
                 return True
             if host in ("0.0.0.0", "::"):  # noqa: S104  # a listener on every address of this machine
-                return local is not None and local[0] == address
+                return local is not None and canonical(local[0]) == address
         return False
 
     def _checked(self, reachable: bool) -> None:

@@ -76,7 +76,7 @@ def check_error_event(answer: Answer, status: int, reason: str) -> None:
     assert last.json()["request_id"] == answer.get("X-Request-Id")
 
 
-def at_rest(router: Router, proxy: Proxy, timeout: float = 5.0) -> None:
+def at_rest(router: Router, proxy: Proxy, timeout: float = 30.0) -> None:
     """Nothing is left over: no socket at the router, no slot, no place in the queue, no running request."""
     router.wait_for(lambda: router.open_sockets == 0 and router.concurrent == 0, timeout)
 
@@ -96,5 +96,5 @@ def nothing_left(router: Router, proxy: Proxy, files: int) -> None:
     for mode in ("daily", "deep"):
         for phase in ("queued", "upstream", "streaming"):
             assert proxy.metric("eidproxy_requests_in_progress", mode=mode, phase=phase) == 0
-    until(lambda: proxy.fds() <= files, 20, "descriptors given back")
+    until(lambda: proxy.fds() <= files, what="descriptors given back")
     assert [line for line in proxy.log() if line["event"] == "fault"] == []

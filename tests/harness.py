@@ -54,8 +54,11 @@ CANARIES: list[str] = [
 ]
 
 
-def until(predicate: Callable[[], T], timeout: float = 5.0, what: str = "") -> T:
-    """Ask every 5 ms until the answer is true and return it; fail after `timeout` seconds."""
+def until(predicate: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
+    """Ask every 5 ms until the answer is true and return it; fail after `timeout` seconds.
+
+    The default guards against hanging and says nothing of how fast anything is: a busy machine takes its time.
+    """
     deadline = time.monotonic() + timeout
     while True:
         value = predicate()
@@ -499,7 +502,7 @@ class Proxy:
         prefix: Sequence[str] = (),
         planted: str | None = None,
         ready: bool = True,
-        ready_timeout: float = 20.0,
+        ready_timeout: float = 60.0,
         canaries: Iterable[str] = (),
         **settings: object,
     ) -> None:
@@ -510,7 +513,7 @@ class Proxy:
             self.settings.setdefault("EIDPROXY_SERVER_PORT", str(free_port()))
         self.host = self.settings.get("EIDPROXY_SERVER_HOST", "127.0.0.1")
         self.port = int(self.settings.get("EIDPROXY_SERVER_PORT", "0"))
-        self.patience = (2.0, 5.0)
+        self.patience = (20.0, 20.0)
         """Seconds after the first and after the second SIGTERM."""
         self.canaries = [*CANARIES, *canaries]
         program = [*_coverage(), "-m", "eidproxy"] if planted is None else ["-c", planted + _MAIN]
@@ -619,7 +622,7 @@ class Proxy:
         """SIGKILL."""
         self.signal(signal.SIGKILL)
 
-    def wait(self, timeout: float = 10.0) -> int:
+    def wait(self, timeout: float = 30.0) -> int:
         """Its exit status, once it has ended."""
         return self.process.wait(timeout)
 

@@ -45,7 +45,7 @@ class Stock:
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(self._command, env=self._environment)
         try:
-            until(self._up, 20)
+            until(self._up, 60)
         except BaseException:
             self.__exit__()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -9,15 +10,26 @@ import pytest
 from eidproxy.egress import (
     DEFAULT_NETWORKS,
     METADATA_NETWORKS,
+    Address,
     EgressPolicy,
+    Network,
     Verdict,
+    host_and_port,
+    is_loopback,
     is_name,
     literal,
     narrowed,
+    network,
 )
 
 YES, OUT, META = Verdict.PERMITTED, Verdict.OUTSIDE, Verdict.METADATA
 CARRIED, NO = Verdict.EMBEDDED, Verdict.NOT_AN_ADDRESS
+
+
+def _by_the_library(text: str) -> Address:
+    """What the standard library reads, as numbers: its text differs between versions."""
+    address = ip_address(text)
+    return Address(address.version, int(address))
 
 
 def _words(text: str) -> list[str]:
@@ -89,6 +101,8 @@ ODD_SPELLINGS = [
     "fd00::1%",
 ]
 
+BAD_GROUPS = _words("fd00::0x1 fd00::+1 fd00::-1 fd00::1_0 fd00::\u0661 fd00:::: 1:2:3:4:5:6:7::8:9 1::2:3:4:5:6:7:8")
+
 CASES = [(text, verdict) for verdict, texts in ADDRESSES.items() for text in _words(texts)]
 CASES += [(text, NO) for text in [*SPELLINGS, *ODD_SPELLINGS]]
 
@@ -104,33 +118,39 @@ def test_an_address_is_judged(text: str, verdict: Verdict) -> None:
     decision = EgressPolicy().decide(text)
     assert decision.verdict is verdict
     assert decision.permitted is (verdict is YES)
-    assert decision.address == (None if verdict is NO else ip_address(text))
+    assert decision.address == (None if verdict is NO else _by_the_library(text))
 
 
-@pytest.mark.parametrize("network", DEFAULT_NETWORKS, ids=str)
-def test_both_sides_of_each_edge_of_a_permitted_network(network: object) -> None:
-    network = ip_network(str(network))
+def _edges(network: Network) -> tuple[Address, Address, Address, Address]:
+    """The first and the last address of a network, and those before and behind them."""
+    bits = (1 << (32 if network.version == 4 else 128)) - 1
+    last = network.value | bits & ~network.mask
+    return tuple(Address(network.version, value) for value in (network.value, last, network.value - 1, last + 1))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("permitted", DEFAULT_NETWORKS, ids=str)
+def test_both_sides_of_each_edge_of_a_permitted_network(permitted: Network) -> None:
     policy = EgressPolicy()
-    first, last = network[0], network[-1]
-    assert policy.decide(str(first)).permitted
-    assert policy.decide(str(last)).permitted
-    assert not policy.decide(str(first - 1)).permitted
-    assert not policy.decide(str(last + 1)).permitted
+    first, last, before, behind = map(str, _edges(permitted))
+    assert policy.decide(first).permitted
+    assert policy.decide(last).permitted
+    assert not policy.decide(before).permitted
+    assert not policy.decide(behind).permitted
 
 
-@pytest.mark.parametrize("network", METADATA_NETWORKS, ids=str)
-def test_metadata_is_refused_whatever_is_permitted(network: object) -> None:
-    network = ip_network(str(network))
-    policy = EgressPolicy([ip_network("0.0.0.0/0"), ip_network("::/0"), network])
-    assert policy.decide(str(network[0])).verdict is META
-    assert policy.decide(str(network[-1])).verdict is META
-    assert policy.decide(str(network[0] - 1)).permitted
-    assert policy.decide(str(network[-1] + 1)).permitted
+@pytest.mark.parametrize("metadata", METADATA_NETWORKS, ids=str)
+def test_metadata_is_refused_whatever_is_permitted(metadata: Network) -> None:
+    policy = EgressPolicy([network("0.0.0.0/0"), network("::/0"), metadata])
+    first, last, before, behind = map(str, _edges(metadata))
+    assert policy.decide(first).verdict is META
+    assert policy.decide(last).verdict is META
+    assert policy.decide(before).permitted
+    assert policy.decide(behind).permitted
 
 
 @pytest.mark.parametrize("text", _words(ADDRESSES[CARRIED]))
 def test_a_carrier_is_refused_whatever_is_permitted(text: str) -> None:
-    assert EgressPolicy([ip_network("::/0")]).decide(text).verdict is CARRIED
+    assert EgressPolicy([network("::/0")]).decide(text).verdict is CARRIED
 
 
 # Whole answers of a resolver
@@ -169,7 +189,7 @@ def test_a_setting_narrows() -> None:
 
 def test_a_setting_may_name_all_that_is_permitted() -> None:
     assert narrowed(map(str, DEFAULT_NETWORKS)) == DEFAULT_NETWORKS
-    assert narrowed(["10.1.2.3"]) == (ip_network("10.1.2.3/32"),)
+    assert narrowed(["10.1.2.3"]) == (network("10.1.2.3/32"),)
     assert narrowed([]) == ()
 
 
@@ -179,7 +199,8 @@ def test_a_setting_may_name_all_that_is_permitted() -> None:
         0.0.0.0/0 ::/0 8.8.8.8 8.0.0.0/8 10.0.0.0/7 126.0.0.0/7 172.16.0.0/11 192.168.0.0/15 100.64.0.0/9
         169.254.169.254 169.254.0.0/16 fc00::/7 fd00::/7 fe80::/10 ::/127 ::ffff:10.0.0.0/104 ::ffff:127.0.0.1
         10.0.0.1/8 fd00::1/8 10.0.0.0/33 10.0.0.0/-1 10.0.0.0/ / localhost 127.1 0x7f000001/32 2130706433
-        1.1.1.1,10.0.0.1
+        1.1.1.1,10.0.0.1 10.0.0.0/08 10.0.0.0/+8 10.0.0.0/8/8 10.0.0.0/٨ 10.0.0.0/255.0.0.0 10.0.0.0/0.255.255.255
+        fd00:0::/16 FD00::/8 fd00::/129 fd00::/1000 ::1/0 10.0.0.1%lo fd00::1%lo/128
     """),
 )
 def test_a_setting_never_widens(text: str) -> None:
@@ -192,19 +213,69 @@ def test_a_setting_never_widens(text: str) -> None:
 
 @pytest.mark.parametrize("text", [text for text, verdict in CASES if verdict is not NO])
 def test_a_canonical_address_is_a_literal(text: str) -> None:
-    assert literal(text) == ip_address(text)
+    address = literal(text)
+    assert address == _by_the_library(text)
+    assert str(address) == text
 
 
-@pytest.mark.parametrize("text", [*(text for text in SPELLINGS if "%" not in text), *ODD_SPELLINGS])
+@pytest.mark.parametrize("text", [*SPELLINGS, *ODD_SPELLINGS, *BAD_GROUPS])
 def test_any_other_spelling_is_no_literal(text: str) -> None:
     assert literal(text) is None
 
 
-@pytest.mark.parametrize("text", ["::1%lo", "fe80::1%eth0", "fd00::1%eth0"])
-def test_an_address_with_a_zone_is_never_permitted(text: str) -> None:
-    address = literal(text)
-    assert address is not None
-    assert EgressPolicy().decide(str(address)).verdict is NO
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("2001:0:0:1:0:0:0:1", "2001:0:0:1::1"),
+        ("1:0:0:2:0:0:3:4", "1::2:0:0:3:4"),
+        ("1:0:2:3:4:5:6:7", "1:0:2:3:4:5:6:7"),
+        ("0:0:0:0:0:0:0:0", "::"),
+        ("1:2:3:4:5:6:0:0", "1:2:3:4:5:6::"),
+        ("0:0:3:4:5:6:7:8", "::3:4:5:6:7:8"),
+        ("0:2:3:4:5:6:7:0", "0:2:3:4:5:6:7:0"),
+    ],
+)
+def test_the_canonical_text_is_that_of_rfc_5952(text: str, canonical: str) -> None:
+    assert str(_by_the_library(text)) == canonical
+    assert literal(canonical) == _by_the_library(text)
+    assert literal(text) == (_by_the_library(text) if text == canonical else None)
+
+
+def test_every_address_has_one_text_that_is_read_as_itself(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(3000):
+        value = 0
+        for _ in range(8):
+            value = value << 16 | rng.choice([0, 0, 0, 1, 0xFFFF, rng.getrandbits(16), rng.getrandbits(8)])
+        address = Address(6, value)
+        assert literal(str(address)) == address == _by_the_library(str(address))
+        address = Address(4, value & 0xFFFFFFFF)
+        assert literal(str(address)) == address == _by_the_library(str(address))
+
+
+@pytest.mark.parametrize(
+    ("text", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.255.255.255", True),
+        ("::1", True),
+        ("126.255.255.255", False),
+        ("128.0.0.0", False),
+        ("::", False),
+        ("::ffff:7f00:1", False),  # the library's answer for this one is another from Python 3.13
+        ("0.0.0.0", False),
+        ("fd00::1", False),
+    ],
+)
+def test_loopback(text: str, loopback: bool) -> None:
+    assert is_loopback(_by_the_library(text)) is loopback
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "fd00::/8", "::1/128", "::/0"])
+def test_a_network_is_an_integer_and_a_mask(text: str) -> None:
+    found, wanted = network(text), ip_network(text)
+    assert found == (wanted.version, int(wanted.network_address), int(wanted.netmask))
+    assert str(found) == text
 
 
 NAMES = [
@@ -289,3 +360,29 @@ def test_a_long_host_is_judged_at_once() -> None:
     assert not is_name("a" * 250 + "!")
     assert not is_name("a-" * 126 + "-")
     assert not is_name("a." * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("localhost", "localhost", None),
+        ("Router.Internal:4000", "router.internal", 4000),
+        ("127.0.0.1:65535", "127.0.0.1", 65535),
+        ("[::1]", "::1", None),
+        ("[FD00::1]:00080", "fd00::1", 80),
+    ],
+)
+def test_host_and_port(text: str, host: str, port: int | None) -> None:
+    assert host_and_port(text) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "text",
+    _words("""
+        a: a:0 a:00000 a:65536 a:999999 a:+80 a:-1 a:8_0 a:\u0668\u0660 a:80:80 a:http ::1 fd00::1 [::1 ::1] [::1]:
+        [::1]80 [::1]x:80 x[::1]:80 [::1][::1] [::1]]:80 [127.0.0.1]:80 [router]:80 [] []:80 [v1.x]
+    """),
+)
+def test_what_versions_of_the_library_read_differently_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a host and a port"):
+        host_and_port(text)

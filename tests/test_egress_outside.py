@@ -28,6 +28,7 @@ from eidproxy.resolver import Resolver
 from eidproxy.upstream import EgressBlocked, Upstream
 from eidproxy.wire import Wire
 from tests.callers import at_rest, check_refusal
+from tests.cost import Beside
 from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, until
 from tests.tools import need, without
 from tests.tools import size as amount
@@ -282,9 +283,12 @@ def test_name_is_judged_at_each_connect(router: Router, names: tuple[NameServer,
 
 def served_again(proxy: Proxy) -> float:
     """How long it takes, a second at most."""
-    began = time.monotonic()
-    until(lambda: ask(proxy, "POST", CHAT, chat()).status == 200, 1, "served again")
-    return time.monotonic() - began
+    with Beside() as beside:
+        began = time.monotonic()
+        until(lambda: ask(proxy, "POST", CHAT, chat()).status == 200, what="served again")
+        took = time.monotonic() - began
+        assert took < beside.allow(1), f"served again after {took:.2f} s"
+    return took
 
 
 def test_silent_name_server(router: Router, names: tuple[NameServer, list[str]]) -> None:
@@ -293,18 +297,17 @@ def test_silent_name_server(router: Router, names: tuple[NameServer, list[str]])
     url = f"http://router.example:{router.port}"
     with Proxy(url, prefix=prefix, EIDPROXY_ROUTER_CONNECT_TIMEOUT_SECONDS=0.3) as proxy:
         for _ in range(amount(12, 40)):
-            began = time.monotonic()
             check_refusal(ask(proxy, "POST", CHAT, chat("deep")), 503, "router_ConnectTimeout")
-            assert time.monotonic() - began < 1
             assert ask(proxy, "GET", "/healthz").status == 200
         server.answers = ["127.0.0.1"]
         print(f"EIDPROXY silent name server: served after {served_again(proxy):.2f} s")
         server.answers = None
         check_refusal(ask(proxy, "POST", CHAT, chat("deep")), 503, "router_ConnectTimeout")
-        began = time.monotonic()
-        proxy.terminate()
-        assert proxy.wait(5) == 0
-        assert time.monotonic() - began < 1
+        with Beside() as beside:
+            began = time.monotonic()
+            proxy.terminate()
+            assert proxy.wait() == 0
+            assert time.monotonic() - began < beside.allow(1)
 
 
 IN_THE_EXECUTOR = """

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.callers import at_rest, check_error_event, check_refusal
+from tests.cost import Beside
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
 from tests.tools import need, without
 from tests.tools import size as amount
@@ -234,7 +235,7 @@ def bulk(proxy: Proxy, router: Router, script: Iterator[Step], reason: str | Non
     before = proxy.rss()
     top, slowest = before, 0.0
     router.enqueue(script)
-    with RawClient(proxy, timeout=60) as client:
+    with RawClient(proxy, timeout=60) as client, Beside() as beside:
         client.send(request_bytes("POST", CHAT, chat(stream=False)))
         router.wait_for(lambda: router.posts >= 1)
         while router.concurrent:
@@ -250,7 +251,7 @@ def bulk(proxy: Proxy, router: Router, script: Iterator[Step], reason: str | Non
         check_refusal(answer, 503, reason)
     print(f"EIDPROXY bulk: {reason}: rss +{(top - before) / 2**20:.1f} MiB, slowest probe {slowest * 1e3:.0f} ms")
     assert top - before < 16 * 2**20, "memory"
-    assert slowest < 0.25, "a gap"
+    assert slowest < beside.allow(0.25), "a gap"
 
 
 FINISH = chunk(event(completion_chunk({}, "stop"))) + LAST_CHUNK
@@ -298,7 +299,7 @@ STANDS_STILL = """
 import time
 from eidproxy import sse
 feed = sse.EventParser.feed
-sse.EventParser.feed = lambda parser, data: (time.sleep(0.5), feed(parser, data))[1]
+sse.EventParser.feed = lambda parser, data: (time.sleep(4), feed(parser, data))[1]
 """
 
 
@@ -306,16 +307,19 @@ sse.EventParser.feed = lambda parser, data: (time.sleep(0.5), feed(parser, data)
     ("planted", "script", "found"),
     [
         (HOARDS, [Send(stream_head()), Send(chunk(b"data: " + b"x" * 2**25)), Stall()], "memory"),
-        (STANDS_STILL, [Send(stream_head()), Send(chunk(WORD)), Drained(), Pause(0.5), Send(FINISH)], "a gap"),
+        (STANDS_STILL, [Send(stream_head()), Send(chunk(WORD)), Drained(), Pause(4), Send(FINISH)], "a gap"),
     ],
     ids=["memory", "gap"],
 )
 def test_control_what_is_not_bounded_is_noticed(planted: str, script: list[Step], found: str) -> None:
     """Control: a parser that takes a line of any length, and one that stands still, do not pass."""
-    with Router() as router, Proxy(router, planted=planted, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=2) as proxy:
-        reason = "router_ReadTimeout" if found == "memory" else None
-        with pytest.raises(AssertionError, match=found):
-            bulk(proxy, router, iter(script), reason)
+    reason, patience = ("router_ReadTimeout", 2) if found == "memory" else (None, 20)
+    with (
+        Router() as router,
+        Proxy(router, planted=planted, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=patience) as proxy,
+        pytest.raises(AssertionError, match=found),
+    ):
+        bulk(proxy, router, iter(script), reason)
 
 
 # --- SIGSTOP of the router, and control --------------------------------------------------------------------------
@@ -407,7 +411,7 @@ def check_probed(router: Router, proxy: Proxy) -> None:
 
         assert "timer:(keepalive" in line(proxy.port, client.sock.getsockname()[1])
         # The router's is set once a request takes its time.
-        until(lambda: "timer:(keepalive" in line(None, router.port), 4, "timer: the router is probed")
+        until(lambda: "timer:(keepalive" in line(None, router.port), 10, "timer: the router is probed")
         router.release("go")
         assert client.read_body().endswith(b"data: [DONE]\n\n")
 
@@ -457,4 +461,4 @@ if amount(0, 1):  # it takes half a minute each
         assert done.returncode == 0, done.stderr
         took = float(done.stdout.split("freed ")[1].split()[0])
         print(f"EIDPROXY gone without a word: {who}: freed after {took:.1f} s")
-        assert took < 30
+        assert took < 60  # the read timeout is 120 s, and a drain would not end

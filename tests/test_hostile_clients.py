@@ -18,6 +18,7 @@ import pytest
 
 from eidproxy.tokens import Tokens
 from tests.callers import at_rest
+from tests.cost import Beside
 from tests.harness import CHAT, Answer, Dialled, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.stock import Stock
 from tests.tools import need
@@ -218,9 +219,10 @@ def test_doubtful_framing(shared: tuple[Router, Proxy], name: str) -> None:
     """A 4xx and the end of the connection, or only the end; never the inner request, never 5xx, never a hang."""
     router, proxy = shared
     router.reset()
-    began = time.monotonic()
-    got = play(proxy.address, VARIANTS[name], half_close=name in VALID)
-    assert time.monotonic() - began < 3
+    with Beside() as beside:
+        began = time.monotonic()
+        got = play(proxy.address, VARIANTS[name], half_close=name in VALID)
+        assert time.monotonic() - began < beside.allow(3)  # the deadline of a head is 5 s
     found = statuses(got)
     if name in VALID:
         assert found in ([], [200]), got
@@ -327,11 +329,6 @@ backend back
 """
 
 
-def requests(proxy: Proxy) -> list[str]:
-    """The ids of all requests it has logged."""
-    return [line["request_id"] for line in proxy.log() if line["event"] == "request"]
-
-
 @contextlib.contextmanager
 def edge(kind: str, proxy: Proxy, tmp: Path) -> Iterator[tuple[int, Any]]:
     """nginx or haproxy in front of the proxy, with reused connections; its port, and how often it asked the proxy."""
@@ -366,8 +363,9 @@ def test_behind_an_edge(shared: tuple[Router, Proxy], tmp_path: Path, kind: str)
     router, proxy = shared
 
     def taken(last: str) -> int:
-        """How many requests eidproxy has logged, that one among them: it writes its line a moment after its answer."""
-        return len(until(lambda: ids if last in (ids := requests(proxy)) else []))
+        """How many requests eidproxy has ended, that one among them: it counts one, then writes its line."""
+        until(lambda: any(line.get("request_id") == last for line in proxy.log()))
+        return int(sum(proxy.status()["outcomes"].values()))
 
     last = f"{kind}-before"
     ask(proxy, "GET", "/v1/models", headers={"X-Request-Id": last})
@@ -491,12 +489,12 @@ def honest(proxy: Dialled, seconds: float, still: Any = lambda: True, patience: 
     return took
 
 
-def report(name: str, took: list[float]) -> None:
+def report(name: str, took: list[float], beside: Beside) -> None:
     """Print and judge: p99 of the honest ones."""
     p99 = took[int(len(took) * 0.99)]
     print(f"EIDPROXY {name}: honest {len(took)} of {len(took)}, p50 {took[len(took) // 2] * 1e3:.1f} ms, "
           f"p99 {p99 * 1e3:.1f} ms")  # fmt: skip
-    assert p99 < 0.25
+    assert p99 < beside.allow(0.25)
 
 
 @pytest.mark.alone
@@ -513,7 +511,8 @@ def test_slow_attacks(shared: tuple[Router, Proxy], many_files: None, tmp_path: 
         running.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
         output.close()
     try:
-        took = honest(proxy, seconds + 10, lambda: any(process.poll() is None for process in running))
+        with Beside() as beside:
+            took = honest(proxy, seconds + 10, lambda: any(process.poll() is None for process in running))
     finally:
         for process in running:
             process.kill()
@@ -523,7 +522,7 @@ def test_slow_attacks(shared: tuple[Router, Proxy], many_files: None, tmp_path: 
         words = [line.split()[-1] for line in text.splitlines() if "service available" in line]
         assert words, text[-2000:]
         assert not [word for word in words if "NO" in word], text[-2000:]
-    report("slowhttptest -H -B -X", took)
+    report("slowhttptest -H -B -X", took, beside)
 
 
 @pytest.mark.alone
@@ -537,7 +536,8 @@ def test_thousand_silent_connections(shared: tuple[Router, Proxy], many_files: N
             with contextlib.suppress(OSError):
                 client.send([b"", b"GET / HT", request_bytes("POST", CHAT, chat())[:-5]][number % 3])
             held.append(client)
-        report(f"{len(held)} idle and half connections", honest(proxy, amount(2, 8)))
+        with Beside() as beside:
+            report(f"{len(held)} idle and half connections", honest(proxy, amount(2, 8)), beside)
     finally:
         for client in held:
             client.close()
@@ -563,7 +563,8 @@ def test_flood_of_a_small_process(router: Router, many_files: None) -> None:
             running.send(request_bytes("POST", CHAT, chat("deep")))
             running.read_head()
             held = [RawClient(proxy, timeout=2) for _ in range(amount(600, 5000))]
-            report(f"flood of {len(held)} at 256 descriptors", honest(proxy, amount(1, 5)))
+            with Beside() as beside:
+                report(f"flood of {len(held)} at 256 descriptors", honest(proxy, amount(1, 5)), beside)
             assert proxy.fds() < 200
             router.release("go")
             assert running.read_body().endswith(b"data: [DONE]\n\n")
@@ -598,17 +599,18 @@ def test_out_of_descriptors(router: Router, many_files: None) -> None:
         for client in held:
             client.close()
         resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, old)
-        began = time.monotonic()
 
         def served() -> bool:
             with contextlib.suppress(OSError, EOFError):
-                return ask(proxy, "POST", CHAT, chat(), timeout=1).status == 200
+                return ask(proxy, "POST", CHAT, chat(), timeout=10).status == 200
             return False
 
-        until(served, 5)
-        took = time.monotonic() - began
+        with Beside() as beside:
+            began = time.monotonic()
+            until(served)
+            took = time.monotonic() - began
         print(f"EIDPROXY out of descriptors: normal again after {took:.2f} s")
-        assert took < 2
+        assert took < beside.allow(2)
         at_rest(router, proxy)
 
 
@@ -617,12 +619,12 @@ def test_out_of_descriptors(router: Router, many_files: None) -> None:
 
 async def last_words(address: tuple[str, int], first: bytes, trickle: bytes, answers: int) -> tuple[float, bytes]:
     """Send the first bytes, read so many answers, send the rest byte by byte: how long it lasts and what comes."""
+    began = time.monotonic()  # before the first byte, so that nothing ends early by this clock
     reader, writer = await asyncio.open_connection(*address)
     writer.write(first)
     for _ in range(answers):
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-    began = time.monotonic()
 
     async def drip() -> None:
         for at in range(len(trickle)):
@@ -657,16 +659,17 @@ def test_deadlines_of_the_edge(shared: tuple[Router, Proxy]) -> None:
         ]
         return list(await asyncio.gather(*(last_words(address, *caller) for caller in callers)))
 
-    silent_head, slow_head, silent_body, slow_body, idle, kept = asyncio.run(run())
+    with Beside() as beside:
+        silent_head, slow_head, silent_body, slow_body, idle, kept = asyncio.run(run())
     for took, got in (silent_head, slow_head):
-        assert 4.9 < took < 6, took
+        assert 4.9 < took < beside.allow(6), took
         assert statuses(got) == [408]
     for took, got in (silent_body, slow_body):
-        assert 9.9 < took < 11, took
+        assert 9.9 < took < beside.allow(11), took
         assert statuses(got) == [408]
         assert b"timeout_error" in got
     for took, got in (idle, kept):
-        assert 14.8 < took < 16, took
+        assert 14.8 < took < beside.allow(16), took
         assert got == b""
 
 

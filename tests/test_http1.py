@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any, ClassVar
+
 import pytest
 
+from eidproxy import http1
 from eidproxy.errors import Refusal
 from eidproxy.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
 from tests.cost import cost
@@ -208,7 +215,122 @@ def test_no_head_is_expensive(data: bytes) -> None:
     assert cost(parse) < 0.01
 
 
+_ONE_PASS = {"count", "decode", "find", "isdigit", "lower", "lstrip", "partition", "removeprefix", "removesuffix"}
+_ONE_PASS |= {"split", "startswith", "strip", "translate"}
+
+
+class Counted(bytes):
+    """Bytes that count how many bytes are passed over: each operation on them, or on a piece of them, costs its length.
+
+    Only operations that pass once over their bytes are there; any other fails the test.
+    """
+
+    passed: ClassVar[int] = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        found = object.__getattribute__(self, name)
+        if name.startswith("__"):
+            return found
+        assert name in _ONE_PASS, name
+
+        def counted(*arguments: Any) -> Any:
+            Counted.passed += len(self) + 1
+            result = found(*arguments)
+            if isinstance(result, list | tuple):
+                return type(result)(map(Counted, result))
+            return Counted(result) if isinstance(result, bytes) else result
+
+        return counted
+
+    def __add__(self, other: Any) -> Any:
+        Counted.passed += len(self) + 1
+        return Counted(super().__add__(other))
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(key, slice):
+            Counted.passed += len(found) + 1
+            return Counted(found)
+        return found
+
+
+HEADS = {
+    "a sound one": b"GET /" + b"%41" * 4000 + b"?a HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 60 + b"\r\n",
+    "percent signs": b"GET /" + b"%" * 16_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    "percent signs of a host": b"GET / HTTP/1.1\r\nHost: " + b"%4" * 8000 + b"\r\n\r\n",
+    "a method": b"a" * 16_000 + b"\r\n\r\n",
+    "blanks": b" " * 16_000 + b"\r\n\r\n",
+    "line ends": b"\r\n" * 8000,
+    "halves of line ends": b"GET / HTTP/1.1\r\n" + b"\r\n\r" * 5000 + b"\r\n\r\n",
+    "short fields": b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 4000 + b"\r\n",
+    "colons": b"GET / HTTP/1.1\r\n" + b"a:" * 8000 + b"\r\n\r\n",
+    "a bracket": b"GET / HTTP/1.1\r\nHost: [" + b":" * 16_000 + b"\r\n\r\n",
+    "ports": b"GET / HTTP/1.1\r\nHost: a" + b":1" * 8000 + b"\r\n\r\n",
+    "blanks in a value": b"GET / HTTP/1.1\r\nHost: a\r\nX:" + b" " * 16_000 + b"\r\n\r\n",
+    "one list": b"GET / HTTP/1.1\r\nHost: a\r\n" + (b"connection: " + b"," * 240 + b"\r\n") * 63 + b"\r\n",
+    "a length": b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"0" * 16_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("data", HEADS.values(), ids=HEADS.keys())
+def test_a_head_is_passed_over_a_fixed_number_of_times(data: bytes) -> None:
+    Counted.passed = 0
+    assert len(data) <= MAX_HEAD_BYTES
+    with contextlib.suppress(Refusal):
+        parse_head(Counted(data))
+    assert len(data) <= Counted.passed <= 12 * MAX_HEAD_BYTES
+    Counted.passed = 0
+    with contextlib.suppress(Refusal):
+        check_partial_head(Counted(data), 0)
+    assert len(data) <= Counted.passed <= 12 * MAX_HEAD_BYTES
+
+
 # Chunks
+
+
+def _lines_run(call: Callable[[], object]) -> int:
+    """How many lines of the module a call runs: each of them passes over its bytes at most once."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != http1.__file__:
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"1\r\nx\r\n",
+        b"1;a\r\nx\r\n",
+        b'1;a="' + b"\\\\" * 100 + b'"\r\nx\r\n',
+        b"1;" + b"a;" * 127 + b"a\r\nx\r\n",
+        b'1;a="' + b"x" * 250,
+        b"1;" + b"a=" * 120,
+        b"0" * 16 + b";" + b"a" * 255,
+    ],
+)
+def test_a_chunk_line_is_walked_a_fixed_number_of_times(unit: bytes) -> None:
+    def feed(pieces: Iterable[bytes]) -> None:
+        chunked = ChunkedBody(1024 * 1024)
+        with contextlib.suppress(Refusal):
+            for piece in pieces:
+                chunked.feed(piece)
+
+    data = unit * (4000 // len(unit) + 1)
+    assert _lines_run(lambda: feed([data])) <= 4 * len(data) + 100
+    # Byte by byte, each feed runs a fixed number of lines, and an extension is walked once, when its line is whole.
+    assert _lines_run(lambda: feed(data[at : at + 1] for at in range(len(data)))) <= 24 * len(data)
 
 
 def test_a_body_may_be_as_large_as_the_limit() -> None:

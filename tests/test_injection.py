@@ -234,13 +234,13 @@ def fail() -> None:
 
 
 async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_WATCHDOG_SECONDS", 0.1)
+    monkeypatch.setattr(app, "_WATCHDOG_SECONDS", 0.5)
     loop = asyncio.get_running_loop()
     unexpected: collections.Counter[str] = collections.Counter()
     loop.set_exception_handler(lambda _, context: unexpected.update([type(context.get("exception")).__name__]))
     saboteur = Saboteur()
     with Router() as router, saboteur.wrapped(), contextlib.ExitStack() as closing:
-        environment = {"LLM_ROUTER_URL": router.url, "EIDPROXY_STREAM_DEADLINE_SECONDS": "0.15"}
+        environment = {"LLM_ROUTER_URL": router.url, "EIDPROXY_STREAM_DEADLINE_SECONDS": "0.5"}
         environment["EIDPROXY_LOG_LEVEL"] = "critical"
         application = Application(load(None, environment, {}).settings)
         listener = await loop.create_server(
@@ -260,7 +260,7 @@ async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             saboteur.names, saboteur.calls, saboteur.fail_at, saboteur.armed = [], 0, -1, True
             await scenario(stage)
             saboteur.armed = False
-            await stage.clean(3)
+            await stage.clean(30)
             points += [(scenario, at, name) for at, name in enumerate(saboteur.names) if name not in PURE]
         chosen = select(points, seed)
         forced = 0.0
@@ -270,11 +270,11 @@ async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             saboteur.armed, name = False, saboteur.hit
             exempt = kind == "exception" and name in GIVING_BACK
             try:
-                await stage.clean(3)
+                await stage.clean(30)
             except AssertionError as left:
                 raise AssertionError(f"{scenario.__name__}: {kind} at call {number}, {name}: {left}") from None
             if exempt:
-                await asyncio.sleep(0.3)  # a watchdog that was not cancelled has fired by then
+                await asyncio.sleep(0.7)  # a watchdog that was not cancelled has fired by then
             now = application.metrics.forced_releases.value
             assert now == forced or exempt, f"{scenario.__name__}: {kind} at call {number}, {name}: watchdog"
             forced = now

@@ -5,15 +5,15 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eidproxy.logs import Event, LineWriter, Log, RequestLine, silence_libraries
-from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, ask, chat
+from eidproxy.logs import Event, LineWriter, Log, Refusals, RequestLine, silence_libraries
+from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, ask, chat, until
 from tests.upstream import Router
 
 
@@ -30,10 +30,8 @@ def test_a_pipe_that_nobody_reads_costs_lines_not_time(pipe: tuple[int, int]) ->
     dropped: list[None] = []
     out = LineWriter(writer, lambda: dropped.append(None))
     line = b"x" * 500
-    began = time.monotonic()
     for _ in range(1000):
-        out.msg(line)
-    assert time.monotonic() - began < 2
+        out.msg(line)  # one that waits waits for ever
     assert dropped, "a pipe holds 64 KiB"
     kept = os.read(reader, 1_000_000)
     assert kept == (line + b"\n") * (1000 - len(dropped)), "what was written is whole lines"
@@ -70,6 +68,39 @@ def test_a_fault_is_a_class_and_places(capfd: pytest.CaptureFixture[str]) -> Non
     assert PROMPT_CANARY not in json.dumps(line)
 
 
+def test_a_file_that_is_rotated_is_followed(tmp_path: Path) -> None:
+    """As newsyslog and logrotate do it: the file is renamed, then made anew."""
+    file, rotated, now = tmp_path / "log", tmp_path / "log.0", [0.0]
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    writer = LineWriter(descriptor, lambda: None, lambda: now[0])
+    writer.msg("one")
+    now[0] = 10.0
+    writer.msg("two")  # it is still there
+    file.rename(rotated)
+    now[0] = 20.0
+    writer.msg("three")  # there is no other yet
+    file.touch()
+    writer.msg("four")  # looked at a moment ago
+    now[0] = 30.0
+    writer.msg("five")
+    writer.msg("six")
+    os.close(descriptor)
+    assert rotated.read_text() == "one\ntwo\nthree\nfour\n"
+    assert file.read_text() == "five\nsix\n"
+
+
+def test_what_is_no_file_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    file, rotated, now = tmp_path / "log", tmp_path / "log.0", [0.0]
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    writer = LineWriter(descriptor, lambda: None, lambda: now[0])
+    file.rename(rotated)
+    os.mkfifo(file)  # opening it would wait for a reader
+    now[0] = 10.0
+    writer.msg("one")
+    os.close(descriptor)
+    assert rotated.read_text() == "one\n"
+
+
 def request(reason: str, outcome: str) -> RequestLine:
     return RequestLine(reason, "id-1", "proxy", "daily", outcome, 200, 1.5, chunks=2)
 
@@ -98,6 +129,53 @@ def test_a_request_has_the_same_facts_in_both_formats(capfd: pytest.CaptureFixtu
     for name in line.keys() - {"event", "level", "timestamp"}:
         assert f"{name}={line[name]}" in told
     assert "trace_id" not in told
+
+
+def test_refusals_have_a_line_a_second(capfd: pytest.CaptureFixture[str]) -> None:
+    """On a clock of the test's own: what was left out is told, and nothing twice."""
+    due: list[Callable[[], None]] = []
+    refusals = Refusals(Log(fmt="json"), lambda seconds, call: due.append(call))
+
+    def told() -> list[tuple[str, int]]:
+        return [(line["request_id"], line.get("left_out", 0)) for line in lines(capfd)]
+
+    def refuse(*names: str) -> None:
+        for name in names:
+            refusals.add(RequestLine("not_found", name, "proxy", "none", "error", 404, 0.1))
+
+    refuse("a", "b", "c", "d")
+    assert told() == [("a", 0)]
+    due.pop()()
+    assert told() == [("d", 2)]
+    refuse("e")
+    assert told() == []  # in the second of that line
+    due.pop()()
+    assert told() == [("e", 0)]
+    due.pop()()
+    assert not due  # a second without a refusal ends it
+    refuse("f", "g", "h")
+    refusals.flush()  # as at the end of the process
+    refusals.flush()
+    assert told() == [("f", 0), ("h", 1)]
+    due.pop()()
+    assert told() == []
+
+
+def test_a_flood_of_refusals_is_a_few_lines(router: Router) -> None:
+    with Proxy(router) as proxy:
+        began = time.monotonic()
+        for number in range(400):
+            ask(proxy, "GET", f"/nothing/{number}")
+            ask(proxy, "POST", CHAT, b"no json")
+        seconds = time.monotonic() - began
+        assert proxy.status()["outcomes"] == {"not_found": 400, "invalid_json": 400}
+
+        def found() -> list[dict[str, Any]]:
+            return [line for line in proxy.log() if line["event"] == "request"]
+
+        until(lambda: sum(1 + line.get("left_out", 0) for line in found()) == 800)
+        assert {line["reason"] for line in found()} <= {"not_found", "invalid_json"}
+        assert len(found()) <= seconds + 3  # the first, one for each second, and the last
 
 
 def test_libraries_are_silent(capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.callers import at_rest
+from tests.cost import Beside
 from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, RawClient, Sample, ask, chat, request_bytes, until
 from tests.tools import size as amount
 from tests.upstream import (
@@ -166,7 +167,7 @@ def storm(router: Router, proxy: Proxy, count: int, seed: int) -> None:
 
 FIELDS = {
     *("event", "request_id", "surface", "mode", "priority", "outcome", "reason", "status", "gate_wait_ms", "ttft_ms"),
-    *("total_ms", "chunks", "bytes", "trace_id", "level", "timestamp"),
+    *("total_ms", "chunks", "bytes", "trace_id", "left_out", "level", "timestamp"),
 }
 
 
@@ -188,14 +189,15 @@ def test_everything_an_operator_sees(router: Router, seed: int) -> None:
         storm(router, proxy, count, seed)
         ends(router, proxy)
         at_rest(router, proxy)
-        began_at = time.monotonic()
-        text = proxy.get("/metrics").body
-        took = time.monotonic() - began_at
+        with Beside() as beside:
+            began_at = time.monotonic()
+            text = proxy.get("/metrics").body
+            took = time.monotonic() - began_at
         ended = proxy.metrics()
         print(f"EIDPROXY metrics: {len(ended)} samples, {len(ended) - len(began)} new after {count} hostile values, "
               f"scrape {took * 1e3:.1f} ms")  # fmt: skip
         check_no_new_series(began, ended)
-        assert took < 0.1
+        assert took < beside.allow(0.1)
         assert max(value for (name, _), value in ended.items() if name == "eidproxy_gate_forced_releases_total") == 0
         everything = proxy.output() + text + proxy.get("/status").body + proxy.get("/v1/models").body
         for word in (PROMPT_CANARY, ANSWER_CANARY, MODEL_PATH, FINGERPRINT, "mac-mini", "qwen-macbook", "hostile"):
@@ -203,9 +205,13 @@ def test_everything_an_operator_sees(router: Router, seed: int) -> None:
         for line in proxy.log():
             check_line(line)
         assert not [line for line in proxy.log() if line["event"] == "fault"]
-        lines = [line for line in proxy.log() if line["event"] == "request"]
         total = sum(value for (name, _), value in proxy.metrics().items() if name == "eidproxy_requests_total")
-        assert total == len(lines)  # each was counted once and logged once
+
+        def told() -> int:
+            return sum(1 + line.get("left_out", 0) for line in proxy.log() if line["event"] == "request")
+
+        # Each was counted once and told once: in a line of its own, or in the count of refusals that have none.
+        until(lambda: told() == total)
 
 
 def check_no_new_series(before: dict[Sample, float], after: dict[Sample, float]) -> None:
@@ -287,7 +293,7 @@ def check_line(line: dict[str, Any]) -> None:
     assert line["reason"] in REASONS or re.fullmatch(r"router_http_\d{3}", line["reason"]), line
     assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", line["request_id"])
     assert re.fullmatch(r"[0-9a-f]{32}", line.get("trace_id", "0" * 32))
-    for name in ("status", "gate_wait_ms", "ttft_ms", "total_ms", "chunks", "bytes"):
+    for name in ("status", "gate_wait_ms", "ttft_ms", "total_ms", "chunks", "bytes", "left_out"):
         assert isinstance(line.get(name, 0), int | float), line
     assert 100 <= line["status"] < 600
 

@@ -90,7 +90,7 @@ def test_unknown_model(router: Router, client: openai.OpenAI) -> None:
         client.chat.completions.create(model="gpt-4o", messages=MESSAGES, stream=True)
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
     assert caught.value.request_id
-    assert router.connections == 0
+    assert router.posts == 0
 
 
 def test_unsupported_field(router: Router, client: openai.OpenAI) -> None:

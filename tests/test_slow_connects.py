@@ -50,9 +50,10 @@ def test_crowd_that_leaves_slow_connects(seed: int) -> None:
     assert 0 < seen["made_as_the_caller_left_of_100"] < 100
     assert seen["stuck"] == 0
     assert seen["served_after_the_crowd_seconds"] is not None
-    assert max(seen["served_after_the_crowd_seconds"], seen["served_after_a_round_seconds"]) < 0.5
-    assert p99 < 0.1
-    assert delays[-1] < 1
+    late = seen["late_seconds"]
+    assert max(seen["served_after_the_crowd_seconds"], seen["served_after_a_round_seconds"]) < 0.5 + late
+    assert p99 < 0.1 + late
+    assert delays[-1] < 1 + late
     words = " ".join(seen["outcomes"])
     assert not any(word in words for word in ("internal", "router", "upstream", "stream")), words
 

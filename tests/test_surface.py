@@ -13,6 +13,7 @@ from eidproxy.chat import parse_object, typed
 from eidproxy.errors import Refusal
 from eidproxy.surface import Caps, Conversation, check_messages, read_text
 from eidproxy.tokens import Tokens
+from tests.cost import Beside
 from tests.harness import ANSWER_CANARY, PROMPT_CANARY, Answer, Proxy, RawClient, ask, request_bytes, until
 from tests.upstream import Router, Wait, stream
 
@@ -86,11 +87,9 @@ def test_text_files(tmp_path: Path) -> None:
             read_text(str(path))
     path.unlink()
     os.mkfifo(path)  # nobody ever writes to it: opening it must not wait
-    began = time.monotonic()
     for odd in (path, tmp_path, tmp_path / "nothing"):
         with pytest.raises(Refusal, match="rules_missing"):
             read_text(str(odd))
-    assert time.monotonic() - began < 1
 
 
 class Chat:
@@ -247,10 +246,11 @@ def test_a_leaving_caller_frees_the_gate(chat: Chat) -> None:
     client = RawClient(chat.proxy)
     client.send(request_bytes("POST", API, {"mode": "daily", "messages": [user("x")]}, headers))
     chat.router.wait_for(lambda: chat.router.concurrent == 1)
-    client.rst()
-    left = time.monotonic()
-    chat.router.wait_for(lambda: chat.router.concurrent == 0)
-    assert time.monotonic() - left < 0.25
+    with Beside() as beside:
+        left = time.monotonic()
+        client.rst()
+        chat.router.wait_for(lambda: chat.router.concurrent == 0)
+        assert time.monotonic() - left < beside.allow(0.25)
     until(lambda: chat.proxy.status()["gate"]["in_use"] == 0)
 
 

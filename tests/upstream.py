@@ -438,7 +438,7 @@ class Router:
 
     # What a test does with it
 
-    def wait_for(self, predicate: Callable[[], T], timeout: float = 5.0) -> T:
+    def wait_for(self, predicate: Callable[[], T], timeout: float = 30.0) -> T:
         """Sleep until the predicate holds; it is asked again at each event of the router."""
         with self._changed:
             self._changed.wait_for(predicate, timeout)

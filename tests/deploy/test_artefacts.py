@@ -7,9 +7,11 @@ import os
 import plistlib
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,7 @@ def test_caddyfile_leaves_event_streams_alone() -> None:
     config = json.loads(run(caddy, "adapt", "--config", "Caddyfile").stdout)
     text = json.dumps(config)
     assert "flush_interval" not in text
+    assert "request_buffers" not in text  # a prompt is passed on as it comes
     encoders = [handler for handler in _handlers(config) if handler["handler"] == "encode"]
     assert encoders
     for encoder in encoders:
@@ -142,6 +145,36 @@ def test_compose_three_replicas_share_a_gate() -> None:
     assert list(valkey["networks"]) == ["gate"]
     assert config["networks"]["gate"]["internal"] is True
     assert "ports" not in valkey
+
+
+def test_every_secret_of_compose_is_made_for_its_one_reader(tmp_path: Path) -> None:
+    """Compose binds the file as it is: its mode on the host is its mode inside. The documented commands are run."""
+    config = compose("compose.yaml", "compose.replicas.yaml")
+    users = {"eidproxy": 65532, "app": os.getuid(), "valkey": 999}
+    readers: dict[str, set[int]] = {}
+    for name, service in config["services"].items():
+        for secret in service.get("secrets", []):
+            readers.setdefault(Path(config["secrets"][secret["source"]]["file"]).name, set()).add(users[name])
+    assert all(len(found) == 1 for found in readers.values()), readers
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a file to another user")
+    blocks = re.findall(r"```sh\n(.*?)```", (DEPLOY / "README.md").read_text("utf-8"), re.DOTALL)
+    made = "".join(line + "\n" for block in blocks if "deploy/secrets" in block for line in _commands(block))
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    run("sh", "-euc", f'sudo() {{ "$@"; }}; APP_UID={os.getuid()}\n{made}', cwd=tmp_path).check_returncode()
+    folder = tmp_path / "deploy/secrets"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    found = {file.name: (stat.S_IMODE(file.stat().st_mode), {file.stat().st_uid}) for file in folder.iterdir()}
+    assert found == {name: (0o400, uids) for name, uids in readers.items()}
+    assert (folder / "app_api_key").read_text() == (folder / "server_api_key").read_text()
+    assert "<password>" not in (folder / "valkey_users").read_text()
+
+
+def _commands(block: str) -> Iterator[str]:
+    """The commands of a block that make secrets."""
+    for line in block.splitlines():
+        if ("deploy/secrets" in line and not line.startswith("curl")) or line.startswith("password="):
+            yield line
 
 
 def _seconds(duration: str) -> int:
@@ -279,6 +312,21 @@ def test_credentials_of_the_unit_are_names_that_eidproxy_reads(tmp_path: Path) -
     (tmp_path / "eidproxy_server_api_key").write_text("k" * 32 + "\n")
     found = load(DEPLOY / "eidproxy.toml", {"CREDENTIALS_DIRECTORY": str(tmp_path)}, {})
     assert found.settings.server.api_key == "k" * 32
+
+
+def test_newsyslog_rotates_the_log_of_launchd() -> None:
+    """By the columns of newsyslog.conf(5): file, owner, mode, archives kept, size in KiB, when, flags."""
+    job = plistlib.loads((DEPLOY / "com.eidproxy.plist").read_bytes())
+    text = (DEPLOY / "newsyslog.eidproxy.conf").read_text("utf-8")
+    [line] = [line for line in text.splitlines() if line and not line.startswith("#")]
+    file, owner, mode, kept, size, when, flags = line.split()
+    assert file == job["StandardErrorPath"]
+    assert owner == f"{job['UserName']}:"
+    assert int(mode, 8) & 0o137 == 0
+    assert int(kept) * int(size) <= 200 * 1024
+    assert when == "*"
+    # Without a signal, since eidproxy follows by itself; not compressed, since it may write on for a moment.
+    assert flags == "N"
 
 
 def test_launchd_property_list() -> None:
@@ -467,9 +515,21 @@ END
 
 def test_yaml_has_no_finding_of_yamllint() -> None:
     (yamllint,) = need("yamllint")
-    files = sorted([*DEPLOY.glob("*.yaml"), *DEPLOY.glob("*.yml")])
-    assert len(files) >= 7
+    files = sorted([*DEPLOY.glob("*.yaml"), *DEPLOY.glob("*.yml"), *ROOT.glob(".github/workflows/*.yml")])
+    assert len(files) >= 8
     assert passed(yamllint, "--strict", "-d", YAML_STYLE, *files) == ""
+
+
+def test_the_workflow_covers_the_systems_and_the_pythons_that_people_have() -> None:
+    [workflow] = documents(ROOT / ".github/workflows/ci.yml")
+    whole, test = workflow["jobs"]["whole"], workflow["jobs"]["test"]
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["requires-python"]
+    pythons = test["strategy"]["matrix"]["python"]
+    assert oldest == f">={pythons[0]}"
+    assert pythons == [f"3.{minor}" for minor in range(11, 11 + len(pythons))]
+    assert {system.partition("-")[0] for system in test["strategy"]["matrix"]["system"]} == {"ubuntu", "macos"}
+    assert ".ci/run" in [step.get("run") for step in whole["steps"]]
+    assert [step["run"].split()[:2] for step in test["steps"] if "run" in step] == [["make", "test"], ["make", "demo"]]
 
 
 def test_shell_has_no_finding_of_shellcheck(tmp_path: Path) -> None:

@@ -19,8 +19,20 @@ from typing import Any, Self
 import jwt
 import pytest
 
+from tests.cost import Beside
 from tests.deploy.files import DEPLOY, ROOT, passed, run
-from tests.harness import CHAT, Answer, Head, Proxy, RawClient, chat, free_port, request_bytes, until
+from tests.harness import (
+    CHAT,
+    PROMPT_CANARY,
+    Answer,
+    Head,
+    Proxy,
+    RawClient,
+    chat,
+    free_port,
+    request_bytes,
+    until,
+)
 from tests.tools import need, size, without
 from tests.upstream import (
     Pause,
@@ -90,9 +102,9 @@ def caddy(upstream: Proxy, home: Path) -> Iterator[Edge]:
     }
     authority = home / "caddy/pki/authorities/local/root.crt"
     with started([program, "run", "--config", str(ROOT / "Caddyfile"), "--adapter", "caddyfile"], env, home) as serving:
-        until(lambda: authority.exists() or not serving(), 20, "Caddy's own authority")
+        until(lambda: authority.exists() or not serving(), 60, "Caddy's own authority")
         edge = Edge("caddy", port, authority)
-        until(lambda: _answers(edge) or not serving(), 20, "Caddy")
+        until(lambda: _answers(edge) or not serving(), 60, "Caddy")
         yield edge
 
 
@@ -132,7 +144,7 @@ def nginx(upstream: Proxy, home: Path, **changes: str) -> Iterator[Edge]:
     assert "[warn]" not in said.stderr, said.stderr
     with started([program, "-e", "stderr", "-c", str(config)], {"PATH": os.environ.get("PATH", "")}, home) as serving:
         edge = Edge("nginx", port, certificate)
-        until(lambda: _answers(edge) or not serving(), 20, "nginx")
+        until(lambda: _answers(edge) or not serving(), 60, "nginx")
         yield edge
 
 
@@ -192,6 +204,12 @@ def router(backend: tuple[Router, Proxy]) -> Router:
 @pytest.fixture
 def proxy(backend: tuple[Router, Proxy]) -> Proxy:
     return backend[1]
+
+
+@pytest.fixture
+def beside() -> Iterator[Beside]:
+    with Beside() as measured:
+        yield measured
 
 
 def token() -> str:
@@ -354,11 +372,12 @@ def test_events_arrive_at_once(edge: Edge, router: Router, protocol: str) -> Non
     router.script = clocked(EVENTS, 0.02)
     # This machine may stall for a moment; an edge that holds events back does so in each round.
     rounds: list[list[float]] = []
-    while len(rounds) < 3 and not any(max(found) <= EVENT_SECONDS for found in rounds):
-        rounds.append(delays(edge, protocol))
+    with Beside() as beside:
+        while len(rounds) < 3 and not any(max(found) <= EVENT_SECONDS for found in rounds):
+            rounds.append(delays(edge, protocol))
     best = min(rounds, key=max)
     print(f"{edge.name} {protocol}: event delay p50 {_ms(statistics.median(best))}, max {_ms(max(best))}")
-    assert max(best) <= EVENT_SECONDS
+    assert max(best) <= beside.allow(EVENT_SECONDS)
 
 
 def test_an_edge_that_buffers_is_noticed(
@@ -394,7 +413,7 @@ def test_stream_is_whole_and_not_encoded(edge: Edge, router: Router, protocol: s
 @PROTOCOLS
 @pytest.mark.parametrize("when", ["mid-stream", "before the first event"])
 def test_a_browser_that_leaves_frees_the_gate(
-    edge: Edge, router: Router, proxy: Proxy, protocol: str, when: str
+    edge: Edge, router: Router, proxy: Proxy, beside: Beside, protocol: str, when: str
 ) -> None:
     """The slot is free when the next in the queue is at the router."""
     taken = []
@@ -414,17 +433,17 @@ def test_a_browser_that_leaves_frees_the_gate(
             taken.append(router.requests[1].at - left)
             assert next_one.read_head().status == 200
             next_one.read_body()
-        assert router.closes[0].at - left <= DEPARTURE_SECONDS
+        assert router.closes[0].at - left <= beside.allow(DEPARTURE_SECONDS)
     assert router.max_concurrent == 1
     print(
         f"{edge.name} {protocol}, leaves {when}: gate free after p50 {_ms(statistics.median(taken))}, "
         f"max {_ms(max(taken))}"
     )
-    assert max(taken) <= DEPARTURE_SECONDS
+    assert max(taken) <= beside.allow(DEPARTURE_SECONDS)
 
 
 @pytest.mark.alone
-def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy) -> None:
+def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy, beside: Beside) -> None:
     """A page that aborts its fetch resets one HTTP/2 stream; the connection stays and is used again."""
     taken = []
     with Http2(edge) as page, contextlib.ExitStack() as clients:
@@ -442,12 +461,14 @@ def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy) 
             assert next_one.read_head().status == 200
             next_one.read_body()
     print(f"{edge.name} http2, stop button: gate free after p50 {_ms(statistics.median(taken))}, max {_ms(max(taken))}")
-    assert max(taken) <= DEPARTURE_SECONDS
+    assert max(taken) <= beside.allow(DEPARTURE_SECONDS)
 
 
 @pytest.mark.alone
 @PROTOCOLS
-def test_a_browser_that_leaves_the_queue_is_out_of_it(edge: Edge, router: Router, proxy: Proxy, protocol: str) -> None:
+def test_a_browser_that_leaves_the_queue_is_out_of_it(
+    edge: Edge, router: Router, proxy: Proxy, beside: Beside, protocol: str
+) -> None:
     router.enqueue([Send(stream_head()), Wait("holder"), *stream()[1:]])
     with RawClient(proxy) as holder:
         holder.send(request_bytes("POST", CHAT, chat("daily")))
@@ -462,7 +483,7 @@ def test_a_browser_that_leaves_the_queue_is_out_of_it(edge: Edge, router: Router
         router.release("holder")
         assert holder.read_head().status == 200
     print(f"{edge.name} {protocol}, leaves the queue: out of it after {_ms(taken)}")
-    assert taken <= DEPARTURE_SECONDS
+    assert taken <= beside.allow(DEPARTURE_SECONDS)
     assert router.posts == 1
 
 
@@ -541,6 +562,66 @@ def test_a_body_that_is_too_large_is_refused(edge: Edge, router: Router) -> None
     headers = [("Authorization", f"Bearer {token()}")]
     answer = edge.ask("POST", "/api/eid/chat", b" " * (1_048_576 + 1), [*headers, ("Content-Type", "application/json")])
     assert answer.status == 413
+    assert router.posts == 0
+
+
+class NoPlace:
+    """What a prompt is sent with when nginx has no place to keep it on the disk."""
+
+    def __init__(self, edge: Edge, home: Path) -> None:
+        self.edge = edge
+        # A file in the place of the directory: whoever would make a temporary file there fails, root too.
+        folder = home / "client_body"
+        folder.rmdir()
+        folder.touch()
+        text = "long " * 1200 + PROMPT_CANARY
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] * 4
+        self.question = json.dumps({"mode": "daily", "messages": [*messages, {"role": "user", "content": "go on"}]})
+        assert len(self.question) > 16_384  # what nginx keeps in memory
+
+    def plain(self, *fields: tuple[str, str]) -> int:
+        """Over HTTP/1.1, with its length."""
+        headers = [("Authorization", f"Bearer {token()}"), ("Content-Type", "application/json"), *fields]
+        return self.edge.ask("POST", "/api/eid/chat", self.question.encode(), headers).status
+
+    def curl(self, *arguments: str) -> int:
+        """By curl, which knows HTTP/2 and chunks."""
+        (curl,) = need("curl")
+        said = subprocess.run(
+            [
+                *(curl, "--silent", "--output", os.devnull, "--write-out", "%{http_code}", "--max-time", "30"),
+                *("--cacert", str(self.edge.authority), "--noproxy", "*"),
+                *("--resolve", f"localhost:{self.edge.port}:127.0.0.1", "--header", f"Authorization: Bearer {token()}"),
+                *("--header", "Content-Type: application/json", "--header", "Expect:", "--data-binary", "@-"),
+                *(*arguments, f"https://localhost:{self.edge.port}/api/eid/chat"),
+            ],
+            input=self.question.encode(),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        return int(said.stdout)
+
+
+def test_nginx_keeps_no_prompt_on_the_disk(
+    backend: tuple[Router, Proxy], router: Router, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("no-place")
+    with nginx(backend[1], home) as edge:
+        prompt = NoPlace(edge, home)
+        assert prompt.plain() == 200
+        assert prompt.curl("--http2") == 200
+        assert prompt.curl("--http1.1", "--header", "Transfer-Encoding: chunked") == 200
+    assert router.posts == 3
+    assert all(PROMPT_CANARY in request.body.decode() for request in router.requests)
+
+
+def test_an_nginx_that_keeps_prompts_is_noticed(
+    backend: tuple[Router, Proxy], router: Router, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The control: nginx's own default fails where it has no place for a temporary file."""
+    home = tmp_path_factory.mktemp("default")
+    with nginx(backend[1], home, **{"    proxy_request_buffering off;\n": ""}) as edge:
+        assert NoPlace(edge, home).plain() == 500
     assert router.posts == 0
 
 

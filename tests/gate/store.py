@@ -59,7 +59,7 @@ class Store:
             ],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        until(self._answers, 10, "redis-server answers")
+        until(self._answers, 60, "redis-server answers")
 
     def stop(self) -> None:
         """kill -9."""
