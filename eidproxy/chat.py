@@ -1,391 +1,489 @@
 """The closed request: a body becomes a `ChatRequest`, or a `Refusal` that says why not.
 
-The body is parsed once. What the router gets is encoded from the values that were checked here, field by field, so
-nothing that this module does not name can reach it.
+The body is parsed once, after its values were counted, and converted to the types below. They are the schema: what they
+have no field for is refused, and what the router gets is built anew from their values. `null` counts as absent. Whatever
+a body of one MiB holds, it is judged in some 30 ms at most: nothing is done for a byte that is not bounded.
 """
 
 import re
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
+from msgspec import Meta, Struct, ValidationError
 
 from eidproxy.errors import Refusal
 from eidproxy.vocabulary import Mode
 
 MAX_DEPTH = 32
+MAX_VALUES = 100_000
 MAX_MESSAGES = 200
 
 Object = dict[str, Any]
-Place: TypeAlias = "str | tuple[Place, int | str]"
-"""Where in a request something stands: a field, or a step from a place. It is spelled only when it is told."""
+
+# The request as types. A field of type `Any` goes nowhere: clients send it, and it may be whatever it likes.
+
+FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]  # `$` also matches before a line feed
+Penalty: TypeAlias = Annotated[int, Meta(ge=-2, le=2)] | Annotated[float, Meta(ge=-2, le=2)]
+TokenLimit: TypeAlias = Annotated[int, Meta(ge=-1)] | Annotated[float, Meta(ge=-1)]
+
+
+class Closed(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """An object with these fields and no other."""
+
+
+class Marked(Closed):
+    """A message, part or tool: clients mark in it what a cache should keep."""
+
+    cache_control: Any = None
+    copilot_cache_control: Any = None
+
+
+class TextPart(Marked, kw_only=True):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+Content: TypeAlias = str | Annotated[list[TextPart], Meta(min_length=1)]
+ContentOrNone: TypeAlias = str | list[TextPart] | None
+
+
+class CalledFunction(Closed):
+    """What an assistant called, and with which arguments, as JSON text."""
+
+    name: FunctionName
+    arguments: str
+    parsed_arguments: Any = None
+
+
+class ToolCall(Closed):
+    """A call in an assistant's message."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+    index: Any = None
+
+
+class Message(Marked, tag_field="role"):
+    """What every message may have."""
+
+    name: str | None = None
+
+
+class SystemMessage(Message, tag="system", kw_only=True):
+    """An instruction."""
+
+    content: Content
+
+
+class DeveloperMessage(SystemMessage, tag="developer"):
+    """The same under its newer name, which no chat template knows."""
+
+
+class UserMessage(Message, tag="user", kw_only=True):
+    """What the user says."""
+
+    content: Content
+
+
+class AssistantMessage(Message, tag="assistant"):
+    """An answer. What the fields behind `tool_calls` hold came with it, and clients send it back."""
+
+    content: ContentOrNone = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    reasoning_details: Any = None
+    thinking_blocks: Any = None
+    refusal: Any = None
+    annotations: Any = None
+    audio: Any = None
+    function_call: Any = None
+    parsed: Any = None
+    provider_specific_fields: Any = None
+
+
+class ToolMessage(Message, tag="tool", kw_only=True):
+    """What a tool answered."""
+
+    tool_call_id: str
+    content: ContentOrNone = None
+
+
+AnyMessage: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+class Function(Closed):
+    """A function that may be called. `parameters` is a JSON schema, passed on as it is."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: Object | None = None
+    strict: bool | None = None
+
+
+class Tool(Marked, kw_only=True):
+    """A tool: functions only."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionChoice(Closed):
+    """The name of a function."""
+
+    name: FunctionName
+
+
+class ToolChoice(Closed):
+    """The one function that must be called."""
+
+    type: Literal["function"]
+    function: FunctionChoice
+
+
+class TextFormat(Closed, tag_field="type", tag="text"):
+    """Plain text."""
+
+
+class JsonFormat(Closed, tag_field="type", tag="json_object"):
+    """Any JSON object."""
+
+
+class JsonSchema(Closed):
+    """A schema for the answer, passed on as it is."""
+
+    name: FunctionName
+    description: str | None = None
+    schema: Object | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(Closed, tag_field="type", tag="json_schema"):
+    """JSON that fits a schema."""
+
+    json_schema: JsonSchema
+
+
+class CompletionRequest(Closed):
+    """The body of `POST /v1/chat/completions`."""
+
+    model: Literal["daily", "deep"]
+    messages: Annotated[list[AnyMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    stream: bool | None = None
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
+    temperature: Annotated[int, Meta(ge=0, le=2)] | Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[int, Meta(ge=0, le=1)] | Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    response_format: TextFormat | JsonFormat | SchemaFormat | None = None
+    # Accepted and not passed on.
+    stream_options: Object | None = None
+    n: Annotated[int, Meta(ge=1, le=1)] | Annotated[float, Meta(ge=1, le=1)] | None = None
+    store: bool | None = None
+    logprobs: bool | None = None
+    user: Any = None
+    parallel_tool_calls: Any = None
+    seed: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    # Not supported, and sent by clients that have nothing to say in it.
+    functions: Annotated[list[Any], Meta(max_length=0)] | None = None
+    logit_bias: Annotated[Object, Meta(max_length=0)] | None = None
+    extra_body: Annotated[Object, Meta(max_length=0)] | None = None
+
+
+FIELDS = frozenset(CompletionRequest.__struct_fields__)
+"""Every name that a request may have at its top."""
+
+_ONLY_EMPTY = ("functions", "logit_bias", "extra_body")
+
+
+class Model(NamedTuple):
+    """What a mode is at the router, and what its requests have when their caller says nothing.
+
+    `max_tokens` is also the most that a caller gets. `params` are the operator's constants. A request of more than
+    `max_prompt_bytes` is refused; 0 is no bound.
+    """
+
+    alias: str
+    max_tokens: int = 2048
+    temperature: float = 0.4
+    params: Object = {}
+    ask_usage: bool = False
+    max_prompt_bytes: int = 0
 
 
 class ChatRequest(NamedTuple):
-    """A request of the main job. `fields` is what the router gets beside model, stream and stream options."""
+    """A request of the main job, as the bytes that will be sent: one that waits must not be held as a tree."""
 
     mode: Mode
     stream: bool
-    fields: Object
+    body: bytes
+    is_whole: bool = False
+    """Whether servers write nothing before the answer is whole: they do so for tools and for JSON."""
 
 
-class Defaults(NamedTuple):
-    """The settings a request falls back on: the cap and default of `max_tokens`, the default of `temperature`."""
-
-    max_tokens: int = 2048
-    temperature: float = 0.4
-
-
-class _ModelOnly(msgspec.Struct):
+class _ModelOnly(Struct):
     model: Literal["daily", "deep"]
 
 
+def _finite(text: str) -> float:
+    """msgspec's own way with `1e300` and the like takes up to 18 µs a number, `float` less than 0.3 µs."""
+    number = float(text)
+    if number - number == 0:
+        return number
+    raise ValueError
+
+
 _MODES = {mode.value: mode for mode in Mode}
+_decode = msgspec.json.Decoder(float_hook=_finite).decode
 _decode_model = msgspec.json.Decoder(_ModelOnly).decode
 _encode = msgspec.json.Encoder().encode
 
-_BRACKETS = bytes.maketrans(b"{}", b"[]")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+T = TypeVar("T", bound=Struct)
 
 
 def parse_object(body: bytes) -> Object:
     """The one JSON object a body is. Raises Refusal `invalid_json` for anything else (RFC 8259, UTF-8, no NaN)."""
+    if not _within_limits(body):
+        raise Refusal("invalid_json")
     try:
-        value = msgspec.json.decode(body)  # a thousand levels deep it gives up by itself
-    except (ValueError, RecursionError):  # from None: the cause holds bytes of the body
+        value = _decode(body)
+    except ValueError:  # from None: the cause holds bytes of the body
         raise Refusal("invalid_json") from None
-    if not isinstance(value, dict) or _depth_exceeds(body, MAX_DEPTH):
+    if not isinstance(value, dict):
         raise Refusal("invalid_json")
     return value
 
 
-def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
+def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest:
     """Check a body of `POST /v1/chat/completions`. Raises Refusal with the reason and, where safe, the field."""
     value = parse_object(body)
-    mode = parse_mode(value, body)
-    refuse_unknown(value, _NAMES)
+    try:
+        _decode_model(body)  # a parser keeps the last of two equal keys, and each `model` must be valid
+    except ValidationError as error:
+        raise _misfit(error, value) from None
+    try:
+        asked = msgspec.convert(value, CompletionRequest)
+    except ValidationError:  # a field that is not known, and null, or a fault that is told
+        asked = None
+    if asked is None:
+        _drop_nulls(value)
+        asked = typed(value, CompletionRequest)
+    if asked.store or asked.logprobs:
+        raise Refusal("invalid_request", "store" if asked.store else "logprobs")
+    mode = _MODES[asked.model]
+    model = models[mode]
     fields: Object = {}
-    if "messages" not in value:
-        _invalid("messages")
-    for name, given in value.items():
-        if name != "model":
-            checked = _FIELDS[name](given, name)
-            if name in _PASSED_ON:
-                fields[name] = checked
-    limits = [value[name] for name in ("max_tokens", "max_completion_tokens") if name in value]
-    fields["max_tokens"] = min([*limits, defaults.max_tokens])
-    fields.setdefault("temperature", defaults.temperature)
-    return ChatRequest(mode, value.get("stream", False), fields)
+    if asked.max_tokens is not None or asked.max_completion_tokens is not None:
+        fields["max_tokens"] = _token_limit(asked, model.max_tokens)
+    for name, given in (
+        ("temperature", asked.temperature),
+        ("top_p", asked.top_p),
+        ("presence_penalty", asked.presence_penalty),
+        ("frequency_penalty", asked.frequency_penalty),
+        ("response_format", asked.response_format),
+    ):
+        if given is not None:
+            fields[name] = given
+    if asked.stop is not None and asked.stop != []:
+        fields["stop"] = asked.stop
+    if asked.tools:
+        fields["tools"] = [{"type": "function", "function": tool.function} for tool in asked.tools]
+        if asked.tool_choice is not None:
+            fields["tool_choice"] = asked.tool_choice
+    is_whole = bool(asked.tools) or isinstance(asked.response_format, (JsonFormat, SchemaFormat))
+    return ChatRequest(
+        mode, bool(asked.stream), upstream_body(model, _rebuilt(asked.messages), fields), is_whole
+    )
 
 
-def parse_mode(value: Object, body: bytes, name: str = "model") -> Mode:
-    """The mode a request asks for. A parser keeps the last of two equal keys, so each `model` is looked at."""
-    word = value.get(name)
-    if not isinstance(word, str):
-        _invalid(name)
-    if word not in _MODES:
-        raise Refusal("model_not_found", name)
-    if name == "model":
-        try:
-            _decode_model(body)
-        except msgspec.ValidationError as error:
-            reason = "model_not_found" if str(error).startswith("Invalid enum value") else "invalid_request"
-            raise Refusal(reason, name) from None
-    return _MODES[word]
+def upstream_body(model: Model, messages: list[Object], fields: Object) -> bytes:
+    """The body for the router. It is always asked for a stream: only a stream lets it notice that a caller left.
 
-
-def upstream_body(request: ChatRequest, alias: str, ask_usage: bool) -> bytes:
-    """The body for the router. It is always asked for a stream: only a stream lets it notice that a caller left."""
-    body: Object = {"model": alias, "messages": request.fields["messages"], "stream": True, **request.fields}
-    if ask_usage:
-        body["stream_options"] = {"include_usage": True}
-    return _encode(body)
-
-
-def refuse_unknown(value: Object, known: frozenset[str]) -> None:
-    """Raise Refusal `unsupported_field` for the first key that is not known."""
-    if not value.keys() <= known:
-        _unsupported(next(name for name in value if name not in known))
-
-
-def _depth_exceeds(body: bytes, limit: int) -> bool:
-    """Whether the brackets of valid JSON nest deeper than `limit`.
-
-    Outside of strings, what is left when all but the brackets is dropped is balanced, and taking out each empty pair
-    takes one level off. Each pass is in C: whatever the body is, nobody waits for it.
+    Raises Refusal `prompt_too_long`, by the size of that body: it is what the model server has to read.
     """
-    if body.count(b"{") + body.count(b"[") <= limit:
-        return False
-    outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    brackets = outside.translate(_BRACKETS, _NO_BRACKETS)
-    for _ in range(limit):
-        brackets = brackets.replace(b"[]", b"")
-        if not brackets:
-            return False
-    return True
-
-
-def _spell(place: Place) -> str:
-    if isinstance(place, str):
-        return place
-    parent, step = place
-    return f"{_spell(parent)}.{step}" if isinstance(step, str) else f"{_spell(parent)}[{step}]"
-
-
-def _invalid(param: Place) -> NoReturn:
-    raise Refusal("invalid_request", _spell(param))
-
-
-def _unsupported(name: str) -> NoReturn:
-    raise Refusal("unsupported_field", name if _IDENTIFIER.fullmatch(name) else None)
-
-
-def _object(value: Any, param: Place, known: frozenset[str] | None = None) -> Object:
-    if not isinstance(value, dict):
-        _invalid(param)
-    if known is not None:
-        refuse_unknown(value, known)
-    return value
-
-
-def _string(value: Any, param: Place) -> str:
-    if not isinstance(value, str):
-        _invalid(param)
-    return value
-
-
-def _boolean(value: Any, param: Place) -> bool:
-    if not isinstance(value, bool):
-        _invalid(param)
-    return value
-
-
-def _false(value: Any, param: Place) -> bool:
-    if value is not False:
-        _invalid(param)
-    return value
-
-
-def _one(value: Any, param: Place) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value != 1:
-        _invalid(param)
-    return value
-
-
-def _positive(value: Any, param: Place) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _invalid(param)
-    return value
-
-
-def _number(low: float, high: float) -> Callable[[Any, Place], float]:
-    def check(value: Any, param: Place) -> float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            _invalid(param)
-        return value
-
-    return check
-
-
-def _anything(value: Any, param: Place) -> Any:
-    """Accepted because clients send it, whatever it is: it goes nowhere."""
-
-
-def _stop(value: Any, param: Place) -> str | list[str]:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or len(value) > 4:
-        _invalid(param)
-    return [_string(word, param) for word in value]
-
-
-_PART = frozenset({"type", "text"})
-
-
-def _content(value: Any, param: Place) -> str | list[Object]:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        _invalid(param)
-    parts = []
-    for at, part in enumerate(value):
-        here = (param, at)
-        _typed(part, here, "text")
-        refuse_unknown(part, _PART)
-        parts.append({"type": "text", "text": _string(part.get("text"), (here, "text"))})
-    return parts
-
-
-def _typed(value: Any, param: Place, kind: str) -> None:
-    """A part, tool or call must say its type, and it must be the one that is supported."""
-    word = _object(value, param).get("type")
-    if not isinstance(word, str):
-        _invalid((param, "type"))
-    if word != kind:
-        raise Refusal("unsupported_content", _spell((param, "type")))
-
-
-_CALL = frozenset({"id", "type", "function"})
-_CALL_FUNCTION = frozenset({"name", "arguments"})
-
-
-def _tool_calls(value: Any, param: Place) -> list[Object]:
-    if not isinstance(value, list) or not value:
-        _invalid(param)
-    calls = []
-    for at, call in enumerate(value):
-        here = (param, at)
-        _typed(call, here, "function")
-        refuse_unknown(call, _CALL)
-        function = _object(call.get("function"), (here, "function"), _CALL_FUNCTION)
-        calls.append(
-            {
-                "id": _string(call.get("id"), (here, "id")),
-                "type": "function",
-                "function": {
-                    "name": _function_name(function.get("name"), ((here, "function"), "name")),
-                    "arguments": _string(function.get("arguments"), ((here, "function"), "arguments")),
-                },
-            }
-        )
-    return calls
-
-
-def _function_name(value: Any, param: Place) -> str:
-    if not isinstance(value, str) or not _FUNCTION_NAME.fullmatch(value):
-        _invalid(param)
-    return value
-
-
-_MESSAGE_FIELDS = {
-    "system": frozenset({"role", "content", "name"}),
-    "user": frozenset({"role", "content", "name"}),
-    "assistant": frozenset({"role", "content", "name", "tool_calls"}),
-    "tool": frozenset({"role", "content", "name", "tool_call_id"}),
-}
-
-
-def _messages(value: Any, param: Place) -> list[Object]:
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
-        _invalid(param)
-    messages: list[Object] = []
-    at_head = True
-    for at, message in enumerate(value):
-        here = (param, at)
-        role = _object(message, here).get("role")
-        if not isinstance(role, str) or role not in _MESSAGE_FIELDS or (role == "system" and not at_head):
-            _invalid((here, "role"))
-        at_head = role == "system"
-        refuse_unknown(message, _MESSAGE_FIELDS[role])
-        rebuilt: Object = {"role": role}
-        if "name" in message:
-            _string(message["name"], (here, "name"))
-        if "tool_calls" in message:
-            rebuilt["tool_calls"] = _tool_calls(message["tool_calls"], (here, "tool_calls"))
-        # An assistant that only calls tools says nothing: clients echo its null content back.
-        if message.get("content") is not None or "tool_calls" not in rebuilt:
-            rebuilt["content"] = _content(message.get("content"), (here, "content"))
-        if role == "tool":
-            rebuilt["tool_call_id"] = _string(message.get("tool_call_id"), (here, "tool_call_id"))
-        messages.append(rebuilt)
-    return messages
-
-
-_TOOL = frozenset({"type", "function"})
-_TOOL_FUNCTION = frozenset({"name", "description", "parameters", "strict"})
-
-
-def _tools(value: Any, param: Place) -> list[Object]:
-    if not isinstance(value, list) or not value:
-        _invalid(param)
-    tools = []
-    for at, tool in enumerate(value):
-        here = (param, at)
-        _typed(tool, here, "function")
-        refuse_unknown(tool, _TOOL)
-        function = _object(tool.get("function"), (here, "function"), _TOOL_FUNCTION)
-        rebuilt = {"name": _function_name(function.get("name"), ((here, "function"), "name"))}
-        rebuilt |= _optional(function, (here, "function"), "parameters")
-        tools.append({"type": "function", "function": rebuilt})
-    return tools
-
-
-def _optional(value: Object, param: Place, schema: str) -> Object:
-    """`description`, `strict` and the one free-form part of a function or of a JSON schema, where they stand."""
-    checks: dict[str, Callable[[Any, Place], Any]] = {"description": _string, schema: _object, "strict": _boolean}
-    return {name: check(value[name], (param, name)) for name, check in checks.items() if name in value}
-
-
-_CHOSEN_FUNCTION = frozenset({"name"})
-
-
-def _tool_choice(value: Any, param: Place) -> str | Object:
-    if isinstance(value, str):
-        if value not in ("none", "auto", "required"):
-            _invalid(param)
-        return value
-    _typed(value, param, "function")
-    refuse_unknown(value, _TOOL)
-    function = _object(value.get("function"), (param, "function"), _CHOSEN_FUNCTION)
-    return {
-        "type": "function",
-        "function": {"name": _function_name(function.get("name"), ((param, "function"), "name"))},
+    body = {
+        **model.params,
+        "model": model.alias,
+        "messages": messages,
+        "stream": True,
+        "max_tokens": model.max_tokens,
+        "temperature": model.temperature,
+        **fields,
     }
+    if model.ask_usage:
+        body["stream_options"] = {"include_usage": True}
+    encoded = _encode(body)
+    if 0 < model.max_prompt_bytes < len(encoded):
+        raise Refusal("prompt_too_long")
+    return encoded
 
 
-_FORMAT = frozenset({"type"})
-_SCHEMA_FORMAT = frozenset({"type", "json_schema"})
-_JSON_SCHEMA = frozenset({"name", "description", "schema", "strict"})
+def typed(value: Object, kind: type[T]) -> T:
+    """An object of JSON as a value of that type. Raises Refusal with the reason and, where safe, the field."""
+    known = kind.__struct_fields__
+    for name in value:
+        if name not in known:
+            raise Refusal("unsupported_field", name if re.fullmatch(_IDENTIFIER, name) else None)
+    try:
+        return msgspec.convert(value, kind)
+    except ValidationError as error:  # from None: its text may hold a word of the body
+        raise _misfit(error, value) from None
 
 
-def _response_format(value: Any, param: Place) -> Object:
-    kind = _object(value, param).get("type")
-    if kind in ("text", "json_object"):
-        refuse_unknown(value, _FORMAT)
-        return {"type": kind}
-    if kind != "json_schema":
-        _invalid((param, "type"))
-    refuse_unknown(value, _SCHEMA_FORMAT)
-    here = (param, "json_schema")
-    schema = _object(value.get("json_schema"), here, _JSON_SCHEMA)
-    rebuilt: Object = {"name": _function_name(schema.get("name"), (here, "name"))}
-    return {"type": "json_schema", "json_schema": rebuilt | _optional(schema, here, "schema")}
+_BLANKS = b" \t\r\n"
+_EMPTY = b"\x00"
+_NO_STRUCTURE = bytes(set(range(256)) - set(_EMPTY + b'"[]{}:,'))
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
-_FIELDS: dict[str, Callable[[Any, Place], Any]] = {
-    "messages": _messages,
-    "stream": _boolean,
-    "max_tokens": _positive,
-    "max_completion_tokens": _positive,
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
-    "stop": _stop,
-    "tools": _tools,
-    "tool_choice": _tool_choice,
-    "response_format": _response_format,
-    "stream_options": _object,
-    "n": _one,
-    "store": _false,
-    "logprobs": _false,
-    "user": _anything,
-    "parallel_tool_calls": _anything,
-    "seed": _anything,
-    "metadata": _anything,
-    "service_tier": _anything,
-    "safety_identifier": _anything,
-    "prompt_cache_key": _anything,
-    "reasoning_effort": _anything,
-    "verbosity": _anything,
-}
-"""Every field but `model`, with the check that returns its rebuilt value."""
+def _within_limits(body: bytes) -> bool:
+    """Whether valid JSON has at most 100,000 values and is at most 32 deep. Each step is one pass in C.
 
-_NAMES = frozenset({"model", *_FIELDS})
+    A value is the outermost, the first of its container, or behind a comma. Of the brackets, taking out each empty pair
+    takes one level off. For other bytes than valid JSON it does not matter what is said: they are refused anyway.
+    """
+    containers = body.count(b"[") + body.count(b"{")
+    # No more than these, even if none of them stands in a string. A value and its comma take two bytes.
+    is_counted = len(body) >= 2 * MAX_VALUES and containers + body.count(b",") >= MAX_VALUES
+    if containers <= MAX_DEPTH and not is_counted:
+        return True
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if is_counted:
+        body = body.translate(None, _BLANKS).replace(b"[]", _EMPTY).replace(b"{}", _EMPTY)
+    # Two strings never touch, so two quotes that do are a string without structure, wherever they are.
+    structure = body.translate(None, _NO_STRUCTURE).replace(b'""', b"")
+    outside = b"".join(structure.split(b'"')[::2])
+    if is_counted and 1 + outside.count(b",") + outside.count(b"[") + outside.count(b"{") > MAX_VALUES:
+        return False
+    brackets = outside.replace(_EMPTY, b"[]").translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        if not brackets:
+            return True
+        brackets = brackets.replace(b"[]", b"")
+    return not brackets
 
-_PASSED_ON = frozenset(
-    {"messages", "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop"}
-    | {"tools", "tool_choice", "response_format"}
+
+_INSIDE = frozenset(
+    {"messages", "content", "tool_calls", "function", "tools", "tool_choice", "response_format", "json_schema"}
 )
+
+
+def _drop_nulls(value: Object) -> None:
+    """Take out every field that is null, in place. What is free-form (`parameters`, `schema`) is not entered."""
+    has_null = False
+    for name, given in value.items():
+        if given is None:
+            has_null = True
+        elif name in _INSIDE:
+            for item in given if isinstance(given, list) else (given,):
+                if isinstance(item, dict):
+                    _drop_nulls(item)
+    if has_null:
+        for name in [name for name, given in value.items() if given is None]:
+            del value[name]
+
+
+_IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]{0,63}"
+_UNKNOWN = re.compile(f"Object contains unknown field `({_IDENTIFIER})`")
+_MISSING = re.compile(f"Object missing required field `({_IDENTIFIER})`")
+_STEP = re.compile("[a-z_]+|[0-9]+")
+
+
+def _misfit(error: ValidationError, value: Object) -> Refusal:
+    """What an error of msgspec means. Its path is made of our own names and of numbers; of its text nothing is told."""
+    text, _, path = str(error).rpartition(" - at `$")
+    text, path = (text, path[:-1].removeprefix(".")) if text else (path, "")
+    if text.startswith("Object contains unknown field"):
+        if _is_other_kind(value, path):
+            return Refusal("unsupported_content", f"{path}.type")
+        name = _UNKNOWN.fullmatch(text)
+        return Refusal("unsupported_field", name[1] if name else None)
+    if missing := _MISSING.fullmatch(text):
+        return Refusal("invalid_request", f"{path}.{missing[1]}".removeprefix("."))
+    if path in _ONLY_EMPTY:
+        return Refusal("unsupported_field", path)
+    if text.startswith("Invalid enum value"):
+        if path in ("model", "mode"):
+            return Refusal("model_not_found", path)
+        if path.endswith(".type"):
+            return Refusal("unsupported_content", path)
+    return Refusal("invalid_request", path)
+
+
+def _is_other_kind(value: Any, path: str) -> bool:
+    """Whether what stands at a path is a part, tool or call of another type: that is said before what else it has."""
+    for step in _STEP.findall(path):
+        value = value[int(step) if step.isdecimal() else step]
+    kind = value.get("type")
+    return isinstance(kind, str) and kind != ("text" if ".content[" in path else "function")
+
+
+def _token_limit(asked: CompletionRequest, most: int) -> int:
+    """The smallest of the limits. A number without a fraction is a whole number; -1 is none."""
+    for name in ("max_tokens", "max_completion_tokens"):
+        given = getattr(asked, name)
+        if given is None or given == -1:
+            continue
+        if given < 1 or given % 1:
+            raise Refusal("invalid_request", name)
+        most = min(most, int(given))
+    return most
+
+
+def _rebuilt(messages: Iterable[AnyMessage]) -> list[Object]:
+    """The messages for the router, with one system message at the head: chat templates refuse a second or a late one."""
+    instructions: list[Content] = []
+    rebuilt: list[Object] = []
+    for message in messages:
+        if isinstance(message, SystemMessage):
+            instructions.append(message.content)
+        elif isinstance(message, UserMessage):
+            rebuilt.append({"role": "user", "content": _content(message.content)})
+        elif isinstance(message, ToolMessage):
+            content = _content(message.content) if message.content else ""
+            rebuilt.append({"role": "tool", "content": content, "tool_call_id": message.tool_call_id})
+        elif message.tool_calls:
+            content = None if message.content in (None, []) else _content(message.content)
+            rebuilt.append({"role": "assistant", "content": content, "tool_calls": _calls(message.tool_calls)})
+        else:
+            rebuilt.append({"role": "assistant", "content": _content(message.content) if message.content else ""})
+    if len(instructions) == 1:
+        rebuilt.insert(0, {"role": "system", "content": _content(instructions[0])})
+    elif instructions:
+        rebuilt.insert(0, {"role": "system", "content": "\n\n".join(map(_text, instructions))})
+    return rebuilt
+
+
+def _content(content: str | list[TextPart]) -> str | list[Object]:
+    return content if isinstance(content, str) else [{"type": "text", "text": part.text} for part in content]
+
+
+def _text(content: str | list[TextPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def _calls(calls: Iterable[ToolCall]) -> list[Object]:
+    return [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.function.name, "arguments": call.function.arguments},
+        }
+        for call in calls
+    ]
