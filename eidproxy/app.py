@@ -13,7 +13,7 @@ import httpx
 from starlette.routing import Route
 
 from eidproxy.admission import AdmissionQueue
-from eidproxy.chat import Defaults
+from eidproxy.chat import Model
 from eidproxy.config import Settings
 from eidproxy.connection import Roster
 from eidproxy.endpoints import CHAT_API, CHAT_PAGE, LIVE_FILES, Endpoints, build_pages, taken_by_the_relay
@@ -59,6 +59,22 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
         write_timeout=router.write_timeout_seconds,
         resolver=resolver,
     )
+
+
+def build_models(settings: Settings) -> dict[Mode, Model]:
+    """What each mode is at the router."""
+    models = settings.models
+    return {
+        mode: Model(
+            own.alias,
+            models.max_tokens if own.max_tokens is None else own.max_tokens,
+            models.temperature if own.temperature is None else own.temperature,
+            own.params,
+            settings.router.ask_usage,
+            models.max_prompt_bytes,
+        )
+        for mode, own in ((Mode.DAILY, models.daily), (Mode.DEEP, models.deep))
+    }
 
 
 def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
@@ -135,8 +151,6 @@ class Application:
             log=self.log,
             limits=limits,
             clocks=RelayClocks(limits),
-            aliases={mode: settings.alias(mode) for mode in Mode},
-            ask_usage=settings.router.ask_usage,
             running=self.running,
             clock=time.time,
         )
@@ -147,17 +161,17 @@ class Application:
             created=int(time.time()),
             extra=_page_routes(settings.chat.enabled),
         )
-        defaults = Defaults(settings.models.max_tokens, settings.models.temperature)
+        models = build_models(settings)
         self.endpoints = Endpoints(
             services,
             pages,
             allowed_hosts=settings.allowed_hosts,
             api_key=settings.server.api_key,
             background_api_key=settings.server.background_api_key,
-            defaults=defaults,
+            models=models,
             max_body_bytes=settings.server.max_body_bytes,
             buffer_bytes=settings.stream.buffer_bytes,
-            chat=ChatSurface(settings.chat, defaults) if settings.chat.enabled else None,
+            chat=ChatSurface(settings.chat, models) if settings.chat.enabled else None,
         )
         self.server = Server(self.endpoints, self, self.roster)
         self._background: set[asyncio.Task[None]] = set()

@@ -231,7 +231,7 @@ class ChatRequest(NamedTuple):
     mode: Mode
     stream: bool
     body: bytes
-    is_whole: bool = False
+    whole_answer_expected: bool = False
     """Whether servers write nothing before the answer is whole: they do so for tools and for JSON."""
 
 
@@ -304,9 +304,9 @@ def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest
         fields["tools"] = [{"type": "function", "function": tool.function} for tool in asked.tools]
         if asked.tool_choice is not None:
             fields["tool_choice"] = asked.tool_choice
-    is_whole = bool(asked.tools) or isinstance(asked.response_format, (JsonFormat, SchemaFormat))
+    whole = bool(asked.tools) or isinstance(asked.response_format, (JsonFormat, SchemaFormat))
     return ChatRequest(
-        mode, bool(asked.stream), upstream_body(model, _rebuilt(asked.messages), fields), is_whole
+        mode, bool(asked.stream), upstream_body(model, _rebuilt(asked.messages), fields), whole
     )
 
 

@@ -66,16 +66,26 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     ask_usage: bool = False
 
 
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Params = Annotated[dict[str, Any], Meta(extra={"file_only": True})]
+
+
 class DailySettings(Struct, frozen=True, kw_only=True):
     """The model behind `daily`."""
 
     alias: Word = "mac-mini-default"
+    max_tokens: Count | None = None
+    temperature: Temperature | None = None
+    params: Params = {}
 
 
 class DeepSettings(Struct, frozen=True, kw_only=True):
     """The model behind `deep`."""
 
     alias: Word = "qwen-macbook"
+    max_tokens: Count | None = None
+    temperature: Temperature | None = None
+    params: Params = {}
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True):
@@ -84,7 +94,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     daily: DailySettings = DailySettings()
     deep: DeepSettings = DeepSettings()
     max_tokens: Count = 2048
-    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.4
+    temperature: Temperature = 0.4
+    max_prompt_bytes: Annotated[int, Meta(ge=0, le=67_108_864)] = 0
 
 
 class GateSettings(Struct, frozen=True, kw_only=True):
@@ -157,10 +168,6 @@ class Settings(Struct, frozen=True, kw_only=True):
     server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
     chat: ChatSettings = ChatSettings()
-
-    def alias(self, mode: Mode) -> str:
-        """The router's name for a mode."""
-        return self.models.daily.alias if mode is Mode.DAILY else self.models.deep.alias
 
     @property
     def router_address(self) -> tuple[str, int, bool]:
@@ -267,6 +274,8 @@ class Field(NamedTuple):
     kind: Any
     default: Any
     secret: bool
+    file_only: bool
+    """Whether it is a table of the file, and has neither an environment name nor a flag."""
 
     @property
     def flag(self) -> str:
@@ -302,7 +311,9 @@ def fields(kind: type[Struct] = Settings, prefix: str = "") -> Iterator[Field]:
             yield from fields(field.type, path + ".")
         else:
             env = "LLM_ROUTER_URL" if path == "router.url" else "EIDPROXY_" + path.replace(".", "_").upper()
-            yield Field(path, env, field.type, field.default, "secret" in repr(field.type))
+            marks = repr(field.type)
+            default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+            yield Field(path, env, field.type, default, "'secret'" in marks, "'file_only'" in marks)
 
 
 FIELDS = tuple(fields())

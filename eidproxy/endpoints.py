@@ -10,7 +10,7 @@ import hmac
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route, Router
 
-from eidproxy.chat import Defaults, parse_chat_request
+from eidproxy.chat import Model, parse_chat_request
 from eidproxy.connection import Connection, State
 from eidproxy.errors import Refusal, metric_reason
 from eidproxy.http1 import RequestHead
@@ -35,6 +35,13 @@ LIVE_FILES = "/live"
 
 _PROBES = frozenset({"/healthz", "/readyz"})
 _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
+_OTHER_APIS = frozenset(
+    {"/v1/responses", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/chat", "/v1/chat/completions/"}
+    | {"/chat/completions", "/responses", "/completions", "/embeddings", "/v1/v1/chat/completions", "/v1/moderations"}
+    | {"/api/chat", "/api/generate", "/api/v1/chat/completions", "/openai/v1/chat/completions"}
+)
+"""What clients ask when they speak another API, or were given another base URL."""
+_USE_CHAT = f"Use {CHAT_COMPLETIONS} instead."
 _PRIORITIES = {word.value.encode(): word for word in Priority}
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _PROGRESS = {b"1": True, b"true": True, b"0": False, b"false": False}
@@ -70,7 +77,7 @@ class Endpoints:
         allowed_hosts: frozenset[str],
         api_key: str | None,
         background_api_key: str | None = None,
-        defaults: Defaults,
+        models: Mapping[Mode, Model],
         max_body_bytes: int,
         buffer_bytes: int,
         chat: ChatSurface | None = None,
@@ -82,7 +89,7 @@ class Endpoints:
         self._allowed_hosts = allowed_hosts
         self._api_key = None if api_key is None else api_key.encode()
         self._background_key = None if background_api_key is None else background_api_key.encode()
-        self._defaults = defaults
+        self._models = models
         self._chat = chat
         self._max_body_bytes = max_body_bytes
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,7 +162,7 @@ class Endpoints:
 
     def _complete(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """`POST /v1/chat/completions`: everything is checked before the gate."""
-        request = parse_chat_request(body, self._defaults)
+        request = parse_chat_request(body, self._models)
         Relay(
             self.services,
             connection,
@@ -227,7 +234,7 @@ class Endpoints:
         try:
             await self._pages(scope, receive, send)
             if status == 404:
-                raise Refusal("not_found")
+                raise Refusal("not_found", hint=_USE_CHAT if head.path in _OTHER_APIS else "")
             if status == 405:
                 allow = b"".join(value for name, value in headers if name == b"Allow")
                 raise Refusal("method_not_allowed", allow=b", ".join(sorted(allow.split(b", "))))

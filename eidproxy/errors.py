@@ -184,9 +184,9 @@ class Refusal(Exception):
     """A request that is answered with an error of the table.
 
     `reason` is a key of `RULES`, `router_http_<status>` or a `Said` word within the alphabet `[a-z0-9_]{1,64}`.
-    `param` names the field at fault, where that is safe to repeat. `retry_seconds` is the advice of a reason whose
-    rule is `Retry.LATER`; `allow` names the methods that a path does take. `is_final` marks a refusal of the router
-    that waiting does not mend.
+    `param` names the field at fault, where that is safe to repeat, and `hint` is one more sentence of ours.
+    `retry_seconds` is the advice of a reason whose rule is `Retry.LATER`; `allow` names the methods that a path does
+    take. `is_final` marks a refusal of the router that waiting does not mend.
     """
 
     def __init__(
@@ -194,6 +194,7 @@ class Refusal(Exception):
         reason: str,
         param: str | None = None,
         *,
+        hint: str = "",
         retry_seconds: float | None = None,
         allow: bytes = b"",
         is_final: bool = False,
@@ -201,6 +202,7 @@ class Refusal(Exception):
         super().__init__(reason)
         self.reason = reason
         self.param = param
+        self.hint = hint
         self.retry_seconds = retry_seconds
         self.allow = allow
         self.is_final = is_final
@@ -209,6 +211,12 @@ class Refusal(Exception):
     def status(self) -> int:
         """The HTTP status of the refusal."""
         return rule(self.reason).status
+
+    @property
+    def message(self) -> str:
+        """The sentence for a person. It names the field too: most clients show the sentence alone."""
+        message = _ROUTER_REFUSED if self.is_final else rule(self.reason).message
+        return " ".join(filter(None, (message, self.hint, f"Field: {self.param}." if self.param else "")))
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that go with the refusal: the reason, and what to do about trying again."""
@@ -226,9 +234,8 @@ class Refusal(Exception):
 
     def body(self, request_id: str) -> bytes:
         """The JSON object that is the body before the first byte and the last event after it."""
-        applied = rule(self.reason)
         error = {
-            "message": _ROUTER_REFUSED if self.is_final else applied.message,
+            "message": self.message,
             "type": TYPES.get(self.status, "invalid_request_error"),
             "param": self.param,
             "code": str(self.reason),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import httpx
 
-from eidproxy.chat import ChatRequest, upstream_body
+from eidproxy.chat import ChatRequest
 from eidproxy.completion import Completion
 from eidproxy.connection import Connection
 from eidproxy.countdown import Countdown
@@ -171,8 +171,6 @@ class RelayServices(NamedTuple):
     log: Log
     limits: RelayLimits
     clocks: RelayClocks
-    aliases: dict[Mode, str]
-    ask_usage: bool
     running: "set[Relay]"
     clock: Callable[[], float]
     """Seconds of the epoch, for `created`."""
@@ -421,8 +419,7 @@ class Relay:
         request, self._request = self._request, None
         assert request is not None  # noqa: S101  # a relay sends once
         services = self.services
-        body = upstream_body(request, services.aliases[self.mode], services.ask_usage)
-        message = services.upstream.request(body)
+        message = services.upstream.request(request.body)
         if self._claim is not None and not self._claim.holds():
             return  # the process stood still since the grant, and somebody else may have the slot: `lost` was called
         self._splice.last_sent_at = self._loop.time()

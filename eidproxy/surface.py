@@ -7,16 +7,18 @@ nothing reaches the router.
 
 import os
 import stat
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
 
-from eidproxy.chat import ChatRequest, Defaults, Object, parse_mode, parse_object, refuse_unknown
+from msgspec import Meta
+
+from eidproxy.chat import ChatRequest, Closed, Model, parse_object, typed, upstream_body
 from eidproxy.config import ChatSettings
 from eidproxy.errors import Refusal
 from eidproxy.http1 import RequestHead
 from eidproxy.tokens import Tokens
+from eidproxy.vocabulary import Mode
 
-_FIELDS = frozenset({"mode", "messages"})
-_MESSAGE_FIELDS = frozenset({"role", "content"})
 _FORBIDDEN_ROLES = frozenset({"system", "developer", "tool"})
 _MAX_FILE_BYTES = 256 * 1024
 _READS = 3
@@ -38,16 +40,30 @@ class Caps(NamedTuple):
         return self.total_chars * 12 + (self.messages + 8) * 512
 
 
+class Message(Closed):
+    """A message of the page. Its role is judged after its fields."""
+
+    role: str
+    content: str
+
+
+class Conversation(Closed):
+    """The body of `POST /api/eid/chat`."""
+
+    mode: Literal["daily", "deep"]
+    messages: Annotated[list[Message], Meta(min_length=1)]
+
+
 class ChatSurface:
     """Turns a request of the page into one of the main job."""
 
-    def __init__(self, settings: ChatSettings, defaults: Defaults) -> None:
+    def __init__(self, settings: ChatSettings, models: Mapping[Mode, Model]) -> None:
         assert settings.jwt_secret is not None and settings.rules_file is not None  # noqa: S101, PT018  # enabled
         self.tokens = Tokens(
             settings.jwt_secret, settings.jwt_audience, settings.jwt_issuer, settings.jwt_leeway_seconds
         )
         self.caps = Caps(settings.max_message_chars, settings.max_messages, settings.max_total_chars)
-        self._defaults = defaults
+        self._models = models
         # The persona says who speaks, the rules come last and have the last word.
         self._files = [name for name in (settings.persona_file, settings.rules_file) if name is not None]
 
@@ -60,48 +76,32 @@ class ChatSurface:
 
     def request(self, body: bytes) -> ChatRequest:
         """The request for the relay. Raises Refusal."""
-        value = parse_object(body)
-        refuse_unknown(value, _FIELDS)
-        mode = parse_mode(value, body, "mode")
-        messages = check_messages(value.get("messages"), self.caps)
-        system: Object = {"role": "system", "content": self.compose()}
-        fields = {
-            "messages": [system, *messages],
-            "max_tokens": self._defaults.max_tokens,
-            "temperature": self._defaults.temperature,
-        }
-        return ChatRequest(mode, stream=True, fields=fields)
+        conversation = typed(parse_object(body), Conversation)
+        mode = Mode(conversation.mode)
+        check_messages(conversation.messages, self.caps)
+        messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
+        system = {"role": "system", "content": self.compose()}
+        return ChatRequest(mode, True, upstream_body(self._models[mode], [system, *messages], {}))
 
     def compose(self) -> str:
         """The system message as the files have it now. Raises Refusal `rules_missing`."""
         return "\n\n".join(read_text(name) for name in self._files)
 
 
-def check_messages(value: Any, caps: Caps) -> list[Object]:
-    """The messages of a conversation, rebuilt. Raises Refusal, in the order of the contract's section 9."""
-    if not isinstance(value, list) or not value:
-        raise Refusal("invalid_request", "messages")
-    for at, message in enumerate(value):
-        here = f"messages[{at}]"
-        if not isinstance(message, dict):
-            raise Refusal("invalid_request", here)
-        refuse_unknown(message, _MESSAGE_FIELDS)
-        for name in ("role", "content"):
-            if not isinstance(message.get(name), str):
-                raise Refusal("invalid_request", f"{here}.{name}")
-    for at, message in enumerate(value):
-        if message["role"] in _FORBIDDEN_ROLES:
+def check_messages(messages: list[Message], caps: Caps) -> None:
+    """Raise Refusal unless the conversation may be had, in the order of the contract's section 9."""
+    for at, message in enumerate(messages):
+        if message.role in _FORBIDDEN_ROLES:
             raise Refusal("system_role_forbidden", f"messages[{at}].role")
-        if message["role"] not in ("user", "assistant"):
+        if message.role not in ("user", "assistant"):
             raise Refusal("invalid_request", f"messages[{at}].role")
-    if len(value) > caps.messages:
+    if len(messages) > caps.messages:
         raise Refusal("too_many_turns", "messages")
-    for at, message in enumerate(value):
-        if len(message["content"]) > caps.message_chars:
+    for at, message in enumerate(messages):
+        if len(message.content) > caps.message_chars:
             raise Refusal("message_too_long", f"messages[{at}].content")
-    if sum(len(message["content"]) for message in value) > caps.total_chars:
+    if sum(len(message.content) for message in messages) > caps.total_chars:
         raise Refusal("conversation_too_long", "messages")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
 def read_text(path: str) -> str:
