@@ -38,8 +38,8 @@ _LOCK_TRIES = 100
 
 
 def _setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each setting but the secrets."""
-    for field in reversed([field for field in FIELDS if not field.secret]):
+    """An option for each setting but the secrets and tables."""
+    for field in reversed([field for field in FIELDS if not field.secret and not field.file_only]):
         command = click.option(
             field.flag, field.path.replace(".", "__"), metavar="VALUE", help=f"{field.path} ({field.env})"
         )(command)

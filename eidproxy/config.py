@@ -6,6 +6,7 @@ and the nearest-name advice follow from them.
 
 import difflib
 import importlib.util
+import math
 import re
 import ssl
 import tomllib
@@ -18,8 +19,9 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
+from eidproxy.chat import NAMES
 from eidproxy.egress import EgressPolicy, Verdict, is_name, literal, narrowed
-from eidproxy.vocabulary import AfterLeave, Mode
+from eidproxy.vocabulary import AfterLeave
 
 _WEEK = 7 * 86400.0
 _MAX_RETRY_SECONDS = 60
@@ -67,7 +69,8 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
 
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
-Params = Annotated[dict[str, Any], Meta(extra={"file_only": True})]
+Params = dict[str, Any]
+"""Constants for every request of a mode: a table of the file, which no word of an environment or command can say."""
 
 
 class DailySettings(Struct, frozen=True, kw_only=True):
@@ -274,13 +277,16 @@ class Field(NamedTuple):
     kind: Any
     default: Any
     secret: bool
-    file_only: bool
-    """Whether it is a table of the file, and has neither an environment name nor a flag."""
 
     @property
     def flag(self) -> str:
         """Its command line option. A secret has none: command lines are visible to every user of a machine."""
         return "--" + self.path.replace(".", "-").replace("_", "-")
+
+    @property
+    def file_only(self) -> bool:
+        """Whether it is a table of the file, with neither an environment name (`env` is empty) nor a flag."""
+        return not self.env
 
     @property
     def is_list(self) -> bool:
@@ -311,12 +317,14 @@ def fields(kind: type[Struct] = Settings, prefix: str = "") -> Iterator[Field]:
             yield from fields(field.type, path + ".")
         else:
             env = "LLM_ROUTER_URL" if path == "router.url" else "EIDPROXY_" + path.replace(".", "_").upper()
-            marks = repr(field.type)
-            default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
-            yield Field(path, env, field.type, default, "'secret'" in marks, "'file_only'" in marks)
+            if field.type is Params:
+                yield Field(path, "", field.type, {}, secret=False)
+            else:
+                yield Field(path, env, field.type, field.default, "secret" in repr(field.type))
 
 
 FIELDS = tuple(fields())
+_TABLES = frozenset(field.path for field in FIELDS if field.file_only)
 
 
 def load(config: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
@@ -367,8 +375,10 @@ def shown(loaded: Loaded, *, everything: bool) -> Iterator[tuple[str, str, str]]
             text = "********"
         elif isinstance(value, tuple) and value:
             text = ", ".join(value)
+        elif isinstance(value, dict) and value:
+            text = msgspec.json.encode(value).decode()
         else:
-            text = "none" if value in (None, ()) else str(value).lower() if isinstance(value, bool) else str(value)
+            text = "none" if value in (None, (), {}) else str(value).lower() if isinstance(value, bool) else str(value)
         yield field.path, text, loaded.origins[field.path]
 
 
@@ -388,7 +398,7 @@ def _from_file(config: Path | None, faults: list[str]) -> Iterator[tuple[str, An
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + name not in _TABLES:
             yield from _flat(value, f"{prefix}{name}.")
             if not value:
                 yield f"{prefix}{name}.", None
@@ -397,7 +407,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Iterator[tuple[Field, str, str]]:
-    known = {field.env for field in FIELDS} | {f"{field.env}_FILE" for field in FIELDS if field.secret}
+    known = {field.env for field in FIELDS if field.env}
+    known |= {f"{field.env}_FILE" for field in FIELDS if field.secret}
     faults += [
         f"environment: unknown name {name}{_nearest(name, known)}"
         for name in environ
@@ -541,6 +552,7 @@ def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
         yield "server.background_api_key: must be another key than server.api_key"
     if background is not None and settings.server.api_key is None:
         yield "server.background_api_key: needs server.api_key: without it everybody is let in as foreground"
+    yield from _params_faults(settings)
     yield from _gate_faults(settings)
     if settings.gate.url is None and environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
         yield "environment WEB_CONCURRENCY: one process has the gate, so more than one worker is refused; see gate.url"
@@ -550,6 +562,50 @@ def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
         yield f"{missing}: the chat surface needs both chat.jwt_secret and chat.rules_file"
     if chat.jwt_secret is not None and len(chat.jwt_secret.encode()) < 32:
         yield "chat.jwt_secret: must have at least 32 bytes"
+
+
+_ELSEWHERE = (
+    # To another machine, or past what the operator set there.
+    *("api", "base", "url", "uri", "endpoint", "host", "server", "proxy", "proxies", "http", "ssl", "header", "extra"),
+    *("transfer", "bootstrap", "mcp", "plugin", "search", "file", "path", "image", "audio"),
+    # To another model, another provider, another's code.
+    *("model", "deploy", "provider", "region", "location", "project", "rout", "fallback", "adapter", "processor"),
+    *("custom", "litellm", "azure", "aws", "vertex", "bedrock", "watson", "sagemaker", "retries", "retry"),
+    # With a key, or as somebody.
+    *("key", "secret", "password", "auth", "credential", "organization", "tenant", "user", "team"),
+    # To whoever reads along or keeps a copy.
+    *("callback", "hook", "logger", "logging", "metadata", "tags", "trace", "caching", "mock", "guardrail"),
+)
+_RESERVED = NAMES | {"function_call", "prompt", "input", "cache", "ttl", "engine"}
+
+
+def _params_faults(settings: Settings) -> Iterator[str]:
+    """The operator's constants must shape the answer, never lead a request elsewhere or undo what was checked.
+
+    A name is refused that a request may have itself, and one with a word of `_ELSEWHERE` anywhere in it: nobody can
+    list each parameter of each router that names a place, a key or a listener (LiteLLM alone has some two hundred).
+    """
+    for mode, params in (("daily", settings.models.daily.params), ("deep", settings.models.deep.params)):
+        for name, value in params.items():
+            path = f"models.{mode}.params.{name}"
+            if name in _RESERVED:
+                yield f"{path}: is a field of the request itself, which is checked and set by eidproxy"
+            elif not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,63}", name):
+                yield f"{path}: is not a plain name"
+            elif any(word in name.lower() for word in _ELSEWHERE):
+                yield f"{path}: could lead a request elsewhere"
+            elif not _is_json(value):
+                yield f"{path}: has a value that JSON has not: a date, an infinity, a number of many digits"
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_json, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _gate_faults(settings: Settings) -> Iterator[str]:
@@ -576,12 +632,13 @@ def _router_faults(settings: Settings) -> Iterator[str]:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-        plain = f"{parts.scheme}://{parts.netloc}" == url and "@" not in parts.netloc and port != 0
+        bare = url.removesuffix("/").removesuffix("/v1")  # as people have it in OPENAI_BASE_URL
+        plain = f"{parts.scheme}://{parts.netloc}" == bare and "@" not in parts.netloc and port != 0
     except ValueError:
         plain, host, parts = False, "", urlsplit("")
     address = literal(host)
     if not plain or parts.scheme not in ("http", "https") or not url.isascii() or parts.netloc.endswith(":"):
-        yield "router.url: must be http:// or https://, a host and a port, and nothing more"
+        yield "router.url: must be http:// or https://, a host and a port, and nothing more but /v1"
     elif address is None and not is_name(host):
         yield "router.url: the host must be an address in its usual spelling or a DNS name"
     elif address is not None:

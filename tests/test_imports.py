@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     # shell
     "logs": set(),
     "metrics": {"errors", "vocabulary"},
-    "config": {"egress", "vocabulary"},
+    "config": {"chat", "egress"},
     "tokens": {"errors"},
     "pages": set(),
     "signals": set(),
@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "resolver": set(),
     "connection": {"countdown", "errors", "http1"},
     "server": {"connection", "keepalive"},
-    "surface": {"chat", "config", "errors", "http1", "tokens"},
+    "surface": {"chat", "config", "errors", "http1", "tokens", "vocabulary"},
     "upstream": {"countdown", "egress", "hints", "keepalive", "resolver", "wire"},
     "gate": {"admission", "countdown", "errors", "metrics", "vocabulary"},
     "settle": {"gate", "metrics", "vocabulary"},
