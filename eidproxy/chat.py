@@ -51,14 +51,14 @@ ContentOrNone: TypeAlias = str | list[TextPart] | None
 
 
 class CalledFunction(Closed):
-    """What an assistant called, and with which arguments, as JSON text."""
+    """What a model called, and with which arguments: text of its own making, which need not name a function."""
 
-    name: FunctionName
+    name: str
     arguments: str
     parsed_arguments: Any = None
 
 
-class ToolCall(Closed):
+class AssistantCall(Closed):
     """A call in an assistant's message."""
 
     id: str
@@ -93,7 +93,7 @@ class AssistantMessage(Message, tag="assistant"):
     """An answer. What the fields behind `tool_calls` hold came with it, and clients send it back."""
 
     content: ContentOrNone = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[AssistantCall] | None = None
     reasoning_content: Any = None
     reasoning: Any = None
     reasoning_details: Any = None
@@ -116,7 +116,7 @@ class ToolMessage(Message, tag="tool", kw_only=True):
 AnyMessage: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
-class Function(Closed):
+class FunctionDefinition(Closed):
     """A function that may be called. `parameters` is a JSON schema, passed on as it is."""
 
     name: FunctionName
@@ -129,7 +129,7 @@ class Tool(Marked, kw_only=True):
     """A tool: functions only."""
 
     type: Literal["function"]
-    function: Function
+    function: FunctionDefinition
 
 
 class FunctionChoice(Closed):
@@ -477,7 +477,7 @@ def _text(content: str | list[TextPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-def _calls(calls: Iterable[ToolCall]) -> list[Object]:
+def _calls(calls: Iterable[AssistantCall]) -> list[Object]:
     return [
         {
             "id": call.id,

@@ -1,4 +1,4 @@
-"""The commands: serve, check, demo, top, token, version."""
+"""The commands: serve, check, demo, top, token, schema, version."""
 
 import asyncio
 import fcntl
@@ -320,6 +320,16 @@ def token(sub: str, ttl: str, config: Path | None, **flags: str | None) -> None:
         sys.exit(2)
     issuer = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds)
     click.echo(issuer.issue(sub, float(duration[1]) * _UNITS[duration[2]]))
+
+
+@cli.command(name="schema")
+def show_schema() -> None:
+    """Print the JSON Schema of request, chunk, answer and error."""
+    import msgspec
+
+    from eidproxy.schema import schema
+
+    click.echo(msgspec.json.format(msgspec.json.encode(schema())))
 
 
 @cli.command(name="version")

@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from eidproxy.chat import NAMES
 from eidproxy.egress import EgressPolicy, Verdict, is_name, literal, narrowed
-from eidproxy.vocabulary import AfterLeave
+from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0
 _MAX_RETRY_SECONDS = 60
@@ -171,6 +171,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
     chat: ChatSettings = ChatSettings()
+
+    def alias(self, mode: Mode) -> str:
+        """The router's name for a mode."""
+        return self.models.daily.alias if mode is Mode.DAILY else self.models.deep.alias
 
     @property
     def router_address(self) -> tuple[str, int, bool]:

@@ -1,0 +1,80 @@
+"""The JSON Schema of what goes in and out, made from the types that filter it: `eidproxy schema`."""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from eidproxy.chat import CompletionRequest
+from eidproxy.chunk import Choice
+from eidproxy.completion import Answer
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class ProgressQueued(Struct, tag_field="state", tag="queued"):
+    """The request waits for its turn. `eta_seconds` is null while nothing is known."""
+
+    position: int
+    eta_seconds: int | None
+
+
+class ProgressUpstream(Struct, tag_field="state", tag="upstream"):
+    """The request is at the router, and no event came."""
+
+    elapsed_seconds: int
+
+
+class ProgressThinking(Struct, tag_field="state", tag="thinking"):
+    """Only reasoning came."""
+
+    elapsed_seconds: int
+
+
+class Chunk(Struct):
+    """One event of a stream. `choices` is empty where `eid` tells of progress."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: Literal["daily", "deep"]
+    choices: list[Choice]
+    eid: ProgressQueued | ProgressUpstream | ProgressThinking | UnsetType = UNSET
+
+
+class ErrorDetail(Struct):
+    """What went wrong, as clients of OpenAI read it. `code` is the reason."""
+
+    message: str
+    type: Literal[
+        "invalid_request_error",
+        "authentication_error",
+        "permission_error",
+        "timeout_error",
+        "service_unavailable",
+        "server_error",
+    ]
+    param: str | None
+    code: str
+
+
+class Error(Struct):
+    """A refusal: the body before the first byte, the last event after it."""
+
+    error: ErrorDetail
+    error_reason: str
+    request_id: str
+
+
+ROOTS = {"request": CompletionRequest, "chunk": Chunk, "answer": Answer, "error": Error}
+
+
+def components(ref_template: str = "#/$defs/{name}") -> dict[str, Any]:
+    """The schema of each type by its name, referring to each other by the template."""
+    return msgspec.json.schema_components(ROOTS.values(), ref_template=ref_template)[1]
+
+
+def schema() -> dict[str, Any]:
+    """One document with a property for each of request, chunk, answer and error."""
+    properties = {name: {"$ref": f"#/$defs/{kind.__name__}"} for name, kind in ROOTS.items()}
+    return {"$schema": DIALECT, "type": "object", "properties": properties, "$defs": components()}
