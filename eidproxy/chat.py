@@ -401,6 +401,7 @@ _IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]{0,63}"
 _UNKNOWN = re.compile(f"Object contains unknown field `({_IDENTIFIER})`")
 _MISSING = re.compile(f"Object missing required field `({_IDENTIFIER})`")
 _STEP = re.compile("[a-z_]+|[0-9]+")
+_KINDS = {"content": "text", "tools": "function", "tool_calls": "function", "tool_choice": "function"}
 
 
 def _misfit(error: ValidationError, value: Object) -> Refusal:
@@ -421,15 +422,19 @@ def _misfit(error: ValidationError, value: Object) -> Refusal:
             return Refusal("model_not_found", path)
         if path.endswith(".type"):
             return Refusal("unsupported_content", path)
-    return Refusal("invalid_request", path)
+    return Refusal("invalid_request", "stop" if path.startswith("stop[") else path)
 
 
 def _is_other_kind(value: Any, path: str) -> bool:
     """Whether what stands at a path is a part, tool or call of another type: that is said before what else it has."""
+    field = ""
     for step in _STEP.findall(path):
-        value = value[int(step) if step.isdecimal() else step]
+        if step.isdecimal():
+            value = value[int(step)]
+        else:
+            field, value = step, value[step]
     kind = value.get("type")
-    return isinstance(kind, str) and kind != ("text" if ".content[" in path else "function")
+    return field in _KINDS and isinstance(kind, str) and kind != _KINDS[field]
 
 
 def _token_limit(asked: CompletionRequest, most: int) -> int:

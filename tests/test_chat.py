@@ -7,20 +7,12 @@ import json
 import random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eidproxy.chat import (
-    MAX_DEPTH,
-    ChatRequest,
-    Defaults,
-    parse_chat_request,
-    parse_mode,
-    parse_object,
-    refuse_unknown,
-    upstream_body,
-)
+from eidproxy.chat import MAX_DEPTH, MAX_VALUES, NAMES, ChatRequest, Model, parse_chat_request, parse_object
 from eidproxy.errors import Refusal
 from eidproxy.vocabulary import Mode
 from tests.cost import cost
@@ -33,15 +25,16 @@ def chat(**fields: Any) -> dict[str, Any]:
     return {"model": "daily", "messages": HELLO, **fields}
 
 
-def parse(value: Any, defaults: Defaults | None = None) -> ChatRequest:
+def parse(value: Any, **settings: Any) -> ChatRequest:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return parse_chat_request(body, defaults or Defaults())
+    return parse_chat_request(body, {mode: Model(f"alias-of-{mode}", **settings) for mode in Mode})
 
 
-def sent(value: Any, defaults: Defaults | None = None) -> dict[str, Any]:
+def sent(value: Any, **settings: Any) -> dict[str, Any]:
     """What the router gets, without what it always gets."""
-    found: dict[str, Any] = json.loads(upstream_body(parse(value, defaults), "alias", ask_usage=False))
-    assert found.pop("model") == "alias"
+    request = parse(value, **settings)
+    found: dict[str, Any] = json.loads(request.body)
+    assert found.pop("model") == f"alias-of-{request.mode}"
     assert found.pop("stream") is True
     return found
 
@@ -59,28 +52,67 @@ def refusal(value: Any) -> tuple[str, str | None]:
 
 
 def test_the_least() -> None:
-    assert parse(chat()) == ChatRequest(Mode.DAILY, False, {"messages": HELLO, "max_tokens": 2048, "temperature": 0.4})
+    request = parse(chat())
+    assert (request.mode, request.stream, request.whole_answer_expected) == (Mode.DAILY, False, False)
     assert sent(chat()) == {"messages": HELLO, "max_tokens": 2048, "temperature": 0.4}
 
 
 def test_the_router_is_always_asked_for_a_stream() -> None:
-    for stream in (True, False):
+    for stream in (True, False, None):
         request = parse(chat(stream=stream))
-        assert request.stream is stream
-        assert json.loads(upstream_body(request, "a", ask_usage=False))["stream"] is True
+        assert request.stream is bool(stream)
+        assert json.loads(request.body)["stream"] is True
 
 
 def test_usage_is_asked_for_when_it_is_wanted() -> None:
-    request = parse(chat(stream_options={"include_usage": False}))
-    assert "stream_options" not in json.loads(upstream_body(request, "a", ask_usage=False))
-    assert json.loads(upstream_body(request, "a", ask_usage=True))["stream_options"] == {"include_usage": True}
+    body = chat(stream_options={"include_usage": False})
+    assert "stream_options" not in sent(body)
+    assert sent(body, ask_usage=True)["stream_options"] == {"include_usage": True}
+
+
+def test_servers_are_silent_before_tools_and_json() -> None:
+    """What the allowance for the first event depends on (contract, 6)."""
+    for fields, expected in (
+        ({"tools": [TOOL]}, True),
+        ({"tools": []}, False),
+        ({"response_format": {"type": "text"}}, False),
+        ({"response_format": {"type": "json_object"}}, True),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, True),
+    ):
+        assert parse(chat(**fields)).whole_answer_expected is expected, fields
 
 
 @pytest.mark.parametrize("model", ["daily", "deep"])
 def test_models(model: str) -> None:
     request = parse(chat(model=model))
     assert request.mode == model
-    assert json.loads(upstream_body(request, "mac-mini-default", ask_usage=False))["model"] == "mac-mini-default"
+    assert json.loads(request.body)["model"] == f"alias-of-{model}"
+
+
+def test_each_mode_has_its_own_settings() -> None:
+    own = {"top_k": 20, "chat_template_kwargs": {"enable_thinking": False, "x": None}}
+    models = {Mode.DAILY: Model("a"), Mode.DEEP: Model("b", 7, 1.5, own)}
+    deep = json.loads(parse_chat_request(json.dumps(chat(model="deep")).encode(), models).body)
+    assert (deep["max_tokens"], deep["temperature"], deep["top_k"]) == (7, 1.5, 20)
+    assert deep["chat_template_kwargs"] == own["chat_template_kwargs"]
+    daily = json.loads(parse_chat_request(json.dumps(chat()).encode(), models).body)
+    assert daily.keys() == {"model", "messages", "stream", "max_tokens", "temperature"}
+
+
+def test_no_constant_changes_what_was_checked() -> None:
+    params = dict.fromkeys(("model", "messages", "stream", "max_tokens", "temperature", "stop"), "x")
+    found = sent(chat(stop="y"), params=params)
+    assert found == sent(chat(stop="y"))
+
+
+def test_a_prompt_may_be_bounded() -> None:
+    """By the bytes that the router would get: escapes of the caller's spelling do not count."""
+    body = parse(chat()).body
+    assert parse(chat(), max_prompt_bytes=len(body)).body == body
+    assert parse(chat(metadata={"a": "b" * 1000}), max_prompt_bytes=len(body)).body == body
+    with pytest.raises(Refusal, match="prompt_too_long") as caught:
+        parse(chat(), max_prompt_bytes=len(body) - 1)
+    assert caught.value.status == 413
 
 
 @pytest.mark.parametrize(
@@ -94,19 +126,26 @@ def test_models(model: str) -> None:
         ({"max_completion_tokens": 5}, 5),
         ({"max_completion_tokens": 5, "max_tokens": 6}, 5),
         ({"max_completion_tokens": 6, "max_tokens": 5}, 5),
+        ({"max_tokens": -1}, 2048),
+        ({"max_tokens": -1.0, "max_completion_tokens": 9}, 9),
+        ({"max_tokens": None, "max_completion_tokens": 9}, 9),
+        ({"max_tokens": 100.0}, 100),
+        ({"max_tokens": 1e300}, 2048),
+        ({"max_tokens": 1.0}, 1),
     ],
 )
 def test_the_smallest_limit_counts(fields: dict[str, Any], wanted: int) -> None:
     found = sent(chat(**fields))
     assert found["max_tokens"] == wanted
+    assert isinstance(found["max_tokens"], int)
     assert "max_completion_tokens" not in found
 
 
 def test_settings_are_the_defaults() -> None:
-    found = sent(chat(), Defaults(max_tokens=7, temperature=1.5))
+    found = sent(chat(), max_tokens=7, temperature=1.5)
     assert (found["max_tokens"], found["temperature"]) == (7, 1.5)
-    assert sent(chat(max_tokens=8), Defaults(max_tokens=7))["max_tokens"] == 7
-    assert sent(chat(temperature=0), Defaults(temperature=1.5))["temperature"] == 0
+    assert sent(chat(max_tokens=8), max_tokens=7)["max_tokens"] == 7
+    assert sent(chat(temperature=0), temperature=1.5)["temperature"] == 0
 
 
 SCHEMA = {"type": "object", "properties": {"x": {"$ref": "#/y", "anything": [None, 1.5, {"deep": True}]}}}
@@ -127,12 +166,22 @@ PASSED_ON: dict[str, Any] = {
     "stop": {"stop": "\n"},
     "stop of one": {"stop": ["a"]},
     "stop of four": {"stop": ["a", "b", "", "일"]},
-    "stop of none": {"stop": []},
     "tools": {"tools": [TOOL, {"type": "function", "function": {"name": "g"}}]},
-    "tool_choice none": {"tool_choice": "none"},
-    "tool_choice auto": {"tool_choice": "auto"},
-    "tool_choice required": {"tool_choice": "required"},
-    "tool_choice function": {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+    "tool_choice none": {"tools": [TOOL], "tool_choice": "none"},
+    "tool_choice auto": {"tools": [TOOL], "tool_choice": "auto"},
+    "tool_choice required": {"tools": [TOOL], "tool_choice": "required"},
+    "tool_choice function": {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    "nulls in free-form parts": {
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"default": None, "enum": [None, {}]}}}],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "n", "schema": {"a": None, "messages": [{"b": None}]}},
+        },
+    },
+    "empty free-form parts": {
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}, "description": ""}}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
+    },
     "response_format text": {"response_format": {"type": "text"}},
     "response_format json_object": {"response_format": {"type": "json_object"}},
     "response_format json_schema": {
@@ -155,9 +204,15 @@ def test_a_field_is_passed_on(fields: dict[str, Any]) -> None:
 
 NOT_PASSED_ON: dict[str, list[Any]] = {
     "stream_options": [{}, {"include_usage": True, "x": 1}],
-    "n": [1],
+    "n": [1, 1.0],
     "store": [False],
     "logprobs": [False],
+    "tools": [[]],
+    "stop": [[]],
+    "functions": [[]],
+    "logit_bias": [{}],
+    "extra_body": [{}],
+    "tool_choice": ["none", "auto", "required", {"type": "function", "function": {"name": "f"}}],
     "user": ["u", None, 5],
     "parallel_tool_calls": [True, False, None],
     "seed": [1, None, -(10**20)],
@@ -175,13 +230,128 @@ def test_a_field_is_accepted_and_not_passed_on(name: str, value: Any) -> None:
     assert sent(chat(**{name: value})) == sent(chat())
 
 
+def test_null_is_absent() -> None:
+    """For every field that there is, and for one that there is not."""
+    for name in [*sorted(NAMES - {"model", "messages"}), "top_k", "x" * 65, "한"]:
+        assert sent(chat(**{name: None})) == sent(chat()), name
+    wanted = chat(
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": "b", "tool_calls": [CALL]},
+        ],
+        tools=[TOOL],
+        tool_choice={"type": "function", "function": {"name": "f"}},
+        response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": {"a": None}}},
+    )
+
+    def with_nulls(value: Any) -> Any:
+        if isinstance(value, list):
+            return [with_nulls(item) for item in value]
+        if isinstance(value, dict) and value is not SCHEMA and value != {"a": None}:
+            return {"zed": None, **{name: with_nulls(item) for name, item in value.items()}, "name_": None}
+        return value
+
+    assert sent(with_nulls(wanted)) == sent(wanted)
+    nulls = {"description": None, "parameters": None, "strict": None}
+    bare = {"type": "function", "function": {"name": "g"}}
+    assert sent(chat(tools=[{**bare, "function": {**bare["function"], **nulls}}]))["tools"] == [bare]  # type: ignore[dict-item]
+    bare_format = {"type": "json_schema", "json_schema": {"name": "n"}}
+    null_format = {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "description": None, "schema": None, "strict": None},
+    }
+    assert sent(chat(response_format=null_format))["response_format"] == bare_format
+
+
+ECHOES = [
+    *("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks", "refusal", "annotations", "audio"),
+    *("function_call", "parsed", "provider_specific_fields", "cache_control", "copilot_cache_control", "name"),
+]
+
+
+@pytest.mark.parametrize("name", ECHOES)
+def test_an_answer_comes_back_as_it_was_given(name: str) -> None:
+    values: list[Any] = ["a"] if name == "name" else ["a", [], {}, [{"type": "thinking"}], {"a": {"b": 1}}, 5, True]
+    for value in values:
+        message = {"role": "assistant", "content": "a", name: value}
+        assert sent(chat(messages=[message]))["messages"] == [{"role": "assistant", "content": "a"}]
+        message["tool_calls"] = [CALL]
+        assert sent(chat(messages=[message]))["messages"] == [
+            {"role": "assistant", "content": "a", "tool_calls": [CALL]}
+        ]
+
+
+def test_marks_and_indexes_are_left_out() -> None:
+    for name in ("cache_control", "copilot_cache_control"):
+        mark = {name: {"type": "ephemeral"}}
+        parts = [{"type": "text", "text": "a", **mark}]
+        messages = [
+            {"role": "system", "content": parts, **mark},
+            {"role": "user", "content": parts, **mark},
+            {"role": "tool", "content": parts, "tool_call_id": "x", **mark},
+        ]
+        found = sent(chat(messages=messages, tools=[{**TOOL, **mark}]))
+        assert name not in json.dumps(found)
+        assert found == sent(
+            json.loads(
+                json.dumps(chat(messages=messages, tools=[TOOL]))
+                .replace(name, "zed")
+                .replace('{"type": "ephemeral"}', "null")
+            )
+        )
+    called = {"name": "any name at all, 일", "arguments": "no JSON"}
+    echoed = {**CALL, "index": 3, "function": {**called, "parsed_arguments": {"x": 1}}}
+    found = sent(chat(messages=[{"role": "assistant", "tool_calls": [echoed]}]))
+    assert found["messages"][0]["tool_calls"] == [{**CALL, "function": called}]
+
+
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 
 CONVERSATIONS: dict[str, tuple[list[Any], list[Any] | None]] = {
     "one": (HELLO, None),
     "system first": ([{"role": "system", "content": "s"}, *HELLO], None),
-    "two systems first": ([{"role": "system", "content": "s"}] * 2 + HELLO, None),
+    "two systems first": (
+        [{"role": "system", "content": "s"}, {"role": "system", "content": "t"}, *HELLO],
+        [{"role": "system", "content": "s\n\nt"}, *HELLO],
+    ),
+    "systems anywhere": (
+        [*HELLO, {"role": "developer", "content": "s"}, *HELLO, {"role": "system", "content": "t", "name": "n"}],
+        [{"role": "system", "content": "s\n\nt"}, *HELLO, *HELLO],
+    ),
+    "a system of parts": (
+        [{"role": "system", "content": [{"type": "text", "text": "s"}, {"type": "text", "text": "t"}]}, *HELLO],
+        None,
+    ),
+    "systems of parts": (
+        [
+            {"role": "system", "content": [{"type": "text", "text": "s"}, {"type": "text", "text": "t"}]},
+            {"role": "system", "content": "u"},
+        ],
+        [{"role": "system", "content": "st\n\nu"}],
+    ),
+    "developer": ([{"role": "developer", "content": "s"}, *HELLO], [{"role": "system", "content": "s"}, *HELLO]),
+    "system late": ([*HELLO, {"role": "system", "content": "s"}], [{"role": "system", "content": "s"}, *HELLO]),
     "system alone": ([{"role": "system", "content": "s"}], None),
+    "assistant bare": ([{"role": "assistant"}], [{"role": "assistant", "content": ""}]),
+    "assistant null": ([{"role": "assistant", "content": None}], [{"role": "assistant", "content": ""}]),
+    "assistant of no parts": ([{"role": "assistant", "content": []}], [{"role": "assistant", "content": ""}]),
+    "tool bare": (
+        [{"role": "tool", "tool_call_id": "x"}],
+        [{"role": "tool", "content": "", "tool_call_id": "x"}],
+    ),
+    "tool null": (
+        [{"role": "tool", "content": None, "tool_call_id": "x"}],
+        [{"role": "tool", "content": "", "tool_call_id": "x"}],
+    ),
+    "tool of no parts": (
+        [{"role": "tool", "content": [], "tool_call_id": "x"}],
+        [{"role": "tool", "content": "", "tool_call_id": "x"}],
+    ),
+    "no tool calls": (
+        [{"role": "assistant", "content": "a", "tool_calls": []}],
+        [{"role": "assistant", "content": "a"}],
+    ),
+    "tool calls null": ([{"role": "assistant", "tool_calls": None}], [{"role": "assistant", "content": ""}]),
     "assistant": ([*HELLO, {"role": "assistant", "content": "a"}, *HELLO], None),
     "assistant first": ([{"role": "assistant", "content": "a"}], None),
     "empty content": ([{"role": "user", "content": ""}], None),
@@ -202,11 +372,16 @@ CONVERSATIONS: dict[str, tuple[list[Any], list[Any] | None]] = {
         ],
         None,
     ),
-    "tool calls alone": ([{"role": "assistant", "tool_calls": [CALL]}], None),
-    "tool calls and null": (
-        [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
+    "tool calls alone": (
         [{"role": "assistant", "tool_calls": [CALL]}],
+        [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
     ),
+    "tool calls and null": ([{"role": "assistant", "content": None, "tool_calls": [CALL]}], None),
+    "tool calls and no parts": (
+        [{"role": "assistant", "content": [], "tool_calls": [CALL]}],
+        [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
+    ),
+    "tool calls and empty text": ([{"role": "assistant", "content": "", "tool_calls": [CALL]}], None),
     "200 messages": (HELLO * 200, None),
     "text that mentions addresses": (
         [{"role": "user", "content": 'api_base=http://169.254.169.254/ image_url {"model":"gpt-4o"} [[[['}],
@@ -247,21 +422,35 @@ M0, C0 = "messages[0]", "messages[0].content[0]"
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "stream a number": ({"stream": 1}, INVALID, "stream"),
-    "stream null": ({"stream": None}, INVALID, "stream"),
     "stream a string": ({"stream": "true"}, INVALID, "stream"),
     "max_tokens 0": ({"max_tokens": 0}, INVALID, "max_tokens"),
-    "max_tokens negative": ({"max_tokens": -1}, INVALID, "max_tokens"),
+    "max_tokens -2": ({"max_tokens": -2}, INVALID, "max_tokens"),
+    "max_tokens -1.5": ({"max_tokens": -1.5}, INVALID, "max_tokens"),
+    "max_tokens a half": ({"max_tokens": 0.5}, INVALID, "max_tokens"),
+    "max_completion_tokens a fraction": (
+        {"max_tokens": 5, "max_completion_tokens": 5.5},
+        INVALID,
+        "max_completion_tokens",
+    ),
+    "temperature of 300 digits": ({"temperature": 10**300}, INVALID, "temperature"),
+    "n 1.5": ({"n": 1.5}, INVALID, "n"),
+    "functions": ({"functions": [{"name": "f"}]}, UNSUPPORTED, "functions"),
+    "functions a string": ({"functions": "f"}, UNSUPPORTED, "functions"),
+    "functions an object": ({"functions": {}}, UNSUPPORTED, "functions"),
+    "logit_bias": ({"logit_bias": {"5": 1}}, UNSUPPORTED, "logit_bias"),
+    "extra_body": ({"extra_body": {"api_base": "http://x"}}, UNSUPPORTED, "extra_body"),
+    "extra_body a list": ({"extra_body": []}, UNSUPPORTED, "extra_body"),
+    "stop of a null": ({"stop": [None]}, INVALID, "stop"),
+    "a null and an unknown field": ({"zed": None, "api_base": "x"}, UNSUPPORTED, "api_base"),
+    "a name like an error": ({"a` - at `$.messages[0]": 1}, UNSUPPORTED, None),
     "max_tokens a fraction": ({"max_tokens": 1.5}, INVALID, "max_tokens"),
-    "max_tokens a float": ({"max_tokens": 5.0}, INVALID, "max_tokens"),
     "max_tokens true": ({"max_tokens": True}, INVALID, "max_tokens"),
-    "max_tokens null": ({"max_tokens": None}, INVALID, "max_tokens"),
     "max_tokens a string": ({"max_tokens": "5"}, INVALID, "max_tokens"),
     "max_completion_tokens 0": ({"max_completion_tokens": 0}, INVALID, "max_completion_tokens"),
     "temperature over 2": ({"temperature": 2.0000001}, INVALID, "temperature"),
     "temperature negative": ({"temperature": -1e-9}, INVALID, "temperature"),
     "temperature true": ({"temperature": True}, INVALID, "temperature"),
     "temperature a string": ({"temperature": "1"}, INVALID, "temperature"),
-    "temperature null": ({"temperature": None}, INVALID, "temperature"),
     "top_p over 1": ({"top_p": 1.1}, INVALID, "top_p"),
     "top_p negative": ({"top_p": -0.1}, INVALID, "top_p"),
     "presence_penalty": ({"presence_penalty": 2.1}, INVALID, "presence_penalty"),
@@ -272,13 +461,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "n 2": ({"n": 2}, INVALID, "n"),
     "n 0": ({"n": 0}, INVALID, "n"),
     "n true": ({"n": True}, INVALID, "n"),
-    "n 1.0": ({"n": 1.0}, INVALID, "n"),
     "store": ({"store": True}, INVALID, "store"),
-    "store null": ({"store": None}, INVALID, "store"),
     "store 0": ({"store": 0}, INVALID, "store"),
     "logprobs": ({"logprobs": True}, INVALID, "logprobs"),
     "stream_options a list": ({"stream_options": []}, INVALID, "stream_options"),
-    "stream_options null": ({"stream_options": None}, INVALID, "stream_options"),
     # messages
     "messages null": ({"messages": None}, INVALID, "messages"),
     "messages a string": ({"messages": "Hello"}, INVALID, "messages"),
@@ -290,18 +476,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "no role": ({"messages": [{"content": "a"}]}, INVALID, f"{M0}.role"),
     "role null": ({"messages": [{"role": None, "content": "a"}]}, INVALID, f"{M0}.role"),
     "role a list": ({"messages": [{"role": ["user"], "content": "a"}]}, INVALID, f"{M0}.role"),
-    "role developer": ({"messages": [{"role": "developer", "content": "a"}]}, INVALID, f"{M0}.role"),
     "role function": ({"messages": [{"role": "function", "content": "a", "name": "f"}]}, INVALID, f"{M0}.role"),
     "role in capitals": ({"messages": [{"role": "User", "content": "a"}]}, INVALID, f"{M0}.role"),
-    "system later": ({"messages": [*HELLO, {"role": "system", "content": "s"}]}, INVALID, "messages[1].role"),
-    "system after the head": (
-        {"messages": [{"role": "system", "content": "s"}, *HELLO, {"role": "system", "content": "s"}]},
-        INVALID,
-        "messages[2].role",
-    ),
     "no content": ({"messages": [{"role": "user"}]}, INVALID, f"{M0}.content"),
     "content null": (user(None), INVALID, f"{M0}.content"),
-    "content null of an assistant": ({"messages": [{"role": "assistant", "content": None}]}, INVALID, f"{M0}.content"),
     "content a number": (user(5), INVALID, f"{M0}.content"),
     "content an object": (user({"type": "text", "text": "a"}), INVALID, f"{M0}.content"),
     "content of no parts": (user([]), INVALID, f"{M0}.content"),
@@ -315,19 +493,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "audio": (user([{"type": "input_audio", "input_audio": {}}]), CONTENT, f"{C0}.type"),
     "a file": (user([{"type": "file", "file": {"file_id": "x"}}]), CONTENT, f"{C0}.type"),
     "a text part with an image": (user([{"type": "text", "text": "a", "image_url": "x"}]), UNSUPPORTED, "image_url"),
-    "a part with cache_control": (
-        user([{"type": "text", "text": "a", "cache_control": {}}]),
-        UNSUPPORTED,
-        "cache_control",
-    ),
     "an unknown key of a message": ({"messages": [{**HELLO[0], "audio": {}}]}, UNSUPPORTED, "audio"),
     "tool_calls of a user": ({"messages": [{**HELLO[0], "tool_calls": [CALL]}]}, UNSUPPORTED, "tool_calls"),
     "tool_call_id of a user": ({"messages": [{**HELLO[0], "tool_call_id": "x"}]}, UNSUPPORTED, "tool_call_id"),
-    "function_call": (
-        {"messages": [{"role": "assistant", "content": "", "function_call": {}}]},
-        UNSUPPORTED,
-        "function_call",
-    ),
     "name a number": ({"messages": [{**HELLO[0], "name": 5}]}, INVALID, f"{M0}.name"),
     "a tool without an id": ({"messages": [{"role": "tool", "content": "t"}]}, INVALID, f"{M0}.tool_call_id"),
     "a tool of id null": (
@@ -335,18 +503,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
         INVALID,
         f"{M0}.tool_call_id",
     ),
-    "a tool without content": ({"messages": [{"role": "tool", "tool_call_id": "x"}]}, INVALID, f"{M0}.content"),
-    "tool_calls null": (
-        {"messages": [{"role": "assistant", "content": "a", "tool_calls": None}]},
-        INVALID,
-        f"{M0}.tool_calls",
-    ),
-    "tool_calls empty": ({"messages": [{"role": "assistant", "tool_calls": []}]}, INVALID, f"{M0}.tool_calls"),
     "a call a string": ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, INVALID, f"{M0}.tool_calls[0]"),
     "a call of another type": (call(type="custom"), CONTENT, f"{M0}.tool_calls[1].type"),
     "a call of no type": (call(type=5), INVALID, f"{M0}.tool_calls[1].type"),
     "a call of id null": (call(id=None), INVALID, f"{M0}.tool_calls[1].id"),
-    "a call with an index": (call(index=0), UNSUPPORTED, "index"),
     "a call of no function": (call(function=None), INVALID, f"{M0}.tool_calls[1].function"),
     "a call without a name": (call(function={"arguments": ""}), INVALID, f"{M0}.tool_calls[1].function.name"),
     "a call without arguments": (call(function={"name": "f"}), INVALID, f"{M0}.tool_calls[1].function.arguments"),
@@ -356,10 +516,32 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
         f"{M0}.tool_calls[1].function.arguments",
     ),
     "a call of more": (call(function={"name": "f", "arguments": "", "x": 1}), UNSUPPORTED, "x"),
+    "a call of cache_control": (call(cache_control={}), UNSUPPORTED, "cache_control"),
+    "an echo in a user's": ({"messages": [{**HELLO[0], "reasoning_content": "a"}]}, UNSUPPORTED, "reasoning_content"),
+    "an image behind its address": (
+        user([{"image_url": {"url": "http://x"}, "type": "image_url"}]),
+        CONTENT,
+        f"{C0}.type",
+    ),
+    "an image and a null": (user([{"image_url": "x", "zed": None, "type": "image_url"}]), CONTENT, f"{C0}.type"),
+    "an unknown key of an odd name": ({"messages": [{**HELLO[0], "a b": {}}]}, UNSUPPORTED, None),
+    "an unknown key that lies": ({"messages": [{**HELLO[0], "a` - at `$.tools[0]": {}}]}, UNSUPPORTED, None),
+    "a message with a type": ({"messages": [{**HELLO[0], "type": "message"}]}, UNSUPPORTED, "type"),
+    "a role that lies": ({"messages": [{"role": "a' - at `$.tools[0].type`"}]}, INVALID, f"{M0}.role"),
+    "a type that lies": (user([{"type": "a' - at `$.model`"}]), CONTENT, f"{C0}.type"),
     # tools
-    "tools null": ({"tools": None}, INVALID, "tools"),
-    "tools empty": ({"tools": []}, INVALID, "tools"),
     "a tool a string": ({"tools": ["f"]}, INVALID, "tools[0]"),
+    "an mcp tool the wrong way round": (
+        {"tools": [{"server_url": "http://x", "type": "mcp"}]},
+        CONTENT,
+        "tools[0].type",
+    ),
+    "a choice the wrong way round": ({"tool_choice": {"x": 1, "type": "mcp"}}, CONTENT, "tool_choice.type"),
+    "a call the wrong way round": (
+        {"messages": [{"role": "assistant", "tool_calls": [{"x": 1, "type": "mcp"}]}]},
+        CONTENT,
+        f"{M0}.tool_calls[0].type",
+    ),
     "a tool without a type": ({"tools": [{"function": {"name": "f"}}]}, INVALID, "tools[0].type"),
     "an mcp tool": ({"tools": [TOOL, {"type": "mcp", "server_url": "http://x"}]}, CONTENT, "tools[1].type"),
     "a web search": ({"tools": [{"type": "web_search"}]}, CONTENT, "tools[0].type"),
@@ -376,7 +558,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "description a number": (tool(description=5), INVALID, "tools[1].function.description"),
     "strict a string": (tool(strict="yes"), INVALID, "tools[1].function.strict"),
     "tool_choice another word": ({"tool_choice": "any"}, INVALID, "tool_choice"),
-    "tool_choice null": ({"tool_choice": None}, INVALID, "tool_choice"),
     "tool_choice of another type": ({"tool_choice": {"type": "mcp"}}, CONTENT, "tool_choice.type"),
     "tool_choice without a type": ({"tool_choice": {}}, INVALID, "tool_choice.type"),
     "tool_choice without a function": ({"tool_choice": {"type": "function"}}, INVALID, "tool_choice.function"),
@@ -408,8 +589,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "a schema of an odd strict": (schema(strict=1), INVALID, "response_format.json_schema.strict"),
 }
 FOREIGN = """
-    api_base base_url fallbacks extra_body extra_headers image_url api_key custom_llm_provider functions function_call
-    logit_bias top_logprobs modalities audio prediction web_search_options top_k min_p adapters draft_model guided_json
+    api_base base_url fallbacks extra_headers image_url api_key custom_llm_provider function_call
+    top_logprobs modalities audio prediction web_search_options top_k min_p adapters draft_model guided_json
     id_slot model_ Model MESSAGES _x
 """
 REFUSED |= {f"field {name}": ({name: "http://x"}, UNSUPPORTED, name) for name in [*FOREIGN.split(), "a" * 64]}
@@ -472,24 +653,9 @@ def test_a_model_in_another_spelling(body: bytes) -> None:
     assert parse(body % b'"messages":[{"role":"user","content":"a"}]').mode is Mode.DAILY
 
 
-def test_a_mode_of_another_name_is_judged_by_the_object() -> None:
-    assert parse_mode({"mode": "deep"}, b"", "mode") is Mode.DEEP
-    with pytest.raises(Refusal, match="model_not_found"):
-        parse_mode({"mode": "x"}, b"", "mode")
-    with pytest.raises(Refusal, match="invalid_request"):
-        parse_mode({"model": "deep"}, b"", "mode")
-
-
 def test_what_stands_twice_is_sent_once() -> None:
     body = b'{"model":"daily","messages":[],"messages":[{"role":"user","content":"a","content":"b"}],"n":2,"n":1}'
     assert sent(body)["messages"] == [{"role": "user", "content": "b"}]
-
-
-def test_unknown_keys() -> None:
-    refuse_unknown({"a": 1}, frozenset({"a", "b"}))
-    with pytest.raises(Refusal, match="unsupported_field") as caught:
-        refuse_unknown({"a": 1, "c": 1}, frozenset({"a", "b"}))
-    assert caught.value.param == "c"
 
 
 # JSON
@@ -612,6 +778,20 @@ def test_a_key_that_stands_twice_hides_no_depth() -> None:
     assert refusal(body) == ("invalid_json", None)
 
 
+MEBIBYTE = 1 << 20
+
+
+def filled(before: bytes, item: bytes, after: bytes, values: int = 1, last: bytes = b"") -> bytes:
+    """As many items as fit in one MiB and in the number of values that a body may have."""
+    many = min((MAX_VALUES - 20) // values, (MEBIBYTE - len(before) - len(after) - len(last)) // (len(item) + 1))
+    return before + b",".join([item] * many + [last or item]) + after
+
+
+FREE = b'"tools":[{"type":"function","function":{"name":"f","parameters":{"x":['
+PARTS = b'{"model":"daily","zed":null,"messages":[{"role":"user","content":['
+CALLS = b'{"model":"daily","messages":[{"role":"assistant","tool_calls":['
+TOOLS = b'{"zed":null,' + GOOD[1:-1] + b',"tools":['
+
 HOSTILE: dict[str, bytes] = {
     "escaped quotes without an end": b"[" * 33 + b'"' + b'\\"' * 500_000,
     "backslashes without an end": b"[" * 33 + b'"' + b"\\" * 1_000_000,
@@ -622,19 +802,88 @@ HOSTILE: dict[str, bytes] = {
     "open and closed": b"[" * 500_000 + b"]" * 500_000,
     "as deep as it may be, often": b"[" + b",".join([b"[" * 31 + b"]" * 31] * 16_000) + b"]",
     "many keys": b"{" + b",".join(b'"%d":1' % n for n in range(90_000)) + b"}",
+    "many unknown nulls": GOOD[:-1] + b"".join(b',"%d":null' % n for n in range(80_000)) + b"}",
     "one key, often": b"{" + b'"model":"daily",' * 60_000 + GOOD[1:],
+    "a number, often": filled(GOOD[:-1] + b",", b'"temperature":1e-300', b"}"),
     "digits": b'{"seed":' + b"1" * 1_000_000 + b"}",
+    "long numbers": filled(b'{"x":[', b"9" * 4299, b"]}"),
+    "long enough numbers": filled(GOOD[:-1] + b"," + FREE, b"9" * 640, b"]}}}]}"),
     "one long string": b'{"user":"' + b"a" * 1_000_000 + b'"}',
+    "one long string of escapes": b'{"user":"' + b"\\u0001" * 170_000 + b'"}',
+    "parts": filled(PARTS, b'{"type":"text","text":""}', b"]}]}", values=3),
+    "parts with nulls": filled(PARTS, b'{"type":"text","text":"","z":null}', b"]}]}", values=4),
+    "parts, the last wrong": filled(PARTS, b'{"type":"text","text":""}', b"]}]}", values=3, last=b'{"type":"x","z":1}'),
+    "parts of nothing": filled(PARTS, b"{}", b"]}]}"),
+    "calls": filled(CALLS, b'{"id":"","type":"function","function":{"name":"f","arguments":""}}', b"]}]}", values=6),
+    "tools": filled(TOOLS, b'{"type":"function","function":{"name":"f"}}', b"]}", values=4),
+    "tools with nulls": filled(TOOLS, b'{"type":"function","function":{"name":"f","z":null}}', b"]}", values=5),
+    "messages": filled(b'{"model":"daily","zed":null,"messages":[', b'{"role":"user","content":""}', b"]}", values=3),
 }
+ITEMS = [
+    b"1e300",
+    b"5e-324",
+    b"9.5e-308",
+    b"9007199254740993e-300",
+    b"1.5",
+    b"9" * 20,
+    b"{}",
+    b"[]",
+    b'"["',
+    b'"\\u1234"',
+]
+for hostile in ITEMS:
+    place = hostile.decode()[:20]
+    HOSTILE[f"free-form {place}"] = filled(GOOD[:-1] + b"," + FREE, hostile, b"]}}}]}")
+    HOSTILE[f"for nobody {place}"] = filled(GOOD[:-1] + b',"metadata":[', hostile, b"]}")
+    HOSTILE[f"refused {place}"] = filled(GOOD[:-1] + b',"zed":[', hostile, b"]}")
+    HOSTILE[f"too many {place}"] = b"[" + hostile + (b"," + hostile) * (MEBIBYTE // (len(hostile) + 1)) + b"]"
+
+
+@pytest.fixture(scope="module")
+def plainest() -> float:
+    """What it costs to read as many values as there may be, where each is an empty object."""
+    body = b"[" + b",".join([b"{}"] * (MAX_VALUES - 1)) + b"]"
+    return cost(lambda: msgspec.json.decode(body), times=5)
 
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
-def test_no_body_of_one_mebibyte_holds_the_loop(body: bytes) -> None:
+def test_no_body_of_one_mebibyte_holds_the_loop(body: bytes, plainest: float) -> None:
+    """At most 8 times as much on a quiet machine. msgspec's own way with numbers would take 200 times."""
+
     def refused_or_not() -> None:
         with contextlib.suppress(Refusal):
             parse(body)
 
-    assert cost(refused_or_not) < 0.15
+    assert cost(refused_or_not) < 25 * plainest
+
+
+@pytest.mark.parametrize(
+    ("item", "values"),
+    [
+        ("1", 1),
+        ('"a"', 1),
+        ('",[]{}"', 1),
+        ("[]", 1),
+        ("[ ]", 1),
+        ("{ \n }", 1),
+        ('{"a":1}', 2),
+        ("[[1,2],{}]", 5),
+        ('"\\",["', 1),
+    ],
+)
+def test_100_000_values_are_the_limit(item: str, values: int) -> None:
+    """Each value counts, in whatever it stands; a key is none."""
+    others = 7  # the body, model, the list of messages, the message, role, content, metadata
+    many, ones = divmod(MAX_VALUES - others, values)
+    body = b'{"metadata":[' + b", ".join([item.encode()] * many + [b"1"] * ones) + b"]," + GOOD[1:]
+    assert parse(body).mode is Mode.DAILY
+    assert refusal(body.replace(b"[", b"[1,", 1)) == ("invalid_json", None)
+
+
+def test_a_waiting_request_is_held_as_bytes() -> None:
+    """A tree of empty lists takes 20 times what it takes on the wire."""
+    request = parse(filled(GOOD[:-1] + b"," + FREE, b"[]", b"]}}}]}"))
+    assert all(isinstance(value, (str, bytes, bool)) for value in request)
 
 
 # Generated (test plan, C15)
@@ -713,9 +962,9 @@ def test_generated_requests_are_refused_or_closed(seed: int) -> None:
             reasons[refused.reason] = reasons.get(refused.reason, 0) + 1
             continue
         reasons["accepted"] = reasons.get("accepted", 0) + 1
-        found = json.loads(upstream_body(request, "alias", ask_usage=False))
+        found = json.loads(request.body)
         assert set(found) <= SENT
-        assert found["model"] == "alias"
+        assert found["model"] == f"alias-of-{request.mode}"
         # What was sent would be accepted again, and sends the same.
         assert sent({**found, "model": "daily"}) == {key: found[key] for key in found.keys() - {"model", "stream"}}
     assert set(reasons) == {"accepted", "invalid_json", INVALID, UNSUPPORTED, CONTENT, "model_not_found"}

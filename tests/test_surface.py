@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from eidproxy.chat import parse_object, typed
 from eidproxy.errors import Refusal
-from eidproxy.surface import Caps, check_messages, read_text
+from eidproxy.surface import Caps, Conversation, check_messages, read_text
 from eidproxy.tokens import Tokens
 from tests.harness import ANSWER_CANARY, PROMPT_CANARY, Answer, Proxy, RawClient, ask, request_bytes, until
 from tests.upstream import Router, Wait, stream
@@ -23,6 +24,11 @@ RULES_CANARY = "canary-rules-77de"
 
 def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
+
+
+def check(messages: object, caps: Caps) -> None:
+    body = json.dumps({"mode": "daily", "messages": messages}).encode()
+    check_messages(typed(parse_object(body), Conversation).messages, caps)
 
 
 @pytest.mark.parametrize(
@@ -53,16 +59,16 @@ def user(text: str) -> dict[str, Any]:
 )
 def test_messages_are_refused_in_order(messages: object, reason: str, param: str) -> None:
     with pytest.raises(Refusal) as refused:
-        check_messages(messages, Caps(10, 3, 20))
+        check(messages, Caps(10, 3, 20))
     assert (refused.value.reason, refused.value.param) == (reason, param)
 
 
 def test_characters_are_code_points() -> None:
     """Ten of each: three bytes in UTF-8, two units in UTF-16, several marks on one letter."""
     for text in ("가" * 10, "🧑" * 10, "e\u0301" * 5):
-        assert check_messages([user(text)], Caps(10, 3, 20)) == [user(text)]
-        with pytest.raises(Refusal):
-            check_messages([user(text + "x")], Caps(10, 3, 20))
+        check([user(text)], Caps(10, 3, 20))
+        with pytest.raises(Refusal, match="message_too_long"):
+            check([user(text + "x")], Caps(10, 3, 20))
 
 
 def test_text_files(tmp_path: Path) -> None:
