@@ -321,7 +321,7 @@ def fields(kind: type[Struct] = Settings, prefix: str = "") -> Iterator[Field]:
             yield from fields(field.type, path + ".")
         else:
             env = "LLM_ROUTER_URL" if path == "router.url" else "EIDPROXY_" + path.replace(".", "_").upper()
-            if field.type is Params:
+            if field.type == Params:
                 yield Field(path, "", field.type, {}, secret=False)
             else:
                 yield Field(path, env, field.type, field.default, "secret" in repr(field.type))

@@ -216,7 +216,7 @@ class Refusal(Exception):
     def message(self) -> str:
         """The sentence for a person. It names the field too: most clients show the sentence alone."""
         message = _ROUTER_REFUSED if self.is_final else rule(self.reason).message
-        return " ".join(filter(None, (message, self.hint, f"Field: {self.param}." if self.param else "")))
+        return " ".join(filter(None, (message, self.hint, f"The field is {self.param}." if self.param else "")))
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that go with the refusal: the reason, and what to do about trying again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,11 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "models.deep.alias": ("EIDPROXY_MODELS_DEEP_ALIAS", "another", '"another"'),
     "models.max_tokens": ("EIDPROXY_MODELS_MAX_TOKENS", "77", "77"),
     "models.temperature": ("EIDPROXY_MODELS_TEMPERATURE", "1.5", "1.5"),
+    "models.max_prompt_bytes": ("EIDPROXY_MODELS_MAX_PROMPT_BYTES", "77", "77"),
+    "models.daily.max_tokens": ("EIDPROXY_MODELS_DAILY_MAX_TOKENS", "77", "77"),
+    "models.daily.temperature": ("EIDPROXY_MODELS_DAILY_TEMPERATURE", "1.5", "1.5"),
+    "models.deep.max_tokens": ("EIDPROXY_MODELS_DEEP_MAX_TOKENS", "77", "77"),
+    "models.deep.temperature": ("EIDPROXY_MODELS_DEEP_TEMPERATURE", "1.5", "1.5"),
     "gate.capacity": ("EIDPROXY_GATE_CAPACITY", "3", "3"),
     "gate.max_waiting": ("EIDPROXY_GATE_MAX_WAITING", "3", "3"),
     "gate.wait_timeout_seconds": ("EIDPROXY_GATE_WAIT_TIMEOUT_SECONDS", "1.5", "1.5"),
@@ -75,6 +81,9 @@ DEFAULTS = {
     "models.deep.alias": "qwen-macbook",
     "models.max_tokens": "2048",
     "models.temperature": "0.4",
+    "models.max_prompt_bytes": "0",
+    "models.daily.max_tokens": "",
+    "models.deep.temperature": "",
     "gate.capacity": "1",
     "gate.max_waiting": "64",
     "gate.wait_timeout_seconds": "300.0",
@@ -252,7 +261,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     file.write_text("nonsense = 1\n[gate]\ncapacity = 0\n[server]\nport = 99999\n")
     done = run(
         *("check", "--config", str(file), "--models-temperature", "3"),
-        LLM_ROUTER_URL="http://example.com:80/v1",
+        LLM_ROUTER_URL="http://example.com:80/v2",
         EIDPROXY_STREAM_DEADLINE_SECONDS="soon",
         EIDPROXY_NOPE="1",
         EIDPROXY_SERVER_HOST="0.0.0.0",
@@ -270,7 +279,15 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
 
 
 BAD_URLS = [
-    *("", "127.0.0.1:4000", "http://127.0.0.1:4000/", "http://127.0.0.1:4000/v1", "http://127.0.0.1:4000?x"),
+    *("http://127.0.0.1/v1/v1", "http://127.0.0.1/V1", "http://127.0.0.1/v1?x", "http:///v1"),
+    *(
+        "http://127.0.0.1/v1//",
+        "http://127.0.0.1/v1/chat/completions",
+        "http://127.0.0.1/%76%31",
+        "/v1",
+        "http://a@b/v1",
+    ),
+    *("", "127.0.0.1:4000", "http://127.0.0.1:4000//", "http://127.0.0.1:4000/v2", "http://127.0.0.1:4000?x"),
     *("http://127.0.0.1:4000#x", "http://u:p@127.0.0.1:4000", "http://@127.0.0.1", "ftp://127.0.0.1", "http://"),
     *(
         "http://127.0.0.1:99999",
@@ -320,7 +337,113 @@ def test_router_url() -> None:
         "http://10.0.0.1",
         "http://mini",
     ):
-        assert load(None, {"LLM_ROUTER_URL": url}, {}).settings.router.url == url
+        addresses = {
+            load(None, {"LLM_ROUTER_URL": url + tail}, {}).settings.router_address for tail in ("", "/", "/v1", "/v1/")
+        }
+        assert len(addresses) == 1, url
+
+
+PARAMS = """
+[models.daily]
+max_tokens = 100
+[models.daily.params]
+top_k = 20
+min_p = 0.05
+chat_template_kwargs = { enable_thinking = false, nested = [1, 2.5, "x"] }
+[models.deep]
+temperature = 1
+"""
+
+
+def test_each_mode_has_its_own_settings(router: Router, tmp_path: Path) -> None:
+    """What is set for one mode reaches the router in its requests and in no other's, as it stands."""
+    file = tmp_path / "settings.toml"
+    file.write_text(PARAMS)
+    own = {"top_k": 20, "min_p": 0.05, "chat_template_kwargs": {"enable_thinking": False, "nested": [1, 2.5, "x"]}}
+    with Proxy(router, arguments=["--config", str(file)], EIDPROXY_MODELS_DEEP_MAX_TOKENS="200") as proxy:
+        assert ask(proxy, "POST", CHAT, chat("daily")).status == 200
+        assert ask(proxy, "POST", CHAT, chat("deep")).status == 200
+    daily, deep = (request.json for request in router.requests)
+    assert (daily["max_tokens"], daily["temperature"]) == (100, 0.4)
+    assert (deep["max_tokens"], deep["temperature"]) == (200, 1)
+    assert {name: daily[name] for name in own} == own
+    assert daily.keys() - own.keys() == deep.keys() == {"model", "messages", "stream", "max_tokens", "temperature"}
+    table = shown(run("check", "--config", str(file)).stdout)
+    assert json.loads(table["models.daily.params"][0]) == own
+    assert table["models.deep.params"] == ("", "default")
+
+
+REFUSED_PARAMS = [
+    *("model", "messages", "stream", "max_tokens", "temperature", "tools", "n", "user", "metadata", "extra_body"),
+    *(
+        "api_base",
+        "base_url",
+        "api_key",
+        "fallbacks",
+        "extra_headers",
+        "headers",
+        "proxy",
+        "organization",
+        "api_version",
+    ),
+    *("custom_llm_provider", "mock_response", "azure_ad_token", "aws_access_key_id", "vertex_project", "model_list"),
+    *(
+        "deployment_id",
+        "success_callback",
+        "callbacks",
+        "baseURL",
+        "litellm_metadata",
+        "draft_model",
+        "adapters",
+        "prompt",
+    ),
+    *(
+        "router_settings",
+        "guardrails",
+        "plugins",
+        "web_search_options",
+        "provider",
+        "function_call",
+        "no-log",
+        "a b",
+        "",
+    ),
+    *("kv_transfer_params", "bootstrap_host", "custom_logit_processor", "lora_path", "drop.params", "모델"),
+]
+ALLOWED_PARAMS = [
+    *("top_k", "min_p", "typical_p", "repetition_penalty", "repeat_penalty", "chat_template_kwargs", "enable_thinking"),
+    *("ignore_eos", "min_tokens", "guided_json", "grammar", "mirostat", "dry_multiplier", "cache_prompt", "id_slot"),
+    *("xtc_probability", "thinking_budget", "samplers", "logit_bias_", "skip_special_tokens", "num_draft_tokens"),
+]
+
+
+def test_constants_lead_nowhere(tmp_path: Path) -> None:
+    from eidproxy.config import SettingsError, load
+
+    file = tmp_path / "settings.toml"
+
+    def faults(mode: str, line: str) -> list[str]:
+        file.write_text(f"[models.{mode}.params]\n{line}\n", encoding="utf-8")
+        try:
+            load(file, {"LLM_ROUTER_URL": URL}, {})
+        except SettingsError as error:
+            return error.faults
+        return []
+
+    for mode in ("daily", "deep"):
+        for name in REFUSED_PARAMS:
+            [fault] = faults(mode, f'"{name}" = "x"')
+            assert fault.startswith(f"models.{mode}.params.{name}: "), name
+        for name in ALLOWED_PARAMS:
+            assert faults(mode, f'"{name}" = 1') == [], name
+    for value in ("inf", "nan", "1979-05-27", "[1, inf]", "{ a = { b = -inf } }", "07:32:00", "1" + "0" * 30):
+        [fault] = faults("deep", f"top_k = {value}")
+        assert "JSON" in fault, value
+    [fault] = faults("deep", "top_k = 1\n[models.daily]\nparams = 5")
+    assert "models.daily.params" in fault
+    done = run("check", EIDPROXY_MODELS_DAILY_PARAMS="{}")
+    assert done.returncode == 78
+    assert "EIDPROXY_MODELS_DAILY_PARAMS" in done.stderr
 
 
 @pytest.mark.parametrize(

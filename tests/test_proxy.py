@@ -211,6 +211,16 @@ def test_unknown_path(pair: Pair, path: str) -> None:
     check_refusal(ask(pair.proxy, "POST", path, {}), 404, "not_found")
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/responses", "/v1/completions", "/v1/embeddings", "/chat/completions", "/v1/messages", "/api/chat"]
+)
+def test_another_api_is_told_where_to_go(pair: Pair, path: str) -> None:
+    answer = ask(pair.proxy, "POST", path, {"model": "daily", "input": "x"})
+    check_refusal(answer, 404, "not_found")
+    assert answer.json()["error"]["message"].endswith(" Use /v1/chat/completions instead.")
+    assert pair.router.connections == 0
+
+
 def test_head_has_no_body(pair: Pair) -> None:
     with RawClient(pair.proxy) as client:
         client.send(request_bytes("HEAD", "/v1/models"))
@@ -287,8 +297,7 @@ REFUSED: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"messages": []}, 400, "invalid_request", "messages"),
     ({"messages": "hi"}, 400, "invalid_request", "messages"),
     ({"messages": USER * 201}, 400, "invalid_request", "messages"),
-    ({"messages": [*USER, {"role": "system", "content": "x"}]}, 400, "invalid_request", "messages[1].role"),
-    ({"messages": [{"role": "developer", "content": "x"}]}, 400, "invalid_request", "messages[0].role"),
+    ({"messages": [*USER, {"role": "function", "content": "x"}]}, 400, "invalid_request", "messages[1].role"),
     ({"messages": [{"role": "user"}]}, 400, "invalid_request", "messages[0].content"),
     ({"messages": [{"role": "user", "content": None}]}, 400, "invalid_request", "messages[0].content"),
     ({"messages": [{"role": "user", "content": "x", "url": "y"}]}, 400, "unsupported_field", "url"),
@@ -300,16 +309,16 @@ REFUSED: list[tuple[dict[str, Any], int, str, str | None]] = [
         "messages[0].content[0].type",
     ),
     (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "image_url": {}}]}]},
         400,
         "unsupported_field",
-        "cache_control",
+        "image_url",
     ),
     ({"stream": "yes"}, 400, "invalid_request", "stream"),
     ({"stream": 1}, 400, "invalid_request", "stream"),
     ({"max_tokens": 0}, 400, "invalid_request", "max_tokens"),
     ({"max_tokens": 1.5}, 400, "invalid_request", "max_tokens"),
-    ({"max_completion_tokens": -1}, 400, "invalid_request", "max_completion_tokens"),
+    ({"max_completion_tokens": -2}, 400, "invalid_request", "max_completion_tokens"),
     ({"temperature": 2.1}, 400, "invalid_request", "temperature"),
     ({"temperature": "hot"}, 400, "invalid_request", "temperature"),
     ({"top_p": 1.5}, 400, "invalid_request", "top_p"),
@@ -434,6 +443,29 @@ def test_invalid_priority(pair: Pair, word: str) -> None:
     check_refusal(pair.post(chat(), {"X-Eid-Priority": word}), 400, "invalid_priority")
 
 
+def test_progress_is_asked_for_in_four_words(pair: Pair) -> None:
+    for word, on in (("1", True), ("true", True), ("0", False), ("false", False), (None, False)):
+        answer = pair.post(chat(), {} if word is None else {"X-Eid-Progress": word})
+        assert answer.status == 200
+        assert any("eid" in event.json() for event in answer.events()[:-1]) is on, word
+    for word in ("yes", "2", "", "True", "1, 1"):
+        answer = pair.post(chat(), {"X-Eid-Progress": word})
+        check_refusal(answer, 400, "invalid_request")
+        assert "X-Eid-Progress is 1, true, 0 or false." in answer.json()["error"]["message"]
+
+
+def test_a_prompt_over_the_bound_never_waits(router: Router) -> None:
+    with Proxy(router, EIDPROXY_MODELS_MAX_PROMPT_BYTES="500") as proxy:
+        assert ask(proxy, "POST", CHAT, chat()).status == 200
+        check_refusal(
+            ask(proxy, "POST", CHAT, {**chat(), "messages": [{"role": "user", "content": "x" * 500}]}),
+            413,
+            "prompt_too_long",
+        )
+        assert router.posts == 1
+        assert proxy.metric("eidproxy_gate_wait_seconds_count", priority="foreground", outcome="granted") == 1
+
+
 def test_what_the_router_gets(pair: Pair) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"x": [1]}}}
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -475,7 +507,6 @@ def test_what_the_router_gets(pair: Pair) -> None:
     [request] = pair.router.requests
     sent_messages = [dict(message) for message in messages]
     del sent_messages[1]["name"]
-    del sent_messages[2]["content"]
     assert request.json == {
         "model": "qwen-macbook",
         "messages": sent_messages,
