@@ -141,3 +141,26 @@ def test_each_event_is_out_as_soon_as_it_is_whole(shared: tuple[Router, Proxy]) 
         got += pieces or ()
         assert got[-1] == b"data: [DONE]\n\n"
         assert told(b"".join(got)).text == EXPECTED["llama-stream"]["text"]
+
+
+REQUESTS = {path.stem: json.loads(path.read_bytes()) for path in sorted(CORPUS.glob("requests/*.json"))}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_what_a_client_sends(shared: tuple[Router, Proxy], name: str) -> None:
+    """Bodies as clients were seen to send them: understood, or refused with the field that leads elsewhere."""
+    router, proxy = shared
+    router.reset()
+    known = REQUESTS[name]
+    for streaming in (True, False):
+        answer = ask(proxy, "POST", CHAT, {"stream": streaming, **known["body"]})
+        if "refused" in known:
+            check_refusal(answer, 400, *known["refused"])
+            assert router.connections == 0
+            continue
+        assert answer.status == 200
+        asked = router.requests[-1].json
+        assert asked.pop("model") == {"daily": "mac-mini-default", "deep": "qwen-macbook"}[known["body"]["model"]]
+        assert asked.pop("stream") is True
+        assert asked == {"max_tokens": 2048, "temperature": 0.4, **known["sent"]}
+    at_rest(router, proxy)
