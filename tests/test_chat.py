@@ -53,7 +53,7 @@ def refusal(value: Any) -> tuple[str, str | None]:
 
 def test_the_least() -> None:
     request = parse(chat())
-    assert (request.mode, request.stream, request.whole_answer_expected) == (Mode.DAILY, False, False)
+    assert (request.mode, request.stream, request.generates_unseen) == (Mode.DAILY, False, False)
     assert sent(chat()) == {"messages": HELLO, "max_tokens": 2048, "temperature": 0.4}
 
 
@@ -79,7 +79,7 @@ def test_servers_are_silent_before_tools_and_json() -> None:
         ({"response_format": {"type": "json_object"}}, True),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, True),
     ):
-        assert parse(chat(**fields)).whole_answer_expected is expected, fields
+        assert parse(chat(**fields)).generates_unseen is expected, fields
 
 
 @pytest.mark.parametrize("model", ["daily", "deep"])

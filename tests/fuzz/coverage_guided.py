@@ -19,9 +19,8 @@ except ImportError:
 with atheris.instrument_imports(include=["eidproxy"]):
     from eidproxy import chat, chunk, dialect, http1, repair, sanitize, sse, stream, tool_calls
 
-from eidproxy.errors import Refusal
 from tests import fuzz
-from tests.fuzz import requests
+from tests.fuzz import bodies, requests
 
 MODULES = (chat, chunk, dialect, http1, repair, sanitize, sse, stream, tool_calls)
 
@@ -37,13 +36,7 @@ def one(data: bytes) -> None:
     elif kind == 1:
         requests.agree(data, rng)
     else:
-        try:
-            request = chat.parse_chat_request(data, chat.Defaults())
-        except Refusal as refusal:
-            if refusal.status not in (400, 404):
-                raise
-            return
-        chat.upstream_body(request, "alias", ask_usage=False)
+        bodies.agree(data)
 
 
 def main() -> None:
