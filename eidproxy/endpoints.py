@@ -307,7 +307,7 @@ def _surface(head: RequestHead | None) -> Surface:
 def _wants_progress(head: RequestHead) -> bool:
     word = head.headers.get(b"x-eid-progress", b"0")
     if word not in _PROGRESS or b"x-eid-progress" in head.repeated:
-        raise Refusal("invalid_request")
+        raise Refusal("invalid_request", hint="X-Eid-Progress is 1, true, 0 or false.")
     return _PROGRESS[word]
 
 

@@ -699,6 +699,7 @@ NOT_JSON: dict[str, bytes] = {
     "-Infinity": b'{"temperature":-Infinity}',
     "1e999": b'{"temperature":1e999}',
     "-1e999": b'{"user":-1e999}',
+    "641 digits": b'{"seed":' + b"9" * 641 + b"}",
     "5000 digits": b'{"seed":' + b"9" * 5000 + b"}",
     "5000 digits and a fraction": b'{"seed":' + b"9" * 5000 + b".5}",
     "leading zero": b'{"seed":01}',
