@@ -5,7 +5,7 @@ The map, in the order in which a request meets the parts:
     cli        commands; config    settings; app       builds the parts and joins them; check, demo, top  commands
     signals    what ends the process; keepalive         server    the process that serves
     connection a caller's connection and its deadlines  http1     the request's edge, strictly
-    endpoints  what can be asked for                    chat      the closed request
+    endpoints  what can be asked for                    chat      the closed request; schema
     surface    the chat surface; tokens                 pages     static pages
     relay      one request on its way: owns slot, upstream connection and deadline
     silence    how long a router may say nothing        wedge     whether its model server hangs

@@ -231,8 +231,8 @@ class ChatRequest(NamedTuple):
     mode: Mode
     stream: bool
     body: bytes
-    whole_answer_expected: bool = False
-    """Whether servers write nothing before the answer is whole: they do so for tools and for JSON."""
+    generates_unseen: bool = False
+    """Whether `tools` or JSON was asked for, which servers generate without a word before it is whole."""
 
 
 class _ModelOnly(Struct):
@@ -304,8 +304,8 @@ def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest
         fields["tools"] = [{"type": "function", "function": tool.function} for tool in asked.tools]
         if asked.tool_choice is not None:
             fields["tool_choice"] = asked.tool_choice
-    whole = bool(asked.tools) or isinstance(asked.response_format, (JsonFormat, SchemaFormat))
-    return ChatRequest(mode, bool(asked.stream), upstream_body(model, _rebuilt(asked.messages), fields), whole)
+    unseen = bool(asked.tools) or isinstance(asked.response_format, (JsonFormat, SchemaFormat))
+    return ChatRequest(mode, bool(asked.stream), upstream_body(model, _rebuilt(asked.messages), fields), unseen)
 
 
 def upstream_body(model: Model, messages: list[Object], fields: Object) -> bytes:

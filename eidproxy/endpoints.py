@@ -41,7 +41,6 @@ _OTHER_APIS = frozenset(
     | {"/api/chat", "/api/generate", "/api/v1/chat/completions", "/openai/v1/chat/completions"}
 )
 """What clients ask when they speak another API, or were given another base URL."""
-_USE_CHAT = f"Use {CHAT_COMPLETIONS} instead."
 _PROGRESS_WORDS = {b"1": True, b"true": True, b"0": False, b"false": False}
 _PRIORITIES = {word.value.encode(): word for word in Priority}
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -185,7 +184,7 @@ class Endpoints:
         if Match.FULL not in matches:
             page = matches.get(Match.PARTIAL)
             if not isinstance(page, Route):
-                raise Refusal("not_found")
+                raise _nothing_at(head.path)
             raise Refusal("method_not_allowed", allow=", ".join(sorted(page.methods or ())).encode())
 
     def _work_at_pages(self) -> None:
@@ -235,7 +234,7 @@ class Endpoints:
         try:
             await self._pages(scope, receive, send)
             if status == 404:
-                raise Refusal("not_found", hint=_USE_CHAT if head.path in _OTHER_APIS else "")
+                raise _nothing_at(head.path)
             if status == 405:
                 allow = b"".join(value for name, value in headers if name == b"Allow")
                 raise Refusal("method_not_allowed", allow=b", ".join(sorted(allow.split(b", "))))
@@ -305,6 +304,10 @@ def _is_cross_site(head: RequestHead) -> bool:
 
 def _surface(head: RequestHead | None) -> Surface:
     return Surface.CHAT if head is not None and head.path in (CHAT_API, CHAT_PAGE) else Surface.PROXY
+
+
+def _nothing_at(path: str) -> Refusal:
+    return Refusal("not_found", hint=f"Use {CHAT_COMPLETIONS} instead." if path in _OTHER_APIS else "")
 
 
 def _priority(head: RequestHead) -> Priority:

@@ -475,7 +475,7 @@ class Relay:
         self._silence = SilenceClock(
             services.limits.silence,
             len(request.body),
-            generates_unseen=request.whole_answer_expected,
+            generates_unseen=request.generates_unseen,
             sent_at=now,
             deadline_at=self._deadline_at,
         )

@@ -53,7 +53,7 @@ def refusal(value: Any) -> tuple[str, str | None]:
 
 def test_the_least() -> None:
     request = parse(chat())
-    assert (request.mode, request.stream, request.whole_answer_expected) == (Mode.DAILY, False, False)
+    assert (request.mode, request.stream, request.generates_unseen) == (Mode.DAILY, False, False)
     assert sent(chat()) == {"messages": HELLO, "max_tokens": 2048, "temperature": 0.4}
 
 
@@ -79,7 +79,7 @@ def test_servers_are_silent_before_tools_and_json() -> None:
         ({"response_format": {"type": "json_object"}}, True),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, True),
     ):
-        assert parse(chat(**fields)).whole_answer_expected is expected, fields
+        assert parse(chat(**fields)).generates_unseen is expected, fields
 
 
 @pytest.mark.parametrize("model", ["daily", "deep"])
@@ -699,6 +699,7 @@ NOT_JSON: dict[str, bytes] = {
     "-Infinity": b'{"temperature":-Infinity}',
     "1e999": b'{"temperature":1e999}',
     "-1e999": b'{"user":-1e999}',
+    "641 digits": b'{"seed":' + b"9" * 641 + b"}",
     "5000 digits": b'{"seed":' + b"9" * 5000 + b"}",
     "5000 digits and a fraction": b'{"seed":' + b"9" * 5000 + b".5}",
     "leading zero": b'{"seed":01}',

@@ -82,8 +82,8 @@ DEFAULTS = {
     "models.max_tokens": "2048",
     "models.temperature": "0.4",
     "models.max_prompt_bytes": "0",
-    "models.daily.max_tokens": "",
-    "models.deep.temperature": "",
+    "models.daily.max_tokens": "none",
+    "models.deep.temperature": "none",
     "gate.capacity": "1",
     "gate.max_waiting": "64",
     "gate.wait_timeout_seconds": "300.0",
@@ -368,9 +368,9 @@ def test_each_mode_has_its_own_settings(router: Router, tmp_path: Path) -> None:
     assert (deep["max_tokens"], deep["temperature"]) == (200, 1)
     assert {name: daily[name] for name in own} == own
     assert daily.keys() - own.keys() == deep.keys() == {"model", "messages", "stream", "max_tokens", "temperature"}
-    table = shown(run("check", "--config", str(file)).stdout)
+    table = shown(run("check", "--all", "--config", str(file)).stdout)
     assert json.loads(table["models.daily.params"][0]) == own
-    assert table["models.deep.params"] == ("", "default")
+    assert table["models.deep.params"] == ("none", "default")
 
 
 REFUSED_PARAMS = [

@@ -12,7 +12,7 @@ from tests.callers import at_rest, check_error_event, check_refusal
 from tests.corpus.expect import split
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, parse_sse, request_bytes, told
 from tests.tools import size as amount
-from tests.upstream import CORPUS, Drained, Fin, Router, Send, Step, Wait, pieces, recording
+from tests.upstream import CORPUS, Drained, Fin, Router, Send, Step, Wait, pieces, recording, stream
 
 EXPECTED = json.loads((CORPUS / "expected.json").read_text("ascii"))
 
@@ -151,6 +151,7 @@ def test_what_a_client_sends(shared: tuple[Router, Proxy], name: str) -> None:
     """Bodies as clients were seen to send them: understood, or refused with the field that leads elsewhere."""
     router, proxy = shared
     router.reset()
+    router.script = stream()
     known = REQUESTS[name]
     for streaming in (True, False):
         answer = ask(proxy, "POST", CHAT, {"stream": streaming, **known["body"]})

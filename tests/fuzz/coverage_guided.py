@@ -19,12 +19,9 @@ except ImportError:
 with atheris.instrument_imports(include=["eidproxy"]):
     from eidproxy import chat, chunk, dialect, http1, repair, sanitize, sse, stream, tool_calls
 
-from eidproxy.errors import Refusal
-from eidproxy.vocabulary import Mode
 from tests import fuzz
-from tests.fuzz import requests
+from tests.fuzz import bodies, requests
 
-MODELS = {mode: chat.Model("alias") for mode in Mode}
 MODULES = (chat, chunk, dialect, http1, repair, sanitize, sse, stream, tool_calls)
 
 
@@ -39,11 +36,7 @@ def one(data: bytes) -> None:
     elif kind == 1:
         requests.agree(data, rng)
     else:
-        try:
-            chat.parse_chat_request(data, MODELS)
-        except Refusal as refusal:
-            if refusal.status not in (400, 404):
-                raise
+        bodies.agree(data)
 
 
 def main() -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
 
-from eidproxy import dialect, http1, sanitize
+from eidproxy import chat, dialect, http1, sanitize
 from eidproxy.chunk import Delta, FinishReason, Frames
 from eidproxy.repair import repair
 from eidproxy.sanitize import Sanitizer
 from eidproxy.sse import EventParser
 from eidproxy.tool_calls import ToolCalls
 from tests import fuzz
-from tests.fuzz import HEAD, requests
+from tests.fuzz import HEAD, bodies, requests
 from tests.tools import size
 
 
@@ -28,6 +28,12 @@ def test_requests(seed: int) -> None:
     count = size(5_000, 100_000)
     sound = requests.fuzz(count, seed)
     assert 0 < sound < count
+
+
+def test_bodies(seed: int) -> None:
+    reasons = bodies.fuzz(size(5_000, 200_000), seed)
+    wanted = {"accepted", "invalid_json", "invalid_request", "unsupported_field", "unsupported_content"}
+    assert set(reasons) == wanted | {"model_not_found"}
 
 
 def _forwards(name: str) -> Callable[[pytest.MonkeyPatch], None]:
@@ -153,6 +159,25 @@ def test_a_fault_is_found(spoil: Callable[[pytest.MonkeyPatch], None], monkeypat
     spoil(monkeypatch)
     with pytest.raises((AssertionError, ValueError)):
         fuzz.fuzz(4_000, seed=1)
+
+
+BODY_CONTROLS: dict[str, tuple[str, Any]] = {
+    "nulls are kept": ("_drop_nulls", lambda value: None),
+    "every model will do": ("_decode_model", lambda body: None),
+    "depth is not looked at": ("_within_limits", lambda body: True),
+    "infinities pass": ("_decode", msgspec.json.Decoder(float_hook=float).decode),
+    "systems are not joined whole": ("_text", lambda content: str(content)[:1]),
+    "a type is looked at in the order of the fields": ("_is_other_kind", lambda value, path: False),
+    "the operator's limit is no bound": ("_token_limit", lambda asked, most: asked.max_tokens or most),
+    "calls are passed on as they came": ("_calls", lambda calls: calls),
+}
+
+
+@pytest.mark.parametrize(("name", "spoilt"), BODY_CONTROLS.values(), ids=BODY_CONTROLS.keys())
+def test_a_fault_of_the_request_is_found(name: str, spoilt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, name, spoilt)
+    with pytest.raises(AssertionError):
+        bodies.fuzz(20_000, seed=1)
 
 
 def test_a_lenient_edge_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
