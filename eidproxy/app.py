@@ -9,22 +9,32 @@ from importlib.metadata import version
 from typing import Any
 
 import httpx
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from eidproxy.admission import AdmissionQueue
 from eidproxy.chat import Defaults
-from eidproxy.config import Settings
-from eidproxy.endpoints import CHAT_API, CHAT_PAGE, LIVE_FILES, Endpoints, build_pages, taken_by_the_relay
-from eidproxy.gate import Gate, LocalGate
+from eidproxy.config import ChatSettings, Settings
+from eidproxy.endpoints import (
+    CHAT_API,
+    CHAT_CONFIG,
+    CHAT_STATE,
+    Endpoints,
+    build_pages,
+    json_response,
+    taken_by_the_relay,
+)
+from eidproxy.gate import Gate, GateStatistics, LocalGate
 from eidproxy.logs import Event, Log
 from eidproxy.metrics import Metrics, loop_lag_sampler
-from eidproxy.pages import CHAT_POLICY, STATUS_POLICY, page_routes
+from eidproxy.pages import chat_routes, live_route
 from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.resolver import Resolver
 from eidproxy.server import Roster, Server, connection_limit
-from eidproxy.surface import ChatSurface
+from eidproxy.surface import ChatSurface, unreadable_files
 from eidproxy.upstream import EgressBlocked, Upstream
-from eidproxy.vocabulary import Mode, Phase
+from eidproxy.vocabulary import Mode, Phase, Priority
 
 VERSION = version("eidproxy")
 
@@ -87,12 +97,39 @@ def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
     )
 
 
-def _page_routes(chat: bool) -> list[Route]:
-    routes = page_routes("status", path="/", prefix=LIVE_FILES, policy=STATUS_POLICY)
-    if chat:
-        routes += page_routes("chat", path=CHAT_PAGE, prefix=CHAT_PAGE, policy=CHAT_POLICY)
-        routes.append(Route(CHAT_API, taken_by_the_relay, methods=["POST"]))
-    return routes
+def _page_routes(chat: ChatSettings, gate: Gate) -> list[Route]:
+    if not chat.enabled:
+        return [live_route()]
+    config = {
+        "title": chat.title,
+        "max_message_chars": chat.max_message_chars,
+        "max_messages": chat.max_messages,
+        "max_total_chars": chat.max_total_chars,
+    }
+
+    async def show_config(_: Request) -> Response:
+        return json_response(config)
+
+    async def show_state(_: Request) -> Response:
+        return json_response(chat_state(gate.statistics()))
+
+    return [
+        live_route(),
+        Route(CHAT_API, taken_by_the_relay, methods=["POST"]),
+        Route(CHAT_CONFIG, show_config),
+        Route(CHAT_STATE, show_state),
+        *chat_routes(chat.title),
+    ]
+
+
+def chat_state(statistics: GateStatistics) -> dict[str, Any]:
+    """What a person who asks now would meet: how many are before them, and the seconds until their turn if known."""
+    before = statistics.depth[Priority.FOREGROUND]
+    eta: int | None = 0
+    if before or statistics.in_use >= statistics.slots:
+        hold = statistics.mean_hold_seconds
+        eta = None if hold is None else round(hold * (before + 1) / statistics.slots)
+    return {"waiting": before, "eta_seconds": eta}
 
 
 class Application:
@@ -132,7 +169,7 @@ class Application:
             ready=self.ready,
             status=self.status,
             created=int(time.time()),
-            extra=_page_routes(settings.chat.enabled),
+            extra=_page_routes(settings.chat, self.gate),
         )
         defaults = Defaults(settings.models.max_tokens, settings.models.temperature)
         self.endpoints = Endpoints(
@@ -159,6 +196,8 @@ class Application:
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
         self.log.state(Event.STARTED, version=VERSION, port=self.server.port)
+        for setting in unreadable_files(self.settings.chat):
+            self.log.alarm(Event.RULES_MISSING, setting=setting)
 
     async def drain(self) -> None:
         """See `server.Process`."""

@@ -169,10 +169,13 @@ def demo(once: bool, port: int) -> None:
 @click.option("--public-url", metavar="URL", help="try the stream through the edge in front, too")
 @_setting_flags
 def check(config: Path | None, public_url: str | None, **flags: str | None) -> None:
-    """Show the settings with their origin, what would be dialled, and whether it would work. Exit 0 or 78."""
+    """Show the settings with their origin, what would be dialled, and whether it would work.
+
+    Exit 0, 1 when something would fail, 78 when the settings are wrong.
+    """
     from eidproxy.check import check as report
 
-    sys.exit(0 if report(_load(config, flags), public_url) else EX_CONFIG)
+    sys.exit(0 if report(_load(config, flags), public_url) else 1)
 
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
