@@ -23,6 +23,7 @@ from eidproxy.metrics import Metrics
 from eidproxy.pages import for_browser
 from eidproxy.relay import Relay, RelayServices
 from eidproxy.server import Connection
+from eidproxy.status import Status
 from eidproxy.surface import ChatSurface
 from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Priority, Surface
 
@@ -269,7 +270,7 @@ def build_pages(
     *,
     metrics: Metrics,
     ready: Callable[[], Awaitable[str | None]],
-    status: Callable[[], dict[str, Any]],
+    status: Callable[[], Status],
     created: int,
     extra: list[Route],
 ) -> Router:

@@ -202,15 +202,22 @@ def _document(name: str) -> Document:
     return inlined(files[f"{name}.html"].body.decode(), files)
 
 
-LIVE_VIEW = _document("status")
 _REFUSAL = _document("refusal")
+_LIVE_VIEW = _document("status")
+_LIVE_VIEW_WITHOUT_CHAT = _LIVE_VIEW._replace(body=re.sub(rb'<a id="chat".*?</a>\s*', b"", _LIVE_VIEW.body))
 
 
-def live_route() -> Route:
+def live_view(*, has_chat: bool) -> Document:
+    """The live view. It leads to the chat, where there is one."""
+    return _LIVE_VIEW if has_chat else _LIVE_VIEW_WITHOUT_CHAT
+
+
+def live_route(*, has_chat: bool) -> Route:
     """The route of the live view."""
+    document = live_view(has_chat=has_chat)
 
     async def show(_: Request) -> Response:
-        return Response(LIVE_VIEW.body, headers=dict(_document_headers(LIVE_VIEW)))
+        return Response(document.body, headers=dict(_document_headers(document)))
 
     return Route("/", show)
 
@@ -290,13 +297,15 @@ _OTHER = _Words(
 def for_browser(refusal: Refusal, path: str, *, has_chat: bool) -> Refusal:
     """The refusal as a page. The live view without its key is the view itself, which then asks for it."""
     if refusal.reason == "unauthorized" and path == "/":
-        return ShownRefusal(refusal, LIVE_VIEW)
+        return ShownRefusal(refusal, live_view(has_chat=has_chat))
     is_chat = path == "/chat" or path.startswith("/chat/")
     words = _CHAT_IS_OFF if is_chat and not has_chat else _WORDS.get(refusal.reason, _OTHER)
     text = _REFUSAL.body.decode()
     for name, value in words._asdict().items():
         text = text.replace(f"{{{name}}}", value)
     text = text.replace("{reason}", refusal.reason)
-    target, korean, english = ("/chat", "대화로 가기", "Go to the chat") if has_chat else ("/", "첫 화면으로", "Live view")
+    target, korean, english = (
+        ("/chat", "대화로 가기", "Go to the chat") if has_chat else ("/", "첫 화면으로", "Live view")
+    )
     text = text.replace("{target}", target).replace("{link}", korean).replace("{english_link}", english)
     return ShownRefusal(refusal, _REFUSAL._replace(body=text.encode()))
