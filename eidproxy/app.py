@@ -222,7 +222,8 @@ class Application:
         """See `server.Process`."""
         self.endpoints.draining = True
         self.metrics.draining = True
-        self.log.state(Event.DRAINING, running=len(self.running))
+        at_most = self.settings.server.drain_seconds
+        self.log.state(Event.DRAINING, running=len(self.running), at_most_seconds=at_most)
         self.gate.drain()
         try:
             async with asyncio.timeout(self.settings.server.drain_seconds):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segno
 
+from eidproxy.config import FIELDS
 from eidproxy.tokens import Tokens
 from tests.harness import Proxy, ask, free_port
 from tests.upstream import Router, stream
@@ -46,15 +49,25 @@ def test_check_shows_settings_with_origin_and_no_secret(tmp_path: Path) -> None:
     assert rows["gate.max_waiting"].endswith(f"7  (file {config})")
     assert rows["gate.capacity"].endswith("2  (flag --gate-capacity)")
     assert rows["router.url"].endswith("http://127.0.0.1:4000  (environment LLM_ROUTER_URL)")
-    assert rows["models.max_tokens"].endswith("2048  (default)")
     assert "key-canary-51" not in done.stdout + done.stderr
+    assert "models.max_tokens" not in rows, "what has its default is not in the way"
+    assert f"The other {len(FIELDS) - 4} settings have their default; --all shows them." in done.stdout
     assert "ok    router: would dial 127.0.0.1 port 4000" in done.stdout
     assert "ok    chat surface: off" in done.stdout
 
 
+def test_check_shows_every_setting_when_asked() -> None:
+    done = run("check", "--all", LLM_ROUTER_URL="http://127.0.0.1:4000")
+    for field in FIELDS:
+        assert f"\n{field.path} " in f"\n{done.stdout}"
+    assert re.search(r"\nmodels.max_tokens +2048  \(default\)\n", done.stdout)
+    assert re.search(r"\ngate.url +none  \(default\)\n", done.stdout), "what is empty is said"
+    assert "--all" not in done.stdout
+
+
 def test_check_judges_the_router() -> None:
     done = run("check", LLM_ROUTER_URL="http://localhost:4000", EIDPROXY_ROUTER_ALLOWED_NETWORKS="10.0.0.0/8")
-    assert done.returncode == 78
+    assert done.returncode == 1
     assert "egress_blocked" in done.stderr
     assert "cannot be resolved" in run("check", LLM_ROUTER_URL="http://name.invalid:4000").stderr
     assert run("check").returncode == 78
@@ -68,10 +81,12 @@ def test_check_tells_of_the_chat_surface(tmp_path: Path) -> None:
         "EIDPROXY_CHAT_RULES_FILE": str(rules),
     }
     done = run("check", **env)
-    assert "chat surface: on" in done.stdout
-    assert "warn  chat.rules_file: cannot be read now" in done.stdout
+    assert done.returncode == 1, "no question would be answered"
+    assert "fail  chat.rules_file: cannot be read" in done.stderr
     rules.write_text("Be kind.")
-    assert "rules_file: cannot" not in run("check", **env).stdout
+    done = run("check", **env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok    chat surface: on" in done.stdout
 
 
 def test_check_asks_the_router_whether_it_answers(router: Router) -> None:
@@ -125,7 +140,7 @@ def test_check_tries_the_stream_through_an_edge(router: Router, tmp_path: Path) 
             edge.shutdown()
             thread.join()
         assert "fail  public url: the stream is buffered" in held.stderr
-        assert held.returncode == 78
+        assert held.returncode == 1
     gone = run("check", "--public-url", url, LLM_ROUTER_URL=router.url, **env)
     assert "fail  public url: ConnectError" in gone.stderr
 
@@ -177,24 +192,66 @@ def test_more_than_one_worker_is_refused(arguments: list[str], env: dict[str, An
 
 
 def test_a_token_opens_the_chat_surface(router: Router, tmp_path: Path) -> None:
+    """It needs the secret alone: no router, no rules."""
     rules = tmp_path / "rules.txt"
     rules.write_text("Be kind.")
-    env: dict[str, Any] = {"EIDPROXY_CHAT_JWT_SECRET": SECRET, "EIDPROXY_CHAT_RULES_FILE": str(rules)}
-    done = run("token", "--sub", "mina", "--ttl", "15m", LLM_ROUTER_URL=router.url, **env)
+    done = run("token", "--sub", "mina", "--ttl", "15m", EIDPROXY_CHAT_JWT_SECRET=SECRET)
+    assert done.stderr == ""
     token = done.stdout.strip()
     assert Tokens(SECRET, None, None, 0).check(token.encode()) == "mina"
-    with Proxy(router, **env) as proxy:
+    with Proxy(router, EIDPROXY_CHAT_JWT_SECRET=SECRET, EIDPROXY_CHAT_RULES_FILE=rules) as proxy:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         body = {"mode": "daily", "messages": [{"role": "user", "content": "x"}]}
         assert ask(proxy, "POST", "/api/eid/chat", body, headers).status == 200
 
 
-def test_a_token_needs_a_secret_and_a_duration(tmp_path: Path) -> None:
-    assert run("token", "--sub", "x", LLM_ROUTER_URL="http://127.0.0.1:1").returncode == 78
-    (tmp_path / "rules.txt").write_text("x")
-    env: dict[str, Any] = {"EIDPROXY_CHAT_JWT_SECRET": SECRET, "EIDPROXY_CHAT_RULES_FILE": str(tmp_path / "rules.txt")}
-    for wrong in ("soon", "-1h", "1y", ""):
-        assert run("token", "--sub", "x", "--ttl", wrong, LLM_ROUTER_URL="http://127.0.0.1:1", **env).returncode == 2
+def test_a_link_logs_in_and_is_shown_as_a_code() -> None:
+    arguments = ("token", "--sub", "엄마", "--ttl", "90d", "--url", "https://chat.example/", "--qr")
+    done = run(*arguments, EIDPROXY_CHAT_JWT_SECRET=SECRET)
+    link, _, code = done.stdout.partition("\n")
+    assert link.startswith("https://chat.example/chat#token=")
+    assert Tokens(SECRET, None, None, 0).check(link.partition("=")[2].encode()) == "엄마"
+    # Each line of half blocks is two rows of the code; a block is light.
+    rows = []
+    for line in code.rstrip("\n").splitlines():
+        rows += [[cell in "\N{FULL BLOCK}\N{UPPER HALF BLOCK}" for cell in line]]
+        rows += [[cell in "\N{FULL BLOCK}\N{LOWER HALF BLOCK}" for cell in line]]
+    quiet = 2
+    dark = [[not light for light in row[quiet:-quiet]] for row in rows[quiet : quiet + len(rows[0]) - 2 * quiet]]
+    expected = segno.make(link, micro=False, error="l", boost_error=False).matrix
+    assert dark == [[bool(module) for module in row] for row in expected]
+    assert max(map(len, code.splitlines())) <= 80
+    assert re.fullmatch(r"Valid until \d{4}-\d\d-\d\d \d\d:\d\d\. Whoever opens this link is 엄마\.\n", done.stderr)
+
+
+def test_token_shows_only_its_own_options() -> None:
+    text = run("token", "--help").stdout
+    assert set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)) == {"--sub", "--ttl", "--url", "--qr", "--config"}
+
+
+def test_a_token_needs_a_secret(tmp_path: Path) -> None:
+    done = run("token", "--sub", "x")
+    assert done.returncode == 78
+    assert "chat.jwt_secret" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--ttl", ttl] for ttl in ("soon", "-1h", "1y", "", "0", "999999w")),
+        *(
+            ["--url", url]
+            for url in ("chat.example", "https://", "https://a@b", "https://a/?b", "https://a/#b", "ftp://a")
+        ),
+        ["--qr"],
+        ["--sub", "a\nb"],
+    ],
+    ids=" ".join,
+)
+def test_a_token_for_nothing_is_refused(arguments: list[str]) -> None:
+    done = run("token", "--sub", "x", *arguments, EIDPROXY_CHAT_JWT_SECRET=SECRET)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert arguments[0] in done.stderr
 
 
 def test_the_demo_shows_an_answer_the_gate_and_a_cold_model() -> None:

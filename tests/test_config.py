@@ -116,7 +116,7 @@ def shown(output: str) -> dict[str, tuple[str, str]]:
 
 
 def test_defaults() -> None:
-    done = run("check")
+    done = run("check", "--all")
     assert done.returncode == 0, done.stderr
     table = shown(done.stdout)
     assert {path: table[path][0] for path in DEFAULTS} == DEFAULTS

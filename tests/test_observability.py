@@ -416,6 +416,6 @@ def test_control_a_leak_is_noticed(word: str) -> None:
 def test_console_format(router: Router) -> None:
     with Proxy(router, EIDPROXY_LOG_FORMAT="console") as proxy:
         ask(proxy, "POST", CHAT, chat())
-        until(lambda: b"request" in proxy.output())
+        until(lambda: b" ok daily fg 200 " in proxy.output())
         with pytest.raises(json.JSONDecodeError):
             proxy.log()
