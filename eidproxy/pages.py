@@ -61,7 +61,10 @@ _TYPES = {
 _ALWAYS_ASKED_FOR = frozenset({"sw.js", "manifest.webmanifest"})
 """Files whose address may not change: browsers come back to it."""
 
-_REFERENCE = re.compile(r'(?<==")/chat/([^"]+)(?=")')
+_REFERENCE = re.compile(r"""(?<=["'(])/chat/([^"'()?#]+)(?=["')])""")
+"""A file by its absolute name: in an attribute, an import or a `url()`. Relative names need no change."""
+
+_REFERRING = ("text/html", "text/css", "text/javascript")
 
 
 class StaticFile(NamedTuple):
@@ -96,13 +99,15 @@ def chat_routes(title: str, folder: Path = _FOLDER / "chat") -> list[Route]:
     page = files.pop("chat.html")
     digest = _digest(files)
     kept = [f"/chat/{digest}/{name}" for name in files if _is_needed_offline(name)]
+    page = _with_digest(page, digest, files)
+    files = {name: _with_digest(file, digest, files) for name, file in files.items()}
     files |= {
         "manifest.webmanifest": _named(files["manifest.webmanifest"], title),
         "sw.js": _with_list(files["sw.js"], digest, ["/chat", *kept]),
     }
     worker = {"service-worker-allowed": "/chat"}  # by itself its scope would be /chat/, which the page is not in
     return [
-        Route("/chat", _serve(_with_digest(page, digest, files), REVALIDATED)),
+        Route("/chat", _serve(page, REVALIDATED)),
         *(Route(f"/chat/{digest}/{name}", _serve(file, IMMUTABLE)) for name, file in files.items()),
         *(
             Route(f"/chat/{name}", _serve(file, REVALIDATED, worker if name == "sw.js" else {}))
@@ -112,7 +117,7 @@ def chat_routes(title: str, folder: Path = _FOLDER / "chat") -> list[Route]:
 
 
 def _digest(files: Mapping[str, StaticFile]) -> str:
-    """One digest for all files of a page: their references to each other may then stay relative."""
+    """One digest for all files of a page, so that no old one meets a new one."""
     digest = hashlib.sha256()
     for name, file in files.items():
         digest.update(f"{name} {len(file.body)}\n".encode() + file.body)
@@ -123,12 +128,16 @@ def _is_needed_offline(name: str) -> bool:
     return name not in _ALWAYS_ASKED_FOR and not name.endswith((".png", ".txt"))
 
 
-def _with_digest(page: StaticFile, digest: str, files: Mapping[str, StaticFile]) -> StaticFile:
+def _with_digest(file: StaticFile, digest: str, files: Mapping[str, StaticFile]) -> StaticFile:
+    """The file with the lasting names of those it refers to."""
+    if not file.content_type.startswith(_REFERRING):
+        return file
+
     def lasting(match: re.Match[str]) -> str:
         name = match[1]
         return f"/chat/{digest}/{name}" if name in files and name not in _ALWAYS_ASKED_FOR else match[0]
 
-    return page._replace(body=_REFERENCE.sub(lasting, page.body.decode()).encode())
+    return file._replace(body=_REFERENCE.sub(lasting, file.body.decode()).encode())
 
 
 def _named(manifest: StaticFile, title: str) -> StaticFile:
