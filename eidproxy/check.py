@@ -51,15 +51,12 @@ async def findings(settings: Settings, public_url: str | None) -> list[Finding]:
     return found
 
 
-def check(loaded: Loaded, public_url: str | None, *, every_setting: bool = False) -> bool:
-    """Print the settings that were given (or every one) and the findings; whether none of them is a failure."""
+def check(loaded: Loaded, public_url: str | None) -> bool:
+    """Print the settings and the findings; whether none of them is a failure."""
     rows = list(shown(loaded))
-    given = [row for row in rows if every_setting or row[2] != "default"]
-    width = max(len(path) for path, _, _ in given)
-    for path, value, origin in given:
-        click.echo(f"{path:<{width}}  {value or 'none'}  ({origin})")
-    if len(given) < len(rows):
-        click.echo(f"The other {len(rows) - len(given)} settings have their default; --all shows them.")
+    width = max(len(path) for path, _, _ in rows)
+    for path, value, origin in rows:
+        click.echo(f"{path:<{width}}  {value}  ({origin})")
     click.echo()
     found = asyncio.run(findings(loaded.settings, public_url))
     for level, text in found:

@@ -167,16 +167,15 @@ def demo(once: bool, port: int) -> None:
 
 @cli.command()
 @click.option("--public-url", metavar="URL", help="try the stream through the edge in front, too")
-@click.option("--all", "every_setting", is_flag=True, help="show every setting, those with their default too")
 @_setting_flags
-def check(config: Path | None, public_url: str | None, every_setting: bool, **flags: str | None) -> None:
+def check(config: Path | None, public_url: str | None, **flags: str | None) -> None:
     """Show the settings with their origin, what would be dialled, and whether it would work.
 
     Exit 0, 1 when something would fail, 78 when the settings are wrong.
     """
     from eidproxy.check import check as report
 
-    sys.exit(0 if report(_load(config, flags), public_url, every_setting=every_setting) else 1)
+    sys.exit(0 if report(_load(config, flags), public_url) else 1)
 
 
 @cli.command()

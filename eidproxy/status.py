@@ -21,6 +21,8 @@ class HolderStatus(Struct):
     mode: Word
     priority: Word
     age_seconds: float
+    settling: bool | UnsetType = UNSET
+    """Its caller left, and the slot waits for the model server to notice (contract, 6)."""
 
 
 class WaiterStatus(Struct):
@@ -54,6 +56,8 @@ class RouterStatus(Struct):
 
     reachable: bool | None
     checked_seconds_ago: float | None
+    hint: Word | UnsetType = UNSET
+    """What an operator can do about one that is not reachable, where more than the reason is known."""
 
 
 class UpstreamStatus(Struct):

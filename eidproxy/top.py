@@ -339,6 +339,8 @@ def _verdict(view: View) -> tuple[str, str, str]:
         return "draining", "warn", "running answers are finished, new requests are refused"
     if status.router.reachable is False:
         looked = length(status.router.checked_seconds_ago or 0.0)
+        if status.router.hint == "local_network_privacy":
+            return "router down", "alarm", "macOS keeps eidproxy from the local network: see deploy/README.md"
         return "router down", "alarm", f"the router does not answer (looked {looked} ago): every request is refused"
     upstream = {} if status.upstream is UNSET else status.upstream
     stuck = [mode for mode, one in upstream.items() if one.state == "wedged"]
@@ -383,7 +385,10 @@ def _now(status: Status, look: Look, width: int, room: int | None) -> list[Line]
     if gate.mean_hold_seconds is not None:
         answering += f", typical answer {seconds(gate.mean_hold_seconds)}"
     lines = [_fact("Answering", answering)]
-    lines += [aged("", one.priority, one.age_seconds, limits.stream_seconds) for one in gate.holders[:8]]
+    lines += [
+        aged("", "its caller left" if one.settling is True else one.priority, one.age_seconds, limits.stream_seconds)
+        for one in gate.holders[:8]
+    ]
     lines.append(_waiting(gate))
     running = ", ".join(_running(mode, count, status) for mode, count in status.streams.items())
     facts: list[Line] = [

@@ -116,7 +116,7 @@ def shown(output: str) -> dict[str, tuple[str, str]]:
 
 
 def test_defaults() -> None:
-    done = run("check", "--all")
+    done = run("check")
     assert done.returncode == 0, done.stderr
     table = shown(done.stdout)
     assert {path: table[path][0] for path in DEFAULTS} == DEFAULTS

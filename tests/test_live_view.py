@@ -394,9 +394,10 @@ def test_bars_are_on_the_scale_of_the_longest(served: Proxy, opened: Opener) -> 
     answering(page, gate={"in_use": 1, "holders": [holder], "waiting": waiting})
     expect(page.locator("#waiting")).to_have_text("2")
     assert [bars(page, name) for name in ("#slots", "#foreground-list", "#background-list")] == [[0.25], [0.5], [1.0]]
-    late = {"mode": "daily", "priority": "foreground", "age_seconds": 290.0}
+    late = {"mode": "daily", "priority": "foreground", "age_seconds": 290.0, "settling": True}
     answering(page, gate={"in_use": 1, "holders": [late]})
     expect(page.locator("#slots .late")).to_have_count(1)
+    expect(page.locator("#slots .who")).to_have_text("its caller left")
 
 
 WEDGED = {"state": "wedged", "since_seconds": 184.0, "silent_ends": 2, "next_trial_seconds": 12.4}
@@ -409,6 +410,12 @@ ALARMS: list[tuple[dict[str, Any], str, str]] = [
         "The router does not answer (looked 5 s ago). Every request is refused until it does.",
     ),
     (
+        {"router": {"reachable": False, "checked_seconds_ago": 5.0, "hint": "local_network_privacy"}},
+        "router down",
+        "The router does not answer (looked 5 s ago). Every request is refused until it does. "
+        "macOS keeps this process from the local network: see deploy/README.md.",
+    ),
+    (
         {"upstream": {"daily": WEDGED, "deep": SUSPECT}},
         "model stuck",
         "The model behind daily takes requests and says nothing. Next trial in 13 s.",
@@ -416,7 +423,7 @@ ALARMS: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "word", "reason"), ALARMS, ids=["down", "wedged"])
+@pytest.mark.parametrize(("changes", "word", "reason"), ALARMS, ids=["down", "hint", "wedged"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_what_is_wrong_is_in_the_head_and_red(
     served: Proxy, opened: Opener, looks: Path, changes: dict[str, Any], word: str, reason: str, theme: str

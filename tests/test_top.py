@@ -164,6 +164,11 @@ def test_bars_are_on_the_scale_of_the_longest() -> None:
     assert bars[:4] == [10, 42, 21, 14], "2, 8, 4 and 2.7 s: the longest has the whole bar"
 
 
+def test_a_slot_whose_caller_left_says_so() -> None:
+    view = view_of(gate={"in_use": 1, "holders": [holder() | {"settling": True}]})
+    assert any(line.split()[:3] == ["its", "caller", "left"] for line in render(view, Look(80, 24), 0.0))
+
+
 def test_the_history_is_the_servers() -> None:
     """Mean and 95th percentile of five minutes are there with the first answer."""
     (line,) = [line for line in render(busy(), Look(80, 24), 0.0) if line.startswith("first word, deep")]
@@ -204,6 +209,11 @@ WEDGED = {"state": "wedged", "since_seconds": 184.0, "silent_ends": 2, "next_tri
             {"router": {"reachable": False, "checked_seconds_ago": 5.0}},
             "router down",
             "the router does not answer (looked 5 s ago): every request is refused",
+        ),
+        (
+            {"router": {"reachable": False, "checked_seconds_ago": 5.0, "hint": "local_network_privacy"}},
+            "router down",
+            "macOS keeps eidproxy from the local network: see deploy/README.md",
         ),
         (
             {"upstream": {"daily": WEDGED}},

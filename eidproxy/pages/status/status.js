@@ -128,7 +128,7 @@ function columns(svg, values) {
 function showGate({ gate, deadlines }, longest) {
   say($("in-use"), gate.in_use ? word("in_use", { count: number(gate.in_use), slots: number(gate.slots) }) : word("nobody"));
   const shown = gate.holders.slice(0, MOST_SLOTS).map((holder) => ({
-    who: word(holder.priority),
+    who: word(holder.settling ? "settling" : holder.priority),
     age_seconds: holder.age_seconds,
   }));
   ages($("slots"), shown, longest, deadlines.stream_seconds);
@@ -249,7 +249,8 @@ function state(name, notice = "") {
 function verdict({ draining, router, upstream }) {
   if (draining) return ["draining", word("draining_notice")];
   if (router.reachable === false) {
-    return ["router_down", word("router_down_notice", { time: length(router.checked_seconds_ago ?? 0) })];
+    const notice = word("router_down_notice", { time: length(router.checked_seconds_ago ?? 0) });
+    return ["router_down", router.hint === "local_network_privacy" ? `${notice} ${word("local_network_privacy")}` : notice];
   }
   const stuck = Object.entries(upstream ?? {}).filter(([, one]) => one.state === "wedged");
   if (stuck.length === 0) return ["live", ""];
