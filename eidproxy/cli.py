@@ -6,16 +6,17 @@ import resource
 import socket
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 import uvloop
 
-from eidproxy.config import FIELDS, Loaded, ServerSettings, Settings, SettingsError, load
+from eidproxy.config import Loaded, ServerSettings, Settings, SettingsError, load
+from eidproxy.flags import SettingsCommand, setting_flags
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
@@ -29,15 +30,6 @@ _HIJACKERS = (
 """Variables that the C library's resolver and OpenSSL obey."""
 
 _BACKLOG = 2048
-
-
-def _setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each setting but the secrets."""
-    for field in reversed([field for field in FIELDS if not field.secret]):
-        command = click.option(
-            field.flag, field.path.replace(".", "__"), metavar="VALUE", help=f"{field.path} ({field.env})"
-        )(command)
-    return click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")(command)
 
 
 def _load(config: Path | None, flags: Mapping[str, str | None]) -> Loaded:
@@ -55,9 +47,9 @@ def cli() -> None:
     """A local-only proxy for self-hosted language models."""
 
 
-@cli.command()
+@cli.command(cls=SettingsCommand)
 @click.option("--workers", type=int, default=1, metavar="N", help="must be 1: the gate lives in the process")
-@_setting_flags
+@setting_flags
 def serve(config: Path | None, workers: int, **flags: str | None) -> None:
     """Serve until SIGTERM."""
     if workers != 1:
@@ -165,9 +157,9 @@ def demo(once: bool, port: int) -> None:
     uvloop.run(show(listener, once))
 
 
-@cli.command()
+@cli.command(cls=SettingsCommand)
 @click.option("--public-url", metavar="URL", help="try the stream through the edge in front, too")
-@_setting_flags
+@setting_flags
 def check(config: Path | None, public_url: str | None, **flags: str | None) -> None:
     """Show the settings with their origin, what would be dialled, and whether it would work.
 
