@@ -2,17 +2,18 @@
 
 The map, in the order in which a request meets the parts:
 
-    cli        commands; config    settings; app       builds the parts and joins them; check, demo, top  commands
+    cli        commands; flags     settings as flags    config    settings
+    app        builds the parts and joins them          check, demo, top  commands
     server     connections, deadlines, the process      http1     the request's edge, strictly
     endpoints  what can be asked for                    chat      the closed request
-    surface    the chat surface; tokens                 pages     static pages
+    surface    the chat surface; tokens                 pages     what a browser loads, refusals as pages
     relay      one request on its way: owns slot, upstream connection and deadline
     gate       the slots; gate_redis shares them over gate_link and gate.lua; admission the queue discipline
     upstream   the connection to the router             egress    where it may lead
     wire       its transport; resolver                  countdown many waits, one timer
     sse        event framing                            sanitize  the closed chunk
     errors     the table of reasons                     vocabulary the closed sets
-    metrics    logs
+    metrics    logs; status        what `/status` tells; history  its last five minutes
 
 Pure (values in, values out; no I/O, no clock): errors, vocabulary, http1, chat, sse, sanitize, admission, egress.
 The shell around them owns every await. Imports run one way. DESIGN.md says why.
