@@ -70,8 +70,13 @@ def serve(config: Path | None, workers: int, **flags: str | None) -> None:
 
 def banner(settings: Settings, sockets: list[socket.socket]) -> str:
     """What a person at a terminal wants to know, in a few lines. It is for that person: it names the router."""
+    from eidproxy.surface import unreadable_files
+
     where = settings.server.uds or f"http://{settings.server.host}:{sockets[0].getsockname()[1]}"
     gate = settings.gate
+    chat = "on, at /chat" if settings.chat.enabled else "off"
+    if unreadable := unreadable_files(settings.chat):
+        chat += f", but every question is refused: {', '.join(unreadable)} cannot be read"
     lines = (
         ("eidproxy", version("eidproxy")),
         ("listens", f"{where}   live view at /, metrics at /metrics"),
@@ -82,7 +87,7 @@ def banner(settings: Settings, sockets: list[socket.socket]) -> str:
             "clocks",
             f"{settings.stream.deadline_seconds:g} s for an answer, {gate.wait_timeout_seconds:g} s in the queue",
         ),
-        ("chat", "on, at /chat" if settings.chat.enabled else "off"),
+        ("chat", chat),
     )
     return "\n".join(f"{name:<9} {text}" for name, text in lines)
 

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import segno
 
+from eidproxy.cli import banner
+from eidproxy.config import ChatSettings, RouterSettings, Settings
 from eidproxy.tokens import Tokens
 from tests.harness import Proxy, ask, free_port
 from tests.upstream import Router, stream
@@ -151,6 +153,16 @@ def test_a_person_at_a_terminal_is_told_what_runs(router: Router) -> None:
     assert 6 <= next(at for at, line in enumerate(shown) if "started" in line) <= 8
     for word in (router.url, environment["EIDPROXY_SERVER_PORT"], "mac-mini-default", "1 at once, 64 waiting"):
         assert word in text.decode()
+
+
+def test_a_person_is_told_that_the_rules_are_missing(tmp_path: Path) -> None:
+    router, chat = (
+        RouterSettings(url="http://127.0.0.1:4000"),
+        ChatSettings(jwt_secret=SECRET, rules_file=str(tmp_path / "no")),
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        text = banner(Settings(router=router, chat=chat), [listener])
+    assert "on, at /chat, but every question is refused: chat.rules_file cannot be read" in text
 
 
 def test_a_file_without_certificates_is_said(tmp_path: Path) -> None:
