@@ -293,7 +293,7 @@ def test_single_bytes(shared: tuple[Router, Proxy], router: Router) -> None:
     bulk(shared[1], router, iter(steps), None)
 
 
-HOARDS = "from eidproxy import sse; sse.EventParser.__init__.__defaults__ = (2**30,)"
+HOARDS = "from eidproxy import stream; stream.Stream.__init__.__defaults__ = (None, 2**30)"
 STANDS_STILL = """
 import time
 from eidproxy import sse
