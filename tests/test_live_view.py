@@ -316,7 +316,7 @@ def test_what_the_gate_does_is_shown(busy: Router, opened: Opener) -> None:
         page = opened(proxy)
         live(page)
         expect(page.locator("#in-use")).to_have_text("nobody")
-        expect(page.locator("#router")).to_have_text("reachable")
+        expect(page.locator("#router")).to_have_text("up")
         expect(page.locator("#deadline-stream")).to_have_text("2 min")
         expect(page.locator("#deadline-wait")).to_have_text("5 min")
         expect(page.locator("#queue")).to_be_hidden()
