@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 import httpx
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -33,6 +34,7 @@ from eidproxy.pages import chat_routes, live_route
 from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.resolver import Resolver
 from eidproxy.server import Roster, Server, connection_limit
+from eidproxy.settle import Settlements
 from eidproxy.status import (
     ROW_SECONDS,
     Deadlines,
@@ -40,11 +42,13 @@ from eidproxy.status import (
     HolderStatus,
     RouterStatus,
     Status,
+    UpstreamStatus,
     WaiterStatus,
 )
 from eidproxy.surface import ChatSurface, unreadable_files
 from eidproxy.upstream import EgressBlocked, Upstream
 from eidproxy.vocabulary import Mode, Phase, Priority, WaitOutcome
+from eidproxy.wedge import GuardStatistics, WedgeGuard
 
 VERSION = version("eidproxy")
 
@@ -159,6 +163,10 @@ class Application:
             self.metrics.first_token,
         )
         self.metrics.queue_states = self.gate.statistics
+        self.settlements = Settlements(self.gate, self.metrics, settings.gate.after_leave, settings.gate.settle_seconds)
+        wedge_after, retry_seconds = settings.router.wedge_after, settings.router.wedge_retry_seconds
+        self.guards = {mode: WedgeGuard(wedge_after, retry_seconds, self._loop.time()) for mode in Mode}
+        self.metrics.upstream_states = self._upstream_states
         self.running: set[Relay] = set()
         self.roster = Roster(connection_limit())
         limits = RelayLimits(
@@ -191,6 +199,7 @@ class Application:
             pages,
             allowed_hosts=settings.allowed_hosts,
             api_key=settings.server.api_key,
+            background_api_key=settings.server.background_api_key,
             defaults=defaults,
             max_body_bytes=settings.server.max_body_bytes,
             buffer_bytes=settings.stream.buffer_bytes,
@@ -225,6 +234,7 @@ class Application:
         at_most = self.settings.server.drain_seconds
         self.log.state(Event.DRAINING, running=len(self.running), at_most_seconds=at_most)
         self.gate.drain()
+        self.settlements.drain()
         try:
             async with asyncio.timeout(self.settings.server.drain_seconds):
                 await self._until(lambda: not self.running and not self._owed())
@@ -267,7 +277,9 @@ class Application:
             reason = None
         if self._ready is not (reason is None):
             self._ready = reason is None
-            self.log.state(Event.ROUTER_REACHABLE if self._ready else Event.ROUTER_UNREACHABLE)
+            hint = self.upstream.hint
+            facts = {} if self._ready or hint is None else {"hint": hint.value}
+            self.log.state(Event.ROUTER_REACHABLE if self._ready else Event.ROUTER_UNREACHABLE, **facts)
         if reason is None and not await self.gate.available():
             reason = "gate_unavailable"
         return reason
@@ -289,7 +301,9 @@ class Application:
                 in_use=statistics.in_use,
                 queue_limit=statistics.queue_limit,
                 holders=[
-                    HolderStatus(Mode.DAILY, holder.priority, round(holder.age_seconds, 3))
+                    HolderStatus(
+                        Mode.DAILY, holder.priority, round(holder.age_seconds, 3), True if holder.settling else UNSET
+                    )
                     for holder in self.gate.holders()
                 ],
                 waiting=[
@@ -304,9 +318,22 @@ class Application:
                 stream_seconds=self.settings.stream.deadline_seconds,
                 gate_wait_seconds=self.settings.gate.wait_timeout_seconds,
             ),
-            router=RouterStatus(reachable=upstream.reachable, checked_seconds_ago=_rounded(age)),
+            router=RouterStatus(upstream.reachable, _rounded(age), UNSET if upstream.hint is None else upstream.hint),
+            upstream={
+                mode: UpstreamStatus(
+                    state=guard.state,
+                    since_seconds=round(guard.since_seconds, 3),
+                    silent_ends=guard.silent_ends,
+                    next_trial_seconds=_rounded(guard.next_trial_seconds),
+                )
+                for mode, guard in self._upstream_states().items()
+            },
             history=list(self.history.rows),
         )
+
+    def _upstream_states(self) -> dict[Mode, GuardStatistics]:
+        now = self._loop.time()
+        return {mode: guard.statistics(now) for mode, guard in self.guards.items()}
 
     async def _look_at_router(self) -> None:
         if not self.endpoints.draining:

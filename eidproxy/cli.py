@@ -163,16 +163,40 @@ def demo(once: bool, port: int) -> None:
 
 
 @cli.command(cls=SettingsCommand)
+@click.option("--all", "everything", is_flag=True, help="show every setting, not only those that differ")
+@click.option("--live", is_flag=True, help="ask the router: at most 7 short requests, 100 tokens")
+@click.option("--measure", is_flag=True, help="with --live: time a prompt of 2,000 tokens too (3 more requests)")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option("--public-url", metavar="URL", help="try the stream through the edge in front, too")
 @setting_flags
-def check(config: Path | None, public_url: str | None, **flags: str | None) -> None:
-    """Show the settings with their origin, what would be dialled, and whether it would work.
+def check(
+    config: Path | None,
+    everything: bool,
+    live: bool,
+    measure: bool,
+    as_json: bool,
+    public_url: str | None,
+    **flags: str | None,
+) -> None:
+    """Show the settings that differ from their default, what would be dialled, and whether it would work.
+
+    With --live the router is asked, through the eidproxy that runs here if one does. No answer is printed, nor any
+    name of a model.
 
     Exit 0, 1 when something would fail, 78 when the settings are wrong.
     """
-    from eidproxy.check import check as report
+    if (measure and not live) or (live and (everything or public_url is not None)):
+        raise click.UsageError("--measure goes with --live; --all and --public-url go without it")
+    loaded = _load(config, flags)
+    if live:
+        from eidproxy.live_check import live_check
 
-    sys.exit(0 if report(_load(config, flags), public_url) else 1)
+        works = live_check(loaded.settings, measure=measure, as_json=as_json)
+    else:
+        from eidproxy.check import check as report
+
+        works = report(loaded, public_url, everything=everything, as_json=as_json)
+    sys.exit(0 if works else 1)
 
 
 @cli.command()

@@ -59,6 +59,7 @@ class Endpoints:
         *,
         allowed_hosts: frozenset[str],
         api_key: str | None,
+        background_api_key: str | None = None,
         defaults: Defaults,
         max_body_bytes: int,
         buffer_bytes: int,
@@ -71,6 +72,7 @@ class Endpoints:
         self._pages = pages
         self._allowed_hosts = allowed_hosts
         self._api_key = None if api_key is None else api_key.encode()
+        self._background_key = None if background_api_key is None else background_api_key.encode()
         self._defaults = defaults
         self._chat = chat
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,13 +125,17 @@ class Endpoints:
         return refusal
 
     def _authorize(self, head: RequestHead) -> None:
-        scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
-        if (
-            scheme.lower() != b"bearer"
-            or b"authorization" in head.repeated
-            or not hmac.compare_digest(token.strip(), self._api_key or b"")
-        ):
+        key = _bearer(head)
+        # Both are compared each time, so that the time tells nothing either.
+        known = [hmac.compare_digest(key, one) for one in (self._api_key, self._background_key) if one is not None]
+        if not any(known):
             raise Refusal("unauthorized")
+
+    def _priority(self, head: RequestHead) -> Priority:
+        """The class that was asked for; who comes with the background key is BACKGROUND whatever the header says."""
+        if self._background_key is not None and hmac.compare_digest(_bearer(head), self._background_key):
+            return Priority.BACKGROUND
+        return _priority(head)
 
     def _complete(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """`POST /v1/chat/completions`: everything is checked before the gate."""
@@ -139,7 +145,7 @@ class Endpoints:
             self.services,
             connection,
             request,
-            priority=_priority(head),
+            priority=self._priority(head),
             progress=head.headers.get(b"x-eid-progress") == b"1",
             trace_id=trace_id(head),
         ).start()
@@ -244,6 +250,12 @@ def trace_id(head: RequestHead) -> str | None:
     if match is None or b"traceparent" in head.repeated or not int(match[1], 16) or not int(match[2], 16):
         return None
     return match[1].decode()
+
+
+def _bearer(head: RequestHead) -> bytes:
+    """The token of the one `Authorization: Bearer` header; empty, which no key is, when there is none or two."""
+    scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
+    return b"" if scheme.lower() != b"bearer" or b"authorization" in head.repeated else token.strip()
 
 
 def _priority(head: RequestHead) -> Priority:

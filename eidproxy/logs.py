@@ -40,6 +40,7 @@ class Event(StrEnum):
     GATE_UNAVAILABLE = "gate_unavailable"
     EGRESS_BLOCKED = "egress_blocked"
     RULES_MISSING = "rules_missing"
+    UPSTREAM_STATE = "upstream_state"
 
 
 _ERRORS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rules_missing"})

@@ -64,7 +64,7 @@ class UpstreamStatus(Struct):
     """What a mode's model server did with the last requests: `live`, `suspect` or `wedged`."""
 
     state: Word
-    since_seconds: float | None
+    since_seconds: float
     silent_ends: int
     next_trial_seconds: float | None
 
@@ -98,6 +98,7 @@ class Status(Struct):
     outcomes: dict[Word, int]
     deadlines: Deadlines
     router: RouterStatus
-    upstream: dict[Word, UpstreamStatus] | UnsetType = UNSET
+    upstream: dict[Word, UpstreamStatus]
+    """By mode."""
     history: list[HistoryRow] = []
     """At most five minutes, the newest row last."""

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TextIO
 
 import httpx
 import msgspec
-from msgspec import UNSET
 
 from eidproxy.config import Settings
 from eidproxy.status import ROWS, GateStatus, Spread, Status
@@ -342,10 +341,9 @@ def _verdict(view: View) -> tuple[str, str, str]:
         if status.router.hint == "local_network_privacy":
             return "router down", "alarm", "macOS keeps eidproxy from the local network: see deploy/README.md"
         return "router down", "alarm", f"the router does not answer (looked {looked} ago): every request is refused"
-    upstream = {} if status.upstream is UNSET else status.upstream
-    stuck = [mode for mode, one in upstream.items() if one.state == "wedged"]
+    stuck = [mode for mode, one in status.upstream.items() if one.state == "wedged"]
     if stuck:
-        waits = min(upstream[mode].next_trial_seconds or 0.0 for mode in stuck)
+        waits = min(status.upstream[mode].next_trial_seconds or 0.0 for mode in stuck)
         trial = f"in {length(waits)}" if waits > 0 else "with the next request"
         return "model stuck", "alarm", f"{', '.join(stuck)} takes requests and says nothing; next trial {trial}"
     return "live", "good", ""
@@ -419,10 +417,10 @@ def _waiting(gate: GateStatus) -> Line:
 
 
 def _running(mode: str, count: int, status: Status) -> str:
-    upstream = None if status.upstream is UNSET else status.upstream.get(mode)
+    upstream = status.upstream.get(mode)
     if upstream is None or upstream.state == "live":
         return f"{mode} {count}"
-    return f"{mode} {count} ({upstream.state} {length(upstream.since_seconds or 0.0)})"
+    return f"{mode} {count} ({upstream.state} {length(upstream.since_seconds)})"
 
 
 def _router(status: Status) -> tuple[str, str]:

@@ -7,12 +7,14 @@ which it arrives. Every failure leaves as one of httpx's exception classes, the 
 
 import asyncio
 import ssl
+import sys
 from typing import Any, Protocol, cast
 
 import httptools
 import httpx
 
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+from eidproxy.hints import Hint, hint
 from eidproxy.resolver import Resolver
 from eidproxy.wire import Readers, Wire, probe_silent_peer
 
@@ -342,6 +344,8 @@ class Upstream:
         self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
         self.reachable: bool | None = None
         self.checked_at: float | None = None
+        self.hint: Hint | None = None
+        """Why it was not reachable at the last attempt, if that is known."""
         self._check: asyncio.Task[None] | None = None
 
     def request(self, body: bytes) -> bytes:
@@ -368,6 +372,7 @@ class Upstream:
             return None
         if not self._literal[0].permitted:
             raise EgressBlocked(self._literal[0])
+        began_at = self._loop.time()
         try:
             exchange, wire = self._begin(self.host)
             try:
@@ -377,8 +382,9 @@ class Upstream:
             except BaseException:
                 wire.abort()
                 raise
-        except OSError:
+        except OSError as error:
             self._checked(False)
+            self._explain(error, self.host, began_at)
             raise httpx.ConnectError("the router refuses connections") from None
         except httpx.ConnectError:
             self._checked(False)
@@ -390,6 +396,7 @@ class Upstream:
 
         Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout. Whatever it raises, nothing stays open.
         """
+        began_at = self._loop.time()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 if begun is None:
@@ -397,9 +404,11 @@ class Upstream:
                 return await self._connect_to(self.host, begun)
         except TimeoutError:
             self._checked(False)
+            self.hint = None
             raise httpx.ConnectTimeout("the router does not answer") from None
-        except OSError:
+        except OSError as error:
             self._checked(False)
+            self._explain(error, self.host, began_at)
             raise httpx.ConnectError("the router refuses connections") from None
         except httpx.ConnectError:
             self._checked(False)
@@ -416,12 +425,13 @@ class Upstream:
 
     async def _connect_to_any(self) -> Exchange:
         for address in await self.addresses():
+            began_at = self._loop.time()
             try:
                 if self._tls is None:
                     return await self._connect_to(address, self._begin(address)[0])
                 return await self._connect_securely(address)
-            except OSError:  # refused, unreachable, reset, or TLS that does not check out
-                continue
+            except OSError as error:  # refused, unreachable, reset, or TLS that does not check out
+                self._explain(error, address, began_at)
         raise httpx.ConnectError("the router refuses connections")
 
     def _begin(self, address: str) -> tuple[Exchange, Wire]:
@@ -482,3 +492,8 @@ class Upstream:
 
     def _checked(self, reachable: bool) -> None:
         self.reachable, self.checked_at = reachable, self._loop.time()
+        if reachable:
+            self.hint = None
+
+    def _explain(self, error: OSError, address: str, began_at: float) -> None:
+        self.hint = hint(sys.platform, error.errno, self._loop.time() - began_at, address)

@@ -31,7 +31,10 @@ ALLOWED: dict[str, set[str]] = {
     "completion": {"chunk"},
     "stream": {"chunk", "completion", "sanitize", "sse", "vocabulary"},
     "admission": {"vocabulary"},
+    "silence": set(),
+    "wedge": {"vocabulary"},
     "egress": set(),
+    "hints": set(),
     # shell
     "logs": set(),
     "metrics": {"errors", "vocabulary"},
@@ -47,8 +50,9 @@ ALLOWED: dict[str, set[str]] = {
     "resolver": set(),
     "server": {"countdown", "errors", "http1"},
     "surface": {"chat", "config", "errors", "http1", "tokens"},
-    "upstream": {"egress", "resolver", "wire"},
+    "upstream": {"egress", "hints", "resolver", "wire"},
     "gate": {"admission", "countdown", "errors", "metrics", "vocabulary"},
+    "settle": {"gate", "metrics", "vocabulary"},
     "gate_link": {"config", "egress", "resolver", "upstream"},
     "gate_redis": {"config", "errors", "gate", "gate_link", "metrics", "upstream", "vocabulary"},
     "progress": {"stream"},
@@ -62,9 +66,12 @@ ALLOWED: dict[str, set[str]] = {
         "metrics",
         "progress",
         "server",
+        "settle",
+        "silence",
         "stream",
         "upstream",
         "vocabulary",
+        "wedge",
     },
     "endpoints": {
         "chat",
@@ -93,20 +100,25 @@ ALLOWED: dict[str, set[str]] = {
         "relay",
         "resolver",
         "server",
+        "settle",
+        "silence",
         "status",
         "surface",
         "upstream",
         "vocabulary",
+        "wedge",
     },
-    "check": {"app", "config", "gate_redis", "surface", "tokens", "upstream"},
+    "look": {"errors", "upstream", "vocabulary"},
+    "check": {"app", "config", "gate_redis", "hints", "look", "surface", "tokens", "upstream"},
+    "live_check": {"app", "check", "config", "look", "top", "vocabulary"},
     "demo": {"app", "config", "tokens"},
-    "cli": {"app", "check", "config", "demo", "flags", "logs", "surface", "tokens", "top"},
+    "cli": {"app", "check", "config", "demo", "flags", "live_check", "logs", "surface", "tokens", "top"},
 }
 """What each module may import of the package. A new import is a decision: it is written down here first."""
 
 PURE = (
     *("vocabulary", "repair", "errors", "http1", "chat", "sse", "chunk", "dialect", "tool_calls", "sanitize"),
-    *("completion", "stream", "admission", "egress"),
+    *("completion", "stream", "admission", "silence", "wedge", "egress", "hints"),
 )
 
 PURE_MAY_IMPORT = {

@@ -356,6 +356,7 @@ def answering(page: Page, **changes: Any) -> None:
         "outcomes": {},
         "deadlines": {"stream_seconds": 300.0, "gate_wait_seconds": 300.0},
         "router": {"reachable": True, "checked_seconds_ago": 2.0},
+        "upstream": {"daily": LIVE, "deep": LIVE},
         "history": [],
     }
     told = {**idle, **changes}

@@ -280,7 +280,15 @@ def test_how_many_wait_is_told_to_who_is_logged_in(router: Router, tmp_path: Pat
 )
 def test_the_time_to_a_turn(slots: int, in_use: int, waiting: int, mean: float | None, expected: Any) -> None:
     depth = {Priority.FOREGROUND: waiting, Priority.BACKGROUND: 9}
-    statistics = GateStatistics(slots, in_use, 64, depth, dict.fromkeys(Priority, 0.0), mean)
+    statistics = GateStatistics(
+        slots=slots,
+        in_use=in_use,
+        queue_limit=64,
+        settling=0,
+        depth=depth,
+        oldest_wait_seconds=dict.fromkeys(Priority, 0.0),
+        mean_hold_seconds=mean,
+    )
     assert chat_state(statistics) == {"waiting": expected[0], "eta_seconds": expected[1]}
 
 

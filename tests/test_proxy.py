@@ -161,6 +161,7 @@ def test_status_page(pair: Pair) -> None:
         "deadlines",
         "router",
         "history",
+        "upstream",
     }
     gate = value["gate"]
     assert set(gate) == {"slots", "in_use", "queue_limit", "holders", "waiting", "mean_hold_seconds"}
@@ -173,6 +174,10 @@ def test_status_page(pair: Pair) -> None:
     assert value["streams"] == {"daily": 1, "deep": 0}
     assert value["deadlines"] == {"stream_seconds": 300, "gate_wait_seconds": 300}
     assert set(value["router"]) == {"reachable", "checked_seconds_ago"}
+    assert set(value["upstream"]) == {"daily", "deep"}
+    for state in value["upstream"].values():
+        assert state.pop("since_seconds") >= 0
+        assert state == {"state": "live", "silent_ends": 0, "next_trial_seconds": None}
     assert value["draining"] is False
 
 

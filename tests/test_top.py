@@ -45,6 +45,9 @@ def top(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+LIVE = {"state": "live", "since_seconds": 900.0, "silent_ends": 0, "next_trial_seconds": None}
+
+
 def told(**changes: Any) -> dict[str, Any]:
     """An answer of /status."""
     gate = {"slots": 1, "in_use": 0, "queue_limit": 64, "holders": [], "waiting": [], "mean_hold_seconds": None}
@@ -57,6 +60,7 @@ def told(**changes: Any) -> dict[str, Any]:
         "outcomes": {},
         "deadlines": {"stream_seconds": 300.0, "gate_wait_seconds": 300.0},
         "router": {"reachable": None, "checked_seconds_ago": None},
+        "upstream": {"daily": LIVE, "deep": LIVE},
         "history": [],
         **changes,
     }
@@ -216,7 +220,7 @@ WEDGED = {"state": "wedged", "since_seconds": 184.0, "silent_ends": 2, "next_tri
             "macOS keeps eidproxy from the local network: see deploy/README.md",
         ),
         (
-            {"upstream": {"daily": WEDGED}},
+            {"upstream": {"daily": WEDGED, "deep": LIVE}},
             "model stuck",
             "daily takes requests and says nothing; next trial in 12 s",
         ),

@@ -168,9 +168,9 @@ function showFacts({ gate, deadlines, router, streams, upstream }) {
   say($("router"), word(reachable));
   $("router").classList.toggle("bad", router.reachable === false);
   for (const mode of ["daily", "deep"]) {
-    const { state, since_seconds: since } = upstream?.[mode] ?? { state: "live" };
+    const { state, since_seconds: since } = upstream[mode];
     const node = $(`upstream-${mode}`);
-    const time = length(since ?? 0);
+    const time = length(since);
     say(node, state === "wedged" ? word("stuck", { time }) : state === "suspect" ? word("suspect", { time })
       : word("streams", { count: number(streams[mode]) }));
     node.classList.toggle("bad", state !== "live");
@@ -252,7 +252,7 @@ function verdict({ draining, router, upstream }) {
     const notice = word("router_down_notice", { time: length(router.checked_seconds_ago ?? 0) });
     return ["router_down", router.hint === "local_network_privacy" ? `${notice} ${word("local_network_privacy")}` : notice];
   }
-  const stuck = Object.entries(upstream ?? {}).filter(([, one]) => one.state === "wedged");
+  const stuck = Object.entries(upstream).filter(([, one]) => one.state === "wedged");
   if (stuck.length === 0) return ["live", ""];
   const next = Math.min(...stuck.map(([, one]) => one.next_trial_seconds ?? 0));
   const trial = next > 0 ? word("trial_in", { time: length(Math.ceil(next)) }) : word("trial_next");
