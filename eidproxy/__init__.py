@@ -4,7 +4,8 @@ The map, in the order in which a request meets the parts:
 
     cli        commands; flags     settings as flags    config    settings
     app        builds the parts and joins them          check, demo, top  commands
-    server     connections, deadlines, the process      http1     the request's edge, strictly
+    signals    what ends the process; keepalive         server    the process that serves
+    connection a caller's connection and its deadlines  http1     the request's edge, strictly
     endpoints  what can be asked for                    chat      the closed request
     surface    the chat surface; tokens                 pages     what a browser loads, refusals as pages
     relay      one request on its way: owns slot, upstream connection and deadline

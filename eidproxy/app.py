@@ -1,6 +1,7 @@
 """The one place that builds the parts and joins them."""
 
 import asyncio
+import contextlib
 import gc
 import ssl
 import time
@@ -17,6 +18,7 @@ from starlette.routing import Route
 from eidproxy.admission import AdmissionQueue
 from eidproxy.chat import Defaults
 from eidproxy.config import ChatSettings, Settings
+from eidproxy.connection import Roster
 from eidproxy.endpoints import (
     CHAT_API,
     CHAT_CONFIG,
@@ -33,7 +35,7 @@ from eidproxy.metrics import Metrics, loop_lag_sampler
 from eidproxy.pages import chat_routes, live_route
 from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.resolver import Resolver
-from eidproxy.server import Roster, Server, connection_limit
+from eidproxy.server import Server, connection_limit
 from eidproxy.settle import Settlements
 from eidproxy.status import (
     ROW_SECONDS,
@@ -57,6 +59,9 @@ _WATCHDOG_SECONDS = 5.0
 
 _CHECK_SECONDS = 10.0
 """How old the last look at the router may be before `/status` has another taken."""
+
+_READY_SECONDS = 1.0
+"""How old the answer of `/readyz` may be."""
 
 _FLUSH_SECONDS = 1.0
 """How long callers have to take the errors that a drain ends with."""
@@ -154,6 +159,8 @@ class Application:
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._ready: bool | None = None
+        self._reason: str | None = None
+        self._asked_at = -_READY_SECONDS
         self.metrics = Metrics(VERSION)
         self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc)
         self.upstream = build_upstream(settings)
@@ -227,7 +234,7 @@ class Application:
         self.history.sample(sum(self.gate.statistics().depth.values()))
         self._loop.call_later(ROW_SECONDS, self._sample_history)
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """See `server.Process`."""
         self.endpoints.draining = True
         self.metrics.draining = True
@@ -235,19 +242,21 @@ class Application:
         self.log.state(Event.DRAINING, running=len(self.running), at_most_seconds=at_most)
         self.gate.drain()
         self.settlements.drain()
-        try:
+
+    async def drained(self) -> None:
+        """See `server.Process`."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.server.drain_seconds):
                 await self._until(lambda: not self.running and not self._owed())
-        except TimeoutError:
-            pass
-        finally:
-            for relay in list(self.running):
-                relay.drain()
-        try:
+        self.end()
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._until(lambda: not self._owed())
-        except TimeoutError:
-            pass
+
+    def end(self) -> None:
+        """See `server.Process`."""
+        for relay in list(self.running):
+            relay.drain()
 
     async def stopped(self) -> None:
         """See `server.Process`."""
@@ -264,9 +273,17 @@ class Application:
     # What the pages show
 
     async def ready(self) -> str | None:
-        """The reason why requests would fail now, or None."""
+        """The reason why requests would fail now, or None. The router and the gate are asked at most once a second."""
         if self.endpoints.draining:
             return "draining"
+        if self._loop.time() - self._asked_at >= _READY_SECONDS:
+            self._reason = await self._ask_if_ready()
+            self._asked_at = self._loop.time()
+        elif self.upstream.reachable and (self.upstream.checked_at or 0.0) > self._asked_at:
+            return None  # a request got through since
+        return self._reason
+
+    async def _ask_if_ready(self) -> str | None:
         try:
             await self.upstream.check()
         except EgressBlocked:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import click
 import httpx
+import uvloop
 
 from eidproxy.config import ChatSettings, Loaded, Settings, notes, refused, shown
 from eidproxy.hints import Hint
@@ -100,7 +101,7 @@ def check(loaded: Loaded, public_url: str | None, *, everything: bool = False, a
             click.echo(f"{path:<{width}}  {value}  ({origin})")
         click.echo()
     report = Report(as_json)
-    asyncio.run(_find(loaded.settings, public_url, report.say))
+    uvloop.run(_find(loaded.settings, public_url, report.say))
     return report.end(settings={path: {"value": value, "origin": origin} for path, value, origin in rows})
 
 

@@ -161,7 +161,7 @@ class LocalGate:
     ) -> None:
         self._queue = queue
         self._metrics = metrics
-        self._waits = Countdown(wait_timeout_seconds, self._expire)
+        self._waits = Countdown(wait_timeout_seconds, self._expire, patient=True)
         self._holds = Countdown(max_hold_seconds, self._take_back)
         self._passes: dict[int, LocalPass] = {}
         self._watchers: dict[int, Callable[[], None]] = {}

@@ -260,10 +260,15 @@ class Metrics(Collector):
                 totals[word] = totals.get(word, 0) + count.value
         return totals
 
-    def expose(self, accept: str) -> tuple[bytes, str]:
-        """The text of a scrape and its content type: OpenMetrics when it is asked for."""
+    def writer(self, accept: str) -> tuple[Callable[[], bytes], str]:
+        """What writes the text of a scrape, and its content type: OpenMetrics when it is asked for."""
         encoder, content_type = choose_encoder(accept)
-        return encoder(self.registry), content_type
+        return lambda: encoder(self.registry), content_type
+
+    def expose(self, accept: str) -> tuple[bytes, str]:
+        """The text of a scrape and its content type."""
+        write, content_type = self.writer(accept)
+        return write(), content_type
 
     def collect(self) -> Iterator[Metric]:
         """Every family, as prometheus-client wants it."""

@@ -17,6 +17,7 @@ import httpx
 
 from eidproxy.chat import ChatRequest, upstream_body
 from eidproxy.completion import Completion
+from eidproxy.connection import Connection
 from eidproxy.countdown import Countdown
 from eidproxy.errors import (
     CLIENT_GONE,
@@ -33,7 +34,6 @@ from eidproxy.gate import Gate, Pass
 from eidproxy.logs import Event, Log, RequestLine
 from eidproxy.metrics import Metrics
 from eidproxy.progress import News, Progress
-from eidproxy.server import Connection
 from eidproxy.stream import DONE, Stage, Stream
 from eidproxy.upstream import EgressBlocked, Exchange, Upstream
 from eidproxy.vocabulary import Mode, Outcome, Phase, Priority, StreamEnd, Surface

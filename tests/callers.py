@@ -11,6 +11,7 @@ from tests.upstream import Router
 TYPES = {
     **dict.fromkeys((400, 404, 405, 413, 415, 421, 422, 431), "invalid_request_error"),
     401: "authentication_error",
+    403: "permission_error",
     408: "timeout_error",
     500: "server_error",
     503: "service_unavailable",

@@ -419,8 +419,8 @@ def test_silent_peers_are_probed(router: Router, proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     "planted",
     [
-        "from eidproxy import wire; wire.probe_silent_peer = lambda sock: None",
-        "from eidproxy import server; server._PROBES = ()",
+        "from eidproxy import wire; wire.enable_keepalive = lambda sock: None",
+        "from eidproxy import server; server.enable_keepalive = lambda sock: None",
     ],
     ids=["router", "caller"],
 )

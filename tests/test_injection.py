@@ -23,6 +23,7 @@ from eidproxy import (
     app,
     chunk,
     completion,
+    connection,
     countdown,
     endpoints,
     gate,
@@ -31,7 +32,6 @@ from eidproxy import (
     progress,
     relay,
     sanitize,
-    server,
     sse,
     stream,
     upstream,
@@ -39,7 +39,7 @@ from eidproxy import (
 )
 from eidproxy.app import Application
 from eidproxy.config import load
-from eidproxy.server import Connection
+from eidproxy.connection import Connection
 from tests.harness import CHAT, chat, request_bytes
 from tests.tools import size as amount
 from tests.upstream import Router, Stall, status
@@ -53,9 +53,9 @@ PATH: list[type] = [
         relay.Relay,
         sanitize.Sanitizer,
         completion.Completion,
-        server.Connection,
+        connection.Connection,
     ),
-    *(server.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
+    *(connection.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
     *(metrics.Count, metrics.Distribution, stream.Stream, relay.Splice, chunk.Frames, progress.Progress),
 ]
 

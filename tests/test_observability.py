@@ -83,10 +83,18 @@ HISTOGRAMS -= {"gate_oldest_wait_seconds", "start_time_seconds"}
 
 REASONS = [
     *("none", "client_gone", "invalid_json", "invalid_request", "unsupported_field", "unsupported_content"),
-    *("invalid_priority", "unauthorized", "model_not_found", "not_found", "method_not_allowed"),
+    *("invalid_priority", "unauthorized", "cross_site", "model_not_found", "not_found", "method_not_allowed"),
     *("request_timeout", "body_too_large", "unsupported_media_type", "host_not_allowed", "headers_too_large"),
     *("system_role_forbidden", "message_too_long", "too_many_turns", "conversation_too_long"),
-    *("gate_queue_full", "gate_wait_timeout", "draining", "gate_unavailable", "macbook_unavailable", "warming"),
+    *(
+        "gate_queue_full",
+        "gate_wait_timeout",
+        "draining",
+        "overloaded",
+        "gate_unavailable",
+        "macbook_unavailable",
+        "warming",
+    ),
     *("editor_busy", "upstream_cold", "provider_not_configured", "upstream_502", "router_503", "router_http"),
     *("router_error", "router_ConnectError", "router_ConnectTimeout", "router_ReadError", "router_ReadTimeout"),
     *("router_WriteError", "router_WriteTimeout", "router_RemoteProtocolError", "upstream_truncated"),
@@ -214,7 +222,7 @@ def counted(endpoints, head):
         registry = endpoints.services.metrics.registry
         Endpoints.paths = Counter("eidproxy_paths_total", "By path.", ("path",), registry=registry)
     Endpoints.paths.labels(head.path).inc()
-    admit(endpoints, head)
+    return admit(endpoints, head)
 Endpoints.admit = counted
 """
 

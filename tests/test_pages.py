@@ -148,6 +148,7 @@ def test_each_file_has_its_type_and_the_headers(served: Proxy, name: str, method
     headers = {name.lower(): value for name, value in answer.headers}
     assert headers.pop("content-length").isdecimal()
     assert headers.pop("x-request-id")
+    assert headers.pop("date")
     assert headers.pop("etag")
     assert headers.pop("service-worker-allowed", None) == ("/chat" if name == "sw.js" else None)
     assert headers == {
