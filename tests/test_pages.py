@@ -86,7 +86,7 @@ def test_modules_load_each_other_by_lasting_names(served: Proxy) -> None:
         answer = ask(served, "GET", script)
         assert (answer.status, answer.get("cache-control")) == (200, FOREVER), script
         seen.add(script)
-        for name in re.findall(r'(?:from|import)\s*\(?"([^"]+)"', answer.body.decode()):
+        for name in re.findall(r'(?:from|import)\s*\(?"([\w./-]+\.js)"', answer.body.decode()):
             inner = posixpath.normpath(posixpath.join(posixpath.dirname(script), name))
             ahead += [inner] if inner not in seen else []
     assert len(seen) >= 5
