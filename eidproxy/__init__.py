@@ -2,11 +2,12 @@
 
 The map, in the order in which a request meets the parts:
 
-    cli        commands; config    settings; app       builds the parts and joins them; check, demo, top  commands
+    cli        commands; flags     settings as flags    config    settings
+    app        builds the parts and joins them          check, demo, top  commands
     signals    what ends the process; keepalive         server    the process that serves
     connection a caller's connection and its deadlines  http1     the request's edge, strictly
     endpoints  what can be asked for                    chat      the closed request; schema
-    surface    the chat surface; tokens                 pages     static pages
+    surface    the chat surface; tokens                 pages     what a browser loads, refusals as pages
     relay      one request on its way: owns slot, upstream connection and deadline
     silence    how long a router may say nothing        wedge     whether its model server hangs
     settle     what is kept after a caller left
@@ -15,7 +16,7 @@ The map, in the order in which a request meets the parts:
     wire       its transport; resolver                  countdown many waits, one timer
     sse        event framing                            sanitize  the closed chunk
     errors     the table of reasons                     vocabulary the closed sets
-    metrics    logs
+    metrics    logs; status        what `/status` tells; history  its last five minutes
 
 Pure (values in, values out; no I/O, no clock): errors, vocabulary, http1, chat, sse, sanitize, admission, silence,
 wedge, egress.

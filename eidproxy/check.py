@@ -13,10 +13,9 @@ import httpx
 import uvloop
 
 from eidproxy.config import ChatSettings, Loaded, Settings, notes, refused, shown
-from eidproxy.errors import Refusal
 from eidproxy.hints import Hint
 from eidproxy.look import is_eidproxy, models_of_router
-from eidproxy.surface import read_text
+from eidproxy.surface import unreadable_files
 from eidproxy.tokens import Tokens
 from eidproxy.upstream import EgressBlocked, Upstream
 
@@ -241,16 +240,11 @@ def _look_at_chat(chat: ChatSettings, say: Say) -> None:
     if not chat.enabled:
         say(ok("chat surface", "off (it needs chat.jwt_secret and chat.rules_file)"))
         return
-    readable = True
-    for name, path in (("chat.persona_file", chat.persona_file), ("chat.rules_file", chat.rules_file)):
-        try:
-            if path is not None:
-                read_text(path)
-        except Refusal:
-            readable = False
-            told = "cannot be read, so every question gets 503 rules_missing"
-            say(fail(name, told, "write the file, or let this user read it"))
-    if readable:
+    unreadable = unreadable_files(chat)
+    for setting in unreadable:
+        told = "cannot be read, so every question gets 503 rules_missing"
+        say(fail(setting, told, "write the file, or let this user read it"))
+    if not unreadable:
         say(ok("chat surface", "on"))
 
 

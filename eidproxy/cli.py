@@ -3,22 +3,22 @@
 import asyncio
 import fcntl
 import os
-import re
 import resource
 import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import click
 import uvloop
 
-from eidproxy.config import FIELDS, Loaded, ServerSettings, Settings, SettingsError, load
+from eidproxy.config import Loaded, ServerSettings, Settings, SettingsError, load
+from eidproxy.flags import SettingsCommand, setting_flags
 from eidproxy.signals import stop_signals
 
 EX_CONFIG = 78
@@ -37,15 +37,6 @@ _LOCK_TRIES = 100
 """Twenty a second: a start has the folder for some milliseconds."""
 
 
-def _setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each setting but the secrets and tables."""
-    for field in reversed([field for field in FIELDS if not field.secret and not field.file_only]):
-        command = click.option(
-            field.flag, field.path.replace(".", "__"), metavar="VALUE", help=f"{field.path} ({field.env})"
-        )(command)
-    return click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")(command)
-
-
 def _load(config: Path | None, flags: Mapping[str, str | None]) -> Loaded:
     given = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
     try:
@@ -61,9 +52,9 @@ def cli() -> None:
     """A local-only proxy for self-hosted language models."""
 
 
-@cli.command()
+@cli.command(cls=SettingsCommand)
 @click.option("--workers", type=int, default=1, metavar="N", help="must be 1: the gate lives in the process")
-@_setting_flags
+@setting_flags
 def serve(config: Path | None, workers: int, **flags: str | None) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP; a second one ends at once."""
     if workers != 1:
@@ -87,8 +78,13 @@ def serve(config: Path | None, workers: int, **flags: str | None) -> None:
 
 def banner(settings: Settings, sockets: list[socket.socket]) -> str:
     """What a person at a terminal wants to know, in a few lines. It is for that person: it names the router."""
+    from eidproxy.surface import unreadable_files
+
     where = settings.server.uds or f"http://{settings.server.host}:{sockets[0].getsockname()[1]}"
     gate = settings.gate
+    chat = "on, at /chat" if settings.chat.enabled else "off"
+    if unreadable := unreadable_files(settings.chat):
+        chat += f", but every question is refused: {', '.join(unreadable)} cannot be read"
     lines = (
         ("eidproxy", version("eidproxy")),
         ("listens", f"{where}   live view at /, metrics at /metrics"),
@@ -99,7 +95,7 @@ def banner(settings: Settings, sockets: list[socket.socket]) -> str:
             "clocks",
             f"{settings.stream.deadline_seconds:g} s for an answer, {gate.wait_timeout_seconds:g} s in the queue",
         ),
-        ("chat", "on, at /chat" if settings.chat.enabled else "off"),
+        ("chat", chat),
     )
     return "\n".join(f"{name:<9} {text}" for name, text in lines)
 
@@ -227,13 +223,13 @@ def demo(once: bool, port: int) -> None:
     uvloop.run(show(listener, once))
 
 
-@cli.command()
+@cli.command(cls=SettingsCommand)
 @click.option("--all", "everything", is_flag=True, help="show every setting, not only those that differ")
 @click.option("--live", is_flag=True, help="ask the router: at most 7 short requests, 100 tokens")
 @click.option("--measure", is_flag=True, help="with --live: time a prompt of 2,000 tokens too (3 more requests)")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option("--public-url", metavar="URL", help="try the stream through the edge in front, too")
-@_setting_flags
+@setting_flags
 def check(
     config: Path | None,
     everything: bool,
@@ -262,10 +258,6 @@ def check(
 
         works = report(loaded, public_url, everything=everything, as_json=as_json)
     sys.exit(0 if works else 1)
-
-
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @cli.command()
@@ -302,24 +294,67 @@ def top(once: bool, url: str | None, interval: float, config: Path | None) -> No
         sys.exit(1)
 
 
-@cli.command()
-@click.option("--sub", required=True, metavar="NAME", help="the subject")
-@click.option("--ttl", default="1h", show_default=True, metavar="TIME", help="how long it is valid: 90s, 15m, 1h, 7d")
-@_setting_flags
-def token(sub: str, ttl: str, config: Path | None, **flags: str | None) -> None:
-    """Issue a token for the chat surface, for development."""
-    from eidproxy.tokens import Tokens
+def _duration(_: click.Context, __: click.Parameter, text: str) -> float:
+    from eidproxy.tokens import parse_duration
 
-    chat = _load(config, flags).settings.chat
-    duration = _DURATION.fullmatch(ttl)
-    if chat.jwt_secret is None:
-        click.echo("eidproxy: chat.jwt_secret is not set: there is nothing to sign with", err=True)
-        sys.exit(EX_CONFIG)
-    if duration is None or not sub or not sub.isprintable():
-        click.echo("eidproxy: --ttl is a number with s, m, h or d; --sub a printable name", err=True)
-        sys.exit(2)
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _place(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
+    from eidproxy.tokens import parse_place
+
+    try:
+        return None if url is None else parse_place(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@cli.command()
+@click.option("--sub", required=True, metavar="NAME", help="whose token it is; each person should have their own")
+@click.option(
+    "--ttl",
+    default="1h",
+    show_default=True,
+    metavar="TIME",
+    callback=_duration,
+    help="how long it is valid: a number with s, m, h, d or w",
+)
+@click.option(
+    "--url", metavar="URL", callback=_place, help="where the chat is: print a link that logs in, not the token alone"
+)
+@click.option("--qr", is_flag=True, help="show the link as a QR code, too, for a phone's camera")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")
+def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) -> None:
+    """Issue a token for the chat, or a link that logs a person in.
+
+    The secret is that of the server: EIDPROXY_CHAT_JWT_SECRET, EIDPROXY_CHAT_JWT_SECRET_FILE or the settings file. It
+    needs no router and no running eidproxy.
+
+    \b
+    eidproxy token --sub 엄마 --ttl 90d --url https://chat.example --qr
+    """
+    from eidproxy.tokens import Tokens, login_link, qr_code
+
+    if not sub or not sub.isprintable():
+        raise click.BadParameter("must be a name that can be printed", param_hint="--sub")
+    if qr and url is None:
+        raise click.UsageError("--qr needs --url: the code holds the link")
+    # Router and rules are none of its business: what stands here serves only to have the settings accepted.
+    chat = _load(config, {"router__url": "http://router", "chat__rules_file": "rules"}).settings.chat
+    assert chat.jwt_secret is not None  # noqa: S101  # rules without a secret are a fault of the settings
     issuer = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds)
-    click.echo(issuer.issue(sub, float(duration[1]) * _UNITS[duration[2]]))
+    issued = issuer.issue(sub, ttl)
+    if url is None:
+        click.echo(issued)
+        return
+    click.echo(login_link(url, issued))
+    if qr:
+        click.echo(qr_code(login_link(url, issued), colour=sys.stdout.isatty()))
+    until = datetime.now().astimezone() + timedelta(seconds=ttl)
+    click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Whoever opens this link is {sub}.", err=True)
 
 
 @cli.command(name="schema")

@@ -24,14 +24,17 @@ from eidproxy.errors import Refusal, metric_reason
 from eidproxy.http1 import RequestHead
 from eidproxy.logs import ERRORS, Refusals, RequestLine
 from eidproxy.metrics import Metrics
+from eidproxy.pages import for_browser
 from eidproxy.relay import Relay, RelayServices
+from eidproxy.status import Status
 from eidproxy.surface import ChatSurface
 from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Priority, Surface
 
 CHAT_COMPLETIONS = "/v1/chat/completions"
 CHAT_API = "/api/eid/chat"
 CHAT_PAGE = "/chat"
-LIVE_FILES = "/live"
+CHAT_CONFIG = "/chat/config"
+CHAT_STATE = "/chat/state"
 
 _PROBES = frozenset({"/healthz", "/readyz"})
 _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
@@ -97,6 +100,12 @@ class Endpoints:
 
     def admit(self, head: RequestHead) -> int:
         """See `connection.Service`."""
+        try:
+            return self._admit(head)
+        except Refusal as refusal:
+            raise self._shown(refusal, head) from None
+
+    def _admit(self, head: RequestHead) -> int:
         if _is_cross_site(head):
             raise Refusal("cross_site")
         if head.path in _PROBES:
@@ -106,6 +115,8 @@ class Endpoints:
         is_chat = head.path in (CHAT_API, CHAT_PAGE) or head.path.startswith(CHAT_PAGE + "/")
         if self._api_key is not None and not (is_chat and self._chat is not None):
             self._authorize(head)
+        if self._chat is not None and head.path == CHAT_STATE:
+            self._chat.authorize(head)
         if head.method == "POST":
             if head.path == CHAT_COMPLETIONS:
                 if self.draining:
@@ -146,6 +157,12 @@ class Endpoints:
     def fault(self, where: str, error: BaseException) -> None:
         """See `server.Service`."""
         self.services.log.fault(where, error)
+
+    def _shown(self, refusal: Refusal, head: RequestHead) -> Refusal:
+        """The refusal as a page instead of JSON, when a person in a browser went to an address."""
+        if head.method in ("GET", "HEAD") and b"text/html" in head.headers.get(b"accept", b""):
+            return for_browser(refusal, head.path, has_chat=self._chat is not None)
+        return refusal
 
     def _authorize(self, head: RequestHead) -> None:
         key = _bearer(head)
@@ -234,7 +251,7 @@ class Endpoints:
         try:
             await self._pages(scope, receive, send)
             if status == 404:
-                raise _nothing_at(head.path)
+                raise self._shown(_nothing_at(head.path), head)
             if status == 405:
                 allow = b"".join(value for name, value in headers if name == b"Allow")
                 raise Refusal("method_not_allowed", allow=b", ".join(sorted(allow.split(b", "))))
@@ -246,7 +263,7 @@ class Endpoints:
             self.fault("page", error)
             status, reason = 500, "internal_error"
             connection.refuse(Refusal(reason))
-        is_quiet = reason == "none" and (head.path in _UNLOGGED or head.path.startswith((CHAT_PAGE, LIVE_FILES)))
+        is_quiet = reason == "none" and (head.path in _UNLOGGED or head.path.startswith(CHAT_PAGE))
         if not is_quiet and head.path not in _PROBES:
             self._record(connection, _surface(head), status, reason)
 
@@ -341,7 +358,7 @@ def build_pages(
     *,
     metrics: Metrics,
     ready: Callable[[], Awaitable[str | None]],
-    status: Callable[[], dict[str, Any]],
+    status: Callable[[], Status],
     created: int,
     extra: list[Route],
     clock: Callable[[], float] = time.monotonic,

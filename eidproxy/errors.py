@@ -80,7 +80,6 @@ RULES: dict[str, Rule] = {
     "gate_wait_timeout": Rule(503, Retry.LATER, "The request waited too long for its turn. Try again shortly."),
     "gate_unavailable": Rule(503, Retry.LATER, "The queue is not available right now. Try again shortly."),
     "draining": Rule(503, Retry.LATER, "The server is restarting. Try again shortly."),
-    "overloaded": Rule(503, Retry.LATER, "Too many requests arrive at once. Try again shortly."),
     **ROUTER_REASONS,
     "upstream_silent": Rule(503, Retry.LATER, "The model has not begun to answer in time. Try again shortly."),
     "upstream_wedged": Rule(503, Retry.LATER, "The model server hangs. Try again when it was restarted."),
@@ -187,6 +186,8 @@ class Refusal(Exception):
     `retry_seconds` is the advice of a reason whose rule is `Retry.LATER`; `allow` names the methods that a path does
     take. `is_final` marks a refusal of the router that waiting does not mend.
     """
+
+    content_type = b"application/json"
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, product
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -94,21 +94,21 @@ class Count:
 class Distribution:
     """One series of a histogram: how many values fell between two bounds, and their sum."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count one value, in the unit of the metric's name."""
-        self.counts[bisect_left(self._bounds, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, as they are exposed."""
-        names = (*map(str, map(float, self._bounds)), "+Inf")
+        names = (*map(str, map(float, self.bounds)), "+Inf")
         return list(zip(names, accumulate(self.counts), strict=True))
 
 
@@ -215,7 +215,9 @@ class Metrics(Collector):
         self._histograms.append(
             _Family("chunk_interval_seconds", "Between two writes of a stream to its caller.", ("mode",), intervals)
         )
-        ProcessCollector(namespace="eidproxy", registry=registry)
+        # Under their customary names, by which everybody's dashboards and alarms find them.
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
         registry.register(self)
 
     def _counter(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segno
 
+from eidproxy.cli import banner
+from eidproxy.config import ChatSettings, RouterSettings, Settings
 from eidproxy.tokens import Tokens
 from tests.harness import Proxy, ask, free_port
 from tests.upstream import Router, stream
@@ -156,6 +160,16 @@ def test_a_person_at_a_terminal_is_told_what_runs(router: Router) -> None:
         assert word in text.decode()
 
 
+def test_a_person_is_told_that_the_rules_are_missing(tmp_path: Path) -> None:
+    router, chat = (
+        RouterSettings(url="http://127.0.0.1:4000"),
+        ChatSettings(jwt_secret=SECRET, rules_file=str(tmp_path / "no")),
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        text = banner(Settings(router=router, chat=chat), [listener])
+    assert "on, at /chat, but every question is refused: chat.rules_file cannot be read" in text
+
+
 def test_a_file_without_certificates_is_said(tmp_path: Path) -> None:
     empty = tmp_path / "ca.pem"
     for content in (None, "", "not a certificate"):
@@ -184,24 +198,66 @@ def test_more_than_one_worker_is_refused(arguments: list[str], env: dict[str, An
 
 
 def test_a_token_opens_the_chat_surface(router: Router, tmp_path: Path) -> None:
+    """It needs the secret alone: no router, no rules."""
     rules = tmp_path / "rules.txt"
     rules.write_text("Be kind.")
-    env: dict[str, Any] = {"EIDPROXY_CHAT_JWT_SECRET": SECRET, "EIDPROXY_CHAT_RULES_FILE": str(rules)}
-    done = run("token", "--sub", "mina", "--ttl", "15m", LLM_ROUTER_URL=router.url, **env)
+    done = run("token", "--sub", "mina", "--ttl", "15m", EIDPROXY_CHAT_JWT_SECRET=SECRET)
+    assert done.stderr == ""
     token = done.stdout.strip()
     assert Tokens(SECRET, None, None, 0).check(token.encode()) == "mina"
-    with Proxy(router, **env) as proxy:
+    with Proxy(router, EIDPROXY_CHAT_JWT_SECRET=SECRET, EIDPROXY_CHAT_RULES_FILE=rules) as proxy:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         body = {"mode": "daily", "messages": [{"role": "user", "content": "x"}]}
         assert ask(proxy, "POST", "/api/eid/chat", body, headers).status == 200
 
 
-def test_a_token_needs_a_secret_and_a_duration(tmp_path: Path) -> None:
-    assert run("token", "--sub", "x", LLM_ROUTER_URL="http://127.0.0.1:1").returncode == 78
-    (tmp_path / "rules.txt").write_text("x")
-    env: dict[str, Any] = {"EIDPROXY_CHAT_JWT_SECRET": SECRET, "EIDPROXY_CHAT_RULES_FILE": str(tmp_path / "rules.txt")}
-    for wrong in ("soon", "-1h", "1y", ""):
-        assert run("token", "--sub", "x", "--ttl", wrong, LLM_ROUTER_URL="http://127.0.0.1:1", **env).returncode == 2
+def test_a_link_logs_in_and_is_shown_as_a_code() -> None:
+    arguments = ("token", "--sub", "엄마", "--ttl", "90d", "--url", "https://chat.example/", "--qr")
+    done = run(*arguments, EIDPROXY_CHAT_JWT_SECRET=SECRET)
+    link, _, code = done.stdout.partition("\n")
+    assert link.startswith("https://chat.example/chat#token=")
+    assert Tokens(SECRET, None, None, 0).check(link.partition("=")[2].encode()) == "엄마"
+    # Each line of half blocks is two rows of the code; a block is light.
+    rows = []
+    for line in code.rstrip("\n").splitlines():
+        rows += [[cell in "\N{FULL BLOCK}\N{UPPER HALF BLOCK}" for cell in line]]
+        rows += [[cell in "\N{FULL BLOCK}\N{LOWER HALF BLOCK}" for cell in line]]
+    quiet = 2
+    dark = [[not light for light in row[quiet:-quiet]] for row in rows[quiet : quiet + len(rows[0]) - 2 * quiet]]
+    expected = segno.make(link, micro=False, error="l", boost_error=False).matrix
+    assert dark == [[bool(module) for module in row] for row in expected]
+    assert max(map(len, code.splitlines())) <= 80
+    assert re.fullmatch(r"Valid until \d{4}-\d\d-\d\d \d\d:\d\d\. Whoever opens this link is 엄마\.\n", done.stderr)
+
+
+def test_token_shows_only_its_own_options() -> None:
+    text = run("token", "--help").stdout
+    assert set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)) == {"--sub", "--ttl", "--url", "--qr", "--config"}
+
+
+def test_a_token_needs_a_secret(tmp_path: Path) -> None:
+    done = run("token", "--sub", "x")
+    assert done.returncode == 78
+    assert "chat.jwt_secret" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--ttl", ttl] for ttl in ("soon", "-1h", "1y", "", "0", "999999w")),
+        *(
+            ["--url", url]
+            for url in ("chat.example", "https://", "https://a@b", "https://a/?b", "https://a/#b", "ftp://a")
+        ),
+        ["--qr"],
+        ["--sub", "a\nb"],
+    ],
+    ids=" ".join,
+)
+def test_a_token_for_nothing_is_refused(arguments: list[str]) -> None:
+    done = run("token", "--sub", "x", *arguments, EIDPROXY_CHAT_JWT_SECRET=SECRET)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert arguments[0] in done.stderr
 
 
 def test_the_demo_shows_an_answer_the_gate_and_a_cold_model() -> None:

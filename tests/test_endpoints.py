@@ -7,6 +7,7 @@ from typing import Any
 
 from eidproxy.endpoints import build_pages
 from eidproxy.metrics import Metrics
+from eidproxy.status import Status
 
 
 def test_the_text_of_metrics_is_kept_for_a_second() -> None:
@@ -17,7 +18,10 @@ def test_the_text_of_metrics_is_kept_for_a_second() -> None:
     async def ready() -> None:
         return None
 
-    pages = build_pages(metrics=metrics, ready=ready, status=dict, created=0, extra=[], clock=lambda: now)
+    def status() -> Status:
+        raise NotImplementedError
+
+    pages = build_pages(metrics=metrics, ready=ready, status=status, created=0, extra=[], clock=lambda: now)
 
     async def get(accept: str) -> bytes:
         said = bytearray()

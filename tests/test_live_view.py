@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
+from msgspec import Struct, structs
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
-from eidproxy.pages import STATUS_POLICY, load_pages
+from eidproxy import status as answer_types
+from eidproxy.pages import live_view
+from eidproxy.status import ROWS, Status
 from tests import tools
 from tests.harness import CANARIES, CHAT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.tools import need
@@ -34,19 +38,13 @@ FLAGS = [
     "--disable-sync",
 ]
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
-SIZES = {"desktop": (1100, 800), "phone": (360, 740), "small": (320, 568)}
+SIZES = {"desktop": (1280, 800), "phone": (390, 844), "small": (320, 568)}
 PATIENCE_MS = 10_000
 KEY = "key-5b1f0a"
 DASH = "\N{EN DASH}"
-TYPES = {
-    "/": "text/html; charset=utf-8",
-    "/live/status.css": "text/css; charset=utf-8",
-    "/live/status.js": "text/javascript; charset=utf-8",
-    "/live/icon.svg": "image/svg+xml",
-}
 
 
-# The files
+# The document
 
 
 @pytest.fixture(scope="module")
@@ -56,76 +54,57 @@ def served() -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.mark.parametrize("path", TYPES)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_each_file_has_its_type_and_the_headers(served: Proxy, path: str, method: str) -> None:
-    answer = ask(served, method, path)
+def test_it_is_one_document(served: Proxy, method: str) -> None:
+    answer = ask(served, method, "/")
     assert answer.status == 200
     headers = {name.lower(): value for name, value in answer.headers}
     assert headers.pop("content-length").isdecimal()
     assert headers.pop("x-request-id")
+    assert headers.pop("date")
     assert headers == {
-        "content-type": TYPES[path],
-        "content-security-policy": STATUS_POLICY,
+        "content-type": "text/html; charset=utf-8",
+        "content-security-policy": live_view(has_chat=False).policy,
         "cross-origin-resource-policy": "same-origin",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
         "cache-control": "no-store",
     }
     assert bool(answer.body) is (method == "GET")
+    assert not re.search(rb'<(?:link|script|img)[^>]*(?:href|src)="(?!data:)', answer.body), "nothing else is loaded"
 
 
 def test_the_policy_is_strict() -> None:
-    assert STATUS_POLICY == (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    digest = r"'sha256-[A-Za-z0-9+/]{43}='"
+    assert re.fullmatch(
+        rf"default-src 'none'; style-src {digest}; script-src {digest} {digest}; connect-src 'self'; "
+        r"img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        live_view(has_chat=True).policy,
     )
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/live",
-        "/live/",
-        "/live/status.html",
-        "/live/../status.js",
-        "/live/%2e%2e/cli.py",
-        "/live//status.js",
-        "/index.html",
-    ],
-)
+def test_it_leads_to_the_chat_where_there_is_one() -> None:
+    assert b'href="/chat"' in live_view(has_chat=True).body
+    assert b'href="/chat"' not in live_view(has_chat=False).body
+
+
+@pytest.mark.parametrize("path", ["/live", "/live/status.js", "/status.js", "/words.js", "/index.html", "/status.html"])
 def test_nothing_else_is_served(served: Proxy, path: str) -> None:
-    assert ask(served, "GET", path).reason in ("not_found", "invalid_request")
+    assert ask(served, "GET", path).reason == "not_found"
 
 
 def test_the_page_only_shows(served: Proxy) -> None:
-    answer = ask(served, "POST", "/live/status.js")
+    answer = ask(served, "POST", "/")
     assert (answer.status, answer.get("allow")) == (405, "GET, HEAD")
 
 
 def test_what_the_page_asks_for_is_not_logged(router: Router) -> None:
     with Proxy(router) as proxy:
-        for path in (*TYPES, "/status", "/metrics"):
+        for path in ("/", "/status", "/metrics"):
             assert proxy.get(path).status == 200
         assert proxy.get("/live/nothing").status == 404
         until(lambda: b"not_found" in proxy.output())  # the last that was asked for
         assert [line["reason"] for line in proxy.log() if line["event"] == "request"] == ["not_found"]
-
-
-def test_a_key_guards_the_page_too(router: Router) -> None:
-    with Proxy(router, EIDPROXY_SERVER_API_KEY=KEY) as proxy:
-        for path in TYPES:
-            assert ask(proxy, "GET", path).status == 401
-            assert proxy.get(path).status == 200
-
-
-def test_a_kind_of_file_without_a_type_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "a.js").write_text("1")
-    assert load_pages(tmp_path) == {"inner/a.js": (b"1", "text/javascript; charset=utf-8")}
-    (tmp_path / "b.exe").write_text("2")
-    with pytest.raises(KeyError, match="exe"):
-        load_pages(tmp_path)
 
 
 # The page
@@ -158,7 +137,30 @@ class Watch:
         """Fail when something did happen."""
         assert self.faults == []
         assert len({urlsplit(url)[:2] for url in self.requested}) == 1
-        assert {urlsplit(url).path for url in self.requested} <= {*TYPES, "/status", "/metrics"}
+        assert {urlsplit(url).path for url in self.requested} <= {"/", "/status"}
+
+
+UNKNOWN_FIELDS = """
+window.unknown = new Set();
+const guarded = (value) => typeof value !== "object" || value === null ? value : new Proxy(value, {
+  get(target, name) {
+    if (typeof name === "string" && name !== "then" && !(name in target)) window.unknown.add(name);
+    const value = Reflect.get(target, name);
+    return name === "outcomes" ? value : guarded(value);  // its keys are reasons
+  },
+});
+const json = Response.prototype.json;
+Response.prototype.json = async function () { return guarded(await json.call(this)); };
+"""
+"""Writes down each field that the page reads of an answer that has no such field."""
+
+
+def optional_fields() -> set[str]:
+    """What a status may leave out: fields with a default, and the words by which classes and modes are keyed."""
+    kinds = [kind for kind in vars(answer_types).values() if isinstance(kind, type) and issubclass(kind, Struct)]
+    fields = [field for kind in kinds for field in structs.fields(kind)]
+    left_out = {field.name for field in fields if not field.required}
+    return left_out | {"foreground", "background", "daily", "deep"}
 
 
 # Not for the whole session: while Playwright runs, no test could use asyncio.run.
@@ -201,6 +203,7 @@ def opened(browser: Browser, watch: Watch) -> Iterator[Opener]:
             context.set_default_timeout(PATIENCE_MS)
             watch.over(context)
             page = context.new_page()
+            page.add_init_script(UNKNOWN_FIELDS)
             page.goto(proxy.url + "/")
             return page
 
@@ -255,6 +258,8 @@ def judged(page: Page) -> list[str]:
     if page.evaluate("() => document.documentElement.scrollWidth > document.documentElement.clientWidth"):
         faults.append("wider than the screen")
     text = page.evaluate("() => document.documentElement.outerHTML")
+    unknown = set(page.evaluate("() => [...window.unknown]")) - optional_fields()
+    faults += [f"reads {name} of an answer, which has none" for name in unknown]
     return faults + [canary for canary in CANARIES if canary in text]
 
 
@@ -294,6 +299,7 @@ def test_every_state_in_every_look(
         look_at("idle")
         a_queue(proxy, busy, stack)
         expect(page.locator("#waiting")).to_have_text("13")
+        # The first row of the history holds the quick answer.
         expect(page.locator("#trends .spark").nth(2).locator("path")).to_have_attribute("d", re.compile("^M"))
         look_at("queue")
         proxy.terminate()
@@ -310,36 +316,166 @@ def test_what_the_gate_does_is_shown(busy: Router, opened: Opener) -> None:
         proxy = stack.enter_context(Proxy(busy, EIDPROXY_STREAM_DEADLINE_SECONDS=120))
         page = opened(proxy)
         live(page)
-        expect(page.locator("#slots li")).to_have_text(["free"])
-        expect(page.locator("#router")).to_have_text(re.compile("^reachable, "))
+        expect(page.locator("#in-use")).to_have_text("nobody")
+        expect(page.locator("#router")).to_have_text("up")
         expect(page.locator("#deadline-stream")).to_have_text("2 min")
         expect(page.locator("#deadline-wait")).to_have_text("5 min")
+        expect(page.locator("#queue")).to_be_hidden()
         a_queue(proxy, busy, stack)
         expect(page.locator("#in-use")).to_have_text("1 of 1")
-        expect(page.locator("#slots .who")).to_have_text(["daily, foreground"])
+        expect(page.locator("#slots .who")).to_have_text(["foreground"])
         expect(page.locator("#slots .age")).to_have_text([re.compile(r"^\d+\.\d s$")])
-        expect(page.locator("#streams-deep")).to_have_text("1")
-        expect(page.locator("#foreground-list .place")).to_have_text(["#1", "#2", "#3"])
-        expect(page.locator("#background-list .place")).to_have_text([f"#{place}" for place in range(4, 12)])
+        expect(page.locator("#mean-hold")).to_have_text(re.compile(r"^\d+ ms$|^\d+\.\d s$"))
+        expect(page.locator("#upstream-deep")).to_have_text("1 answering")
+        expect(page.locator("#waiting")).to_have_text("13")
+        expect(page.locator("#queue-limit")).to_have_text("room for 64")
+        expect(page.locator("#foreground-list .who")).to_have_text(["#1", "#2", "#3"])
+        expect(page.locator("#background-list .who")).to_have_text([f"#{place}" for place in range(4, 12)])
         expect(page.locator("#background-more")).to_have_text(re.compile(r"^and 2 more, the oldest \d+\.\d s$"))
         expect(page.locator("#outcomes tr")).to_have_text([re.compile("^ok1.1$"), re.compile("^warming1.1$")])
         expect(page.locator("#outcomes .bad")).to_have_text(["+1"])
         expect(page.locator("#outcomes-total")).to_have_text("2 ended, 50.0 % of them ok")
         expect(page).to_have_title(f"13 waiting {DASH} eidproxy")
         expect(page.locator("#depth path")).to_have_attribute("d", re.compile("^M"))
-        # One grant with a wait of its own, after the first scrape: a column, a mean, a number of requests.
-        trend = page.get_by_role("img", name=re.compile("^Gate wait, foreground: mean .* over 2 requests"))
-        expect(trend.locator("path")).to_have_attribute("d", re.compile("^M"))
+
+
+def bars(page: Page, selector: str) -> list[float]:
+    """How long the bars of a list are, as a part of what they could be."""
+    paths = page.locator(f"{selector} .bar path").all()
+    return [float(re.split("[hv]", path.get_attribute("d") or "")[1]) / 100 for path in paths]
+
+
+def answering(page: Page, **changes: Any) -> None:
+    """Let the page be answered with these changes of an idle status."""
+    gate = {"slots": 1, "in_use": 0, "queue_limit": 64, "holders": [], "waiting": [], "mean_hold_seconds": None}
+    idle: dict[str, Any] = {
+        "version": "0.1.0",
+        "uptime_seconds": 300.0,
+        "draining": False,
+        "gate": {**gate, **changes.pop("gate", {})},
+        "streams": {"daily": 0, "deep": 0},
+        "outcomes": {},
+        "deadlines": {"stream_seconds": 300.0, "gate_wait_seconds": 300.0},
+        "router": {"reachable": True, "checked_seconds_ago": 2.0},
+        "upstream": {"daily": LIVE, "deep": LIVE},
+        "history": [],
+    }
+    told = {**idle, **changes}
+    msgspec.convert(told, Status)
+    page.unroute_all()
+    page.route("**/status", lambda route: route.fulfill(json=told))
+
+
+def test_the_history_is_there_when_the_page_is_opened(served: Proxy, opened: Opener) -> None:
+    """Charts, means and the 95th percentile from the server: nothing begins with the page."""
+    page = opened(served)
+    spread = {"count": 2, "mean_seconds": 1.5, "p95_seconds": 4.2}
+    empty = {"count": 0, "mean_seconds": None, "p95_seconds": 4.2}
+    row = {"waiting": 3, "gate_wait": {"foreground": spread}, "first_token": {"daily": spread}}
+    last = {"waiting": 0, "gate_wait": {"foreground": empty}, "first_token": {"daily": empty}}
+    answering(page, history=[row] * (ROWS - 1) + [last])
+    box = page.locator("#trends > div").first
+    expect(box).to_contain_text("1.5 s")
+    expect(box).to_contain_text("95 % within 4.2 s")
+    expect(box).to_contain_text("118\N{MULTIPLICATION SIGN}")
+    columns = box.locator(".spark path").get_attribute("d") or ""
+    assert columns.count("M") == ROWS - 1
+    expect(page.get_by_role("img", name=re.compile("^Waiting in the last five minutes, at most 3"))).to_be_visible()
+    expect(page.locator("#trends > div").nth(1).locator("b")).to_have_text(DASH)
+    assert judged(page) == []
+
+
+def test_bars_are_on_the_scale_of_the_longest(served: Proxy, opened: Opener) -> None:
+    """At everyday waits a scale of the deadline would leave every bar empty."""
+    page = opened(served)
+    waiting = [
+        {"priority": "foreground", "position": 1, "age_seconds": 4.0},
+        {"priority": "background", "position": 2, "age_seconds": 8.0},
+    ]
+    holder = {"mode": "daily", "priority": "foreground", "age_seconds": 2.0}
+    answering(page, gate={"in_use": 1, "holders": [holder], "waiting": waiting})
+    expect(page.locator("#waiting")).to_have_text("2")
+    assert [bars(page, name) for name in ("#slots", "#foreground-list", "#background-list")] == [[0.25], [0.5], [1.0]]
+    late = {"mode": "daily", "priority": "foreground", "age_seconds": 290.0, "settling": True}
+    answering(page, gate={"in_use": 1, "holders": [late]})
+    expect(page.locator("#slots .late")).to_have_count(1)
+    expect(page.locator("#slots .who")).to_have_text("its caller left")
+
+
+WEDGED = {"state": "wedged", "since_seconds": 184.0, "silent_ends": 2, "next_trial_seconds": 12.4}
+SUSPECT = {"state": "suspect", "since_seconds": 40.0, "silent_ends": 1, "next_trial_seconds": None}
+LIVE = {"state": "live", "since_seconds": 900.0, "silent_ends": 0, "next_trial_seconds": None}
+ALARMS: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"router": {"reachable": False, "checked_seconds_ago": 5.0}},
+        "router down",
+        "The router does not answer (looked 5 s ago). Every request is refused until it does.",
+    ),
+    (
+        {"router": {"reachable": False, "checked_seconds_ago": 5.0, "hint": "local_network_privacy"}},
+        "router down",
+        "The router does not answer (looked 5 s ago). Every request is refused until it does. "
+        "macOS keeps this process from the local network: see deploy/README.md.",
+    ),
+    (
+        {"upstream": {"daily": WEDGED, "deep": SUSPECT}},
+        "model stuck",
+        "The model behind daily takes requests and says nothing. Next trial in 13 s.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "word", "reason"), ALARMS, ids=["down", "hint", "wedged"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_is_wrong_is_in_the_head_and_red(
+    served: Proxy, opened: Opener, looks: Path, changes: dict[str, Any], word: str, reason: str, theme: str
+) -> None:
+    page = opened(served, color_scheme=theme)
+    live(page)
+    ground = page.locator("#top").evaluate("node => getComputedStyle(node).backgroundColor")
+    answering(page, **changes)
+    live(page, word)
+    expect(page.locator("#notice")).to_have_text(reason)
+    red, green, blue = re.findall(
+        r"\d+", page.locator("#top").evaluate("node => getComputedStyle(node).backgroundColor")
+    )
+    assert int(red) > 2 * max(int(green), int(blue))
+    page.screenshot(path=looks / f"live-{word.replace(' ', '-')}-{theme}.png", full_page=True)
+    assert judged(page) == []
+    answering(page, upstream={"daily": LIVE, "deep": SUSPECT})
+    live(page)
+    assert page.locator("#top").evaluate("node => getComputedStyle(node).backgroundColor") == ground
+    expect(page.locator("#upstream-deep")).to_have_text("silent 40 s")
+
+
+def test_in_korean(served: Proxy, opened: Opener, watch: Watch) -> None:
+    """The language is the browser's, can be changed, and is remembered for the chat page too."""
+    page = opened(served, locale="ko-KR")
+    live(page, "정상")
+    expect(page.get_by_role("heading", name="보통 답변 시간")).to_be_visible()
+    assert page.evaluate("() => document.documentElement.lang") == "ko"
+    page.get_by_role("button", name="English").click()
+    live(page)
+    page.reload()
+    live(page)
+    assert page.evaluate("() => localStorage['eid.language']") == "en"
+    page.get_by_role("button", name="한국어").click()
+    live(page, "정상")
+    assert judged(page) == []
+    # Every word is there in both languages, with the same values to fill in.
+    words = page.evaluate("() => WORDS")
+    values = {
+        language: {key: set(re.findall(r"{\w+}", text)) for key, text in words[language].items()} for language in words
+    }
+    assert values["ko"] == values["en"]
 
 
 def test_it_asks_once_a_second_and_not_while_hidden_or_paused(proxy: Proxy, opened: Opener, watch: Watch) -> None:
     page = opened(proxy)
     live(page)
-    before = (watch.count("/status"), watch.count("/metrics"))
-    page.wait_for_timeout(6500)
-    asked = watch.count("/status") - before[0], watch.count("/metrics") - before[1]
-    assert 3 <= asked[0] <= 7
-    assert 1 <= asked[1] <= 2
+    before = watch.count("/status")
+    page.wait_for_timeout(4500)
+    assert 2 <= watch.count("/status") - before <= 5
 
     def quiet() -> int:
         """How often it asks in two seconds."""
@@ -366,6 +502,7 @@ def test_it_asks_once_a_second_and_not_while_hidden_or_paused(proxy: Proxy, open
 
 
 def test_another_process_behind_the_same_address(router: Router, opened: Opener, watch: Watch) -> None:
+    """While nobody answers nothing looks as if it were so; who answers next counts from nothing."""
     port = free_port()
     with Proxy(router, EIDPROXY_SERVER_PORT=port) as proxy:
         for _ in range(3):
@@ -379,6 +516,8 @@ def test_another_process_behind_the_same_address(router: Router, opened: Opener,
     expect(page.locator("#notice")).to_have_text("The proxy does not answer. Trying again each second.")
     expect(page.locator("#uptime")).to_have_text(re.compile(r"^last answer \d+ s ago$"))
     expect(page).to_have_title(f"unreachable {DASH} eidproxy")
+    for name in ("#in-use", "#waiting", "#router", "#upstream-daily"):
+        expect(page.locator(name)).to_have_text(DASH)
     with Proxy(router, EIDPROXY_SERVER_PORT=port) as proxy:
         live(page)
         expect(page.locator("#notice")).to_be_hidden()
@@ -386,20 +525,56 @@ def test_another_process_behind_the_same_address(router: Router, opened: Opener,
         expect(page.locator("#outcomes tr")).to_have_text([re.compile(r"^ok1\+1$")])
 
 
-def test_with_a_key_the_header_may_come_from_in_front(router: Router, opened: Opener, watch: Watch) -> None:
+# The key
+
+
+def test_a_key_opens_the_view_in_its_tab(router: Router, opened: Opener, watch: Watch) -> None:
+    """401 with a form; a wrong key is told; the right one is kept in the tab, goes in the header, and nowhere else."""
+    watch.may_be_gone = True
+    with Proxy(router, EIDPROXY_SERVER_API_KEY=KEY) as proxy:
+        page = opened(proxy)
+        live(page, "locked")
+        expect(page.locator("#key")).to_be_focused()
+        expect(page.locator("#view")).to_be_hidden()
+        assert judged(page) == []
+        for wrong in ("another", "열쇠"):
+            page.keyboard.type(wrong)
+            page.keyboard.press("Enter")
+            expect(page.locator("#login-error")).to_have_text("This key was not accepted.")
+            expect(page.locator("#key")).to_have_value("")
+            page.locator("#key").focus()
+        before = watch.count("/status")
+        page.wait_for_timeout(1500)
+        assert watch.count("/status") == before, "nothing is asked while it is locked"
+        page.keyboard.type(KEY)
+        page.keyboard.press("Enter")
+        live(page)
+        page.reload()
+        live(page)
+        assert page.evaluate("() => [{...localStorage}, document.cookie]") == [{}, ""]
+        assert page.evaluate("() => ({...sessionStorage})") == {"eid.key": KEY}
+        assert not [url for url in watch.requested if KEY in url]
+        # Another tab knows nothing of it.
+        other = page.context.new_page()
+        other.goto(proxy.url + "/")
+        live(other, "locked")
+
+
+def test_a_key_that_changed_is_asked_for(router: Router, opened: Opener, watch: Watch) -> None:
     port = free_port()
+    watch.may_be_gone = True
     with Proxy(router, EIDPROXY_SERVER_PORT=port, EIDPROXY_SERVER_API_KEY=KEY) as proxy:
         page = opened(proxy, extra_http_headers={"Authorization": f"Bearer {KEY}"})
         live(page)
-        watch.may_be_gone = True
     with Proxy(router, EIDPROXY_SERVER_PORT=port, EIDPROXY_SERVER_API_KEY="another"):
-        expect(page.locator("#notice")).to_contain_text("asks for its API key", timeout=PATIENCE_MS)
+        live(page, "locked")
 
 
 def test_the_keyboard_reaches_the_button(proxy: Proxy, opened: Opener) -> None:
     page = opened(proxy)
     live(page)
-    page.keyboard.press("Tab")
+    for _ in range(2):
+        page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Pause")).to_be_focused()
     page.keyboard.press("Enter")
     live(page, "paused")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from eidproxy.logs import Event, LineWriter, Log, Refusals, RequestLine, silence_libraries
+from eidproxy.logs import ConsoleRenderer, Event, LineWriter, Log, Refusals, RequestLine, silence_libraries
 from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, ask, chat, until
 from tests.upstream import Router
 
@@ -119,16 +120,83 @@ def test_levels_of_requests(capfd: pytest.CaptureFixture[str]) -> None:
     assert lines(capfd) == []
 
 
-def test_a_request_has_the_same_facts_in_both_formats(capfd: pytest.CaptureFixture[str]) -> None:
-    Log(fmt="json").request(request("none", "ok"))
-    (line,) = lines(capfd)
-    Log(fmt="console").request(request("none", "ok"))
-    told = capfd.readouterr().err
-    assert line["event"] == "request"
-    assert datetime.fromisoformat(line["timestamp"]).tzinfo is not None
-    for name in line.keys() - {"event", "level", "timestamp"}:
-        assert f"{name}={line[name]}" in told
-    assert "trace_id" not in told
+def test_json_begins_with_the_moment(capfd: pytest.CaptureFixture[str]) -> None:
+    """A line that is cut off still says when, how bad and what; `trace_id` stands there only when there is one."""
+    log = Log(fmt="json")
+    log.request(request("none", "ok"))
+    log.state(Event.STARTED, port=1)
+    for line in lines(capfd):
+        assert list(line)[:3] == ["timestamp", "level", "event"]
+        assert datetime.fromisoformat(line["timestamp"]).tzinfo is not None
+        assert line.keys().isdisjoint({"trace_id", "priority"})
+
+
+OWN_ID = "2fb5fcda9e8d7c6b5a493827"
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (
+            RequestLine(
+                *("none", OWN_ID, "proxy", "daily", "ok", 200, 5100.0, "foreground"),
+                gate_wait_ms=3900.0,
+                ttft_ms=100.0,
+                chunks=50,
+                bytes=9000,
+            ),
+            "ok daily fg 200 wait 3.9s ttft 0.1s total 5.1s 50 chunks 2fb5fcda",
+        ),
+        (
+            RequestLine(
+                *("warming", "mine", "chat", "deep", "error", 503, 20.0, "background"),
+                gate_wait_ms=0.0,
+                chunks=0,
+                trace_id="ab" * 16,
+            ),
+            f"warming chat deep bg 503 wait 0.0s total 0.0s mine trace {'ab' * 16}",
+        ),
+        (RequestLine("not_found", OWN_ID, "proxy", "none", "error", 404, 0.4), "not_found 404 total 0.0s 2fb5fcda"),
+        (
+            RequestLine("client_gone", OWN_ID, "proxy", "deep", "client_gone", 499, 900.0),
+            "client_gone deep 499 total 0.9s 2fb5fcda",
+        ),
+    ],
+    ids=["ok", "error", "no mode", "left"],
+)
+def test_a_terminal_gets_one_short_line(line: RequestLine, shown: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Log(fmt="console").request(line)
+    (told,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", told[:8])
+    assert told[9:] == shown
+
+
+def test_states_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log(fmt="console")
+    log.state(Event.STARTED, version="1.0", port=8790)
+    log.state(Event.DRAINING, running=1, at_most_seconds=60.0)
+    log.state(Event.DRAINING, running=0, at_most_seconds=60.0)
+    log.alarm(Event.RULES_MISSING, setting="chat.rules_file")
+    assert [line[9:] for line in capfd.readouterr().err.splitlines()] == [
+        "started version 1.0 port 8790",
+        "draining 1 running: ends in at most 60 s; Ctrl-C again stops now",
+        "draining 0 running",
+        "rules_missing setting chat.rules_file",
+    ]
+
+
+@pytest.mark.parametrize(("level", "style"), [("info", "32"), ("warning", "33"), ("error", "1;31")])
+def test_a_colour_says_how_bad(level: str, style: str) -> None:
+    facts: dict[str, Any] = {
+        "timestamp": "2026-11-26T21:40:51Z",
+        "event": "request",
+        "surface": "proxy",
+        "mode": "deep",
+    }
+    facts |= {"status": 200, "request_id": "x", "outcome": "ok" if level == "info" else "error", "reason": "word"}
+    word = "ok" if level == "info" else "word"
+    assert f"\x1b[{style}m{word}\x1b[0m" in ConsoleRenderer(colour=True)(None, level, facts)
+    assert "\x1b" not in ConsoleRenderer(colour=False)(None, level, facts)
 
 
 def test_refusals_have_a_line_a_second(capfd: pytest.CaptureFixture[str]) -> None:

@@ -255,9 +255,8 @@ def check_start(samples: dict[Sample, float]) -> None:
         "eidproxy_log_lines_dropped_total",
         "eidproxy_gate_backend_up",
         "eidproxy_gate_lease_lost_total",
-        *(name for name in extra if name.startswith("eidproxy_process_")),
     }, extra
-    not_zero = {name for (name, _), value in samples.items() if value and not name.startswith("eidproxy_process_")}
+    not_zero = {name for (name, _), value in samples.items() if value and name.startswith("eidproxy_")}
     assert not_zero <= {
         "eidproxy_gate_slots",
         "eidproxy_gate_queue_limit",
@@ -401,6 +400,23 @@ def test_prometheus_reads_both_forms(router: Router) -> None:
             assert {"eidproxy_requests", "eidproxy_gate_wait_seconds", "eidproxy_build_info"} <= names
 
 
+CUSTOMARY = {
+    *("process_cpu_seconds_total", "process_resident_memory_bytes", "process_virtual_memory_bytes"),
+    *("process_open_fds", "process_max_fds", "process_start_time_seconds"),
+    *("python_info", "python_gc_collections_total", "python_gc_objects_collected_total"),
+    "python_gc_objects_uncollectable_total",
+}
+"""What everybody's dashboards ask of a Python process (Linux), by prometheus-client's own names."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="prometheus-client reads /proc")
+def test_figures_of_the_process_have_their_customary_names(proxy: Proxy) -> None:
+    samples = proxy.metrics()
+    assert {name for name, _ in samples if not name.startswith("eidproxy_")} == CUSTOMARY
+    assert not [name for name, _ in samples if name.startswith(("eidproxy_process", "eidproxy_python"))]
+    assert proxy.metric("process_resident_memory_bytes") == pytest.approx(proxy.rss(), rel=0.5)
+
+
 def test_log_nobody_reads(router: Router, tmp_path: Path) -> None:
     """Output to a pipe that nobody empties: the proxy serves on and counts what it could not write."""
     fifo = tmp_path / "fifo"
@@ -425,6 +441,6 @@ def test_control_a_leak_is_noticed(word: str) -> None:
 def test_console_format(router: Router) -> None:
     with Proxy(router, EIDPROXY_LOG_FORMAT="console") as proxy:
         ask(proxy, "POST", CHAT, chat())
-        until(lambda: b"request" in proxy.output())
+        until(lambda: b" ok daily fg 200 " in proxy.output())
         with pytest.raises(json.JSONDecodeError):
             proxy.log()

@@ -161,6 +161,7 @@ def test_status_page(pair: Pair) -> None:
         "outcomes",
         "deadlines",
         "router",
+        "history",
         "upstream",
     }
     gate = value["gate"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eidproxy.errors import Refusal
-from eidproxy.tokens import Tokens
+from eidproxy.tokens import Tokens, login_link, parse_duration, parse_place, qr_code
 
 SECRET = "k" * 32
 NOW = int(time.time())
@@ -192,3 +192,32 @@ def test_an_issued_token_is_accepted_and_expires() -> None:
         Tokens("y" * 32, "eid", "home", 0).check(issued.encode())
     with pytest.raises(Refusal):
         tokens.check(tokens.issue("me", -1).encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("15m", 900), ("1h", 3600), ("1.5h", 5400), ("90d", 7_776_000), ("2w", 1_209_600), ("5", 5)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("url", "link"),
+    [
+        ("https://chat.example", "https://chat.example/chat#token=t"),
+        ("https://chat.example/", "https://chat.example/chat#token=t"),
+        ("https://chat.example/chat", "https://chat.example/chat#token=t"),
+        ("http://[::1]:8790", "http://[::1]:8790/chat#token=t"),
+        ("https://home.example/eid/chat/", "https://home.example/eid/chat#token=t"),
+    ],
+)
+def test_the_token_stands_where_no_server_sees_it(url: str, link: str) -> None:
+    assert login_link(parse_place(url), "t") == link
+
+
+def test_a_code_brings_its_own_colours_to_a_terminal() -> None:
+    """White on black, since a code on a light ground would be inverted."""
+    plain, coloured = qr_code("x", colour=False), qr_code("x", colour=True)
+    assert "\x1b" not in plain
+    assert coloured == "\n".join(f"\x1b[97;40m{line}\x1b[0m" for line in plain.splitlines())

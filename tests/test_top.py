@@ -17,7 +17,8 @@ from typing import Any, Self
 import msgspec
 import pytest
 
-from eidproxy.top import Look, Status, View, age, is_place, length, limit, render, seconds
+from eidproxy.status import ROWS, Status
+from eidproxy.top import Look, View, age, chart, is_place, length, limit, render, seconds
 from tests.harness import CHAT, ROOT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.tools import need
 from tests.upstream import Received, Router, Script, Step, status, stream
@@ -44,6 +45,9 @@ def top(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+LIVE = {"state": "live", "since_seconds": 900.0, "silent_ends": 0, "next_trial_seconds": None}
+
+
 def told(**changes: Any) -> dict[str, Any]:
     """An answer of /status."""
     gate = {"slots": 1, "in_use": 0, "queue_limit": 64, "holders": [], "waiting": [], "mean_hold_seconds": None}
@@ -56,6 +60,8 @@ def told(**changes: Any) -> dict[str, Any]:
         "outcomes": {},
         "deadlines": {"stream_seconds": 300.0, "gate_wait_seconds": 300.0},
         "router": {"reachable": None, "checked_seconds_ago": None},
+        "upstream": {"daily": LIVE, "deep": LIVE},
+        "history": [],
         **changes,
     }
 
@@ -120,9 +126,140 @@ def test_what_is_left_out_is_told() -> None:
     shown = sum(line.lstrip().startswith("#") for line in lines)
     reasons = sum("reason_" in line for line in lines)
     rests = [line.strip() for line in lines if " more" in line]
-    assert (len(lines), shown, reasons) == (30, 9, 2)
-    assert rests == ["and 55 more", "and 8 more"]
-    assert "  foreground 64, oldest 1 min 40 s" in lines
+    assert (len(lines), shown, reasons) == (30, 12, 2)
+    assert rests == ["and 52 more", "and 8 more"]
+    assert "Waiting    64 (room for 64): 64 foreground, oldest 1 min 40 s" in lines
+
+
+def holder(seconds_held: float = 2.0) -> dict[str, Any]:
+    return {"mode": "daily", "priority": "foreground", "age_seconds": seconds_held}
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """A row of the history in which two requests waited and were answered."""
+    spread = {"count": 2, "mean_seconds": 1.5, "p95_seconds": 4.2}
+    return {"waiting": 3, "gate_wait": {"foreground": spread}, "first_token": {"deep": spread}, **changes}
+
+
+def busy() -> View:
+    """Seven wait, one is answered, five minutes were busy: what an evening looks like."""
+    ages = [{"priority": "foreground", "position": place, "age_seconds": 8.0 / place} for place in range(1, 8)]
+    gate = {"in_use": 1, "holders": [holder()], "waiting": ages, "mean_hold_seconds": 1.5}
+    view = view_of(gate=gate, outcomes={"ok": 9, "warming": 1}, history=[row()] * ROWS)
+    view.has_chat = True
+    return view
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (100, 40), (200, 50), (120, 30)])
+def test_the_whole_screen_is_used(columns: int, rows: int) -> None:
+    """Everybody who waits is shown, and no more than three lines at the end are left over."""
+    lines = render(busy(), Look(columns, rows, ansi=True), 0.0)
+    plain = [re.sub("\x1b[^m]*m", "", line) for line in lines]
+    text = "\n".join(plain)
+    assert all(f"#{place} " in text for place in range(1, 8))
+    assert len(lines) >= rows - 3
+    assert max(map(len, plain)) >= columns - 2
+    assert " more" not in text
+
+
+def test_bars_are_on_the_scale_of_the_longest() -> None:
+    lines = render(busy(), Look(80, 24), 0.0)
+    bars = [line.count("█") for line in lines if line.lstrip().startswith(("#", "foreground"))]
+    assert bars[:4] == [10, 42, 21, 14], "2, 8, 4 and 2.7 s: the longest has the whole bar"
+
+
+def test_a_slot_whose_caller_left_says_so() -> None:
+    view = view_of(gate={"in_use": 1, "holders": [holder() | {"settling": True}]})
+    assert any(line.split()[:3] == ["its", "caller", "left"] for line in render(view, Look(80, 24), 0.0))
+
+
+def test_the_history_is_the_servers() -> None:
+    """Mean and 95th percentile of five minutes are there with the first answer."""
+    (line,) = [line for line in render(busy(), Look(80, 24), 0.0) if line.startswith("first word, deep")]
+    assert line.split() == ["first", "word,", "deep", "1.5", "s", "4.2", "s", "120"]
+    (none,) = [line for line in render(busy(), Look(80, 24), 0.0) if line.startswith("first word, daily")]
+    assert none.split() == ["first", "word,", "daily", "-", "-", "0"]
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "height", "lines"),
+    [
+        ([1.0], 4, 1, ["   █"]),
+        ([1.0, 8.0, 0.0], 3, 1, ["▁█ "]),
+        ([1.0, 8.0, 4.0], 3, 2, [" █ ", "▂██"]),
+        ([0.001, 8.0], 2, 1, ["▁█"]),
+        ([], 3, 1, ["   "]),
+        ([9.0] * 70, 3, 1, ["███"]),
+    ],
+)
+def test_a_chart_ends_now_and_its_highest_takes_all_lines(
+    values: list[float], width: int, height: int, lines: list[str]
+) -> None:
+    assert chart(values, width, height) == lines
+
+
+def test_a_chart_is_stretched_to_the_width() -> None:
+    (line,) = chart([1.0] * (ROWS // 2), 2 * ROWS, 1)
+    assert line == " " * ROWS + "█" * ROWS
+
+
+WEDGED = {"state": "wedged", "since_seconds": 184.0, "silent_ends": 2, "next_trial_seconds": 12.4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "reason"),
+    [
+        (
+            {"router": {"reachable": False, "checked_seconds_ago": 5.0}},
+            "router down",
+            "the router does not answer (looked 5 s ago): every request is refused",
+        ),
+        (
+            {"router": {"reachable": False, "checked_seconds_ago": 5.0, "hint": "local_network_privacy"}},
+            "router down",
+            "macOS keeps eidproxy from the local network: see deploy/README.md",
+        ),
+        (
+            {"upstream": {"daily": WEDGED, "deep": LIVE}},
+            "model stuck",
+            "daily takes requests and says nothing; next trial in 12 s",
+        ),
+        ({"draining": True}, "draining", "running answers are finished, new requests are refused"),
+    ],
+)
+def test_the_head_says_what_is_wrong(changes: dict[str, Any], word: str, reason: str) -> None:
+    first, second, *rest = render(view_of(**changes), Look(80, 24), 0.0)
+    assert word in first
+    assert second == reason
+    assert ("daily 0 (wedged 3 min 4 s)" in "\n".join(rest)) is ("upstream" in changes)
+    alarm = render(view_of(**changes), Look(80, 24, ansi=True, colour=True), 0.0)[0]
+    assert ("\x1b[1;7;31m" in alarm) is (word != "draining")
+
+
+def test_nothing_looks_as_if_it_were_so_while_nobody_answers() -> None:
+    view = busy()
+    view.fault = "does not answer (ConnectError)"
+    text = "\n".join(render(view, Look(80, 24), 7.0))
+    assert "unreachable" in text
+    assert "last answer 7 s ago" in text
+    assert "first word, deep" in text, "what was stays"
+    assert not re.search("Answering|Waiting|Router", text)
+
+
+def test_help_explains_every_word() -> None:
+    view = busy()
+    view.shows_help = True
+    lines = render(view, Look(80, 24), 0.0)
+    assert max(map(len, lines[2:])) < 80, "no line is cut"
+    for word in ("Answering", "Waiting", "wait ", "first word", "95 % in", "Ended", "q, Ctrl-C"):
+        assert any(line.startswith(word) for line in lines), word
+
+
+def test_it_leads_to_the_chat_where_there_is_one() -> None:
+    view = view_of()
+    assert render(view, Look(80, 24), 0.0)[1] == "http://127.0.0.1:8790"
+    view.has_chat = True
+    assert render(view, Look(80, 24), 0.0)[1] == "http://127.0.0.1:8790   chat http://127.0.0.1:8790/chat"
 
 
 def test_without_a_terminal_everything_is_shown() -> None:
@@ -141,37 +278,18 @@ def test_colours_can_be_left_out() -> None:
 
 
 def test_a_terminal_without_unicode() -> None:
-    holder = {"mode": "daily", "priority": "foreground", "age_seconds": 150.0}
-    lines = render(view_of(gate={"in_use": 1, "holders": [holder]}), Look(80, 24, ansi=True, unicode=False), 0.0)
+    lines = render(busy(), Look(80, 24, ansi=True, unicode=False), 0.0)
     assert any("##" in line and ".." in line for line in lines)
     assert "\n".join(lines).isascii()
 
 
-def test_trends_tell_what_came_between_two_scrapes() -> None:
-    view = view_of()
-    (trend,) = [one for one in view.trends if one.title == "first token, deep"]
-
-    def scrape(total: float, count: int) -> str:
-        name = "eidproxy_time_to_first_token_seconds"
-        return f'# HELP x\n{name}_count{{mode="deep"}} {count}.0\n{name}_sum{{mode="deep"}} {total}\n'
-
-    for total, count in ((10.0, 4), (10.0, 4), (16.0, 6)):
-        trend.add(scrape(total, count))
-    trend.add(scrape(1.0, 1), is_new=True)
-    assert [(one.seconds, one.requests) for one in trend.samples] == [(0.0, 0), (6.0, 2), (1.0, 1)]
-    assert trend.recent.mean == pytest.approx(7 / 3)
-    line = next(line for line in render(view, Look(80, 24, ansi=True), 0.0) if line.startswith("first token, deep"))
-    assert line.split()[3:] == ["2.3", "s", "1.0", "s", "█▃"]
-
-
 def test_counts_begin_anew_with_another_process() -> None:
-    view = view_of(uptime_seconds=100.0, outcomes={"ok": 50})
-    view.scraped("# HELP x\neidproxy_start_time_seconds 1.5e+09\n")
-    later = msgspec.convert(told(uptime_seconds=1.0, outcomes={"ok": 2}), Status)
-    assert view.may_be_new(later)
-    view.scraped("# HELP x\neidproxy_start_time_seconds 1.6e+09\n")
-    view.show(later, 0.0)
-    assert not view.may_be_new(later)
+    """It began later than the one before, by our clock: its uptime may be the longer one when nobody looked."""
+    view = View("")
+    for now, uptime, ok in ((100.0, 1.0, 50), (101.1, 2.0, 51)):
+        view.show(msgspec.convert(told(uptime_seconds=uptime, outcomes={"ok": ok}), Status), now)
+    assert view.opened == {"ok": 50}
+    view.show(msgspec.convert(told(uptime_seconds=20.0, outcomes={"ok": 2}), Status), 130.0)
     line = next(line for line in render(view, Look(80, 24, ansi=True), 0.0) if line.startswith("  ok"))
     assert line.split() == ["ok", "2", "+2"]
 
@@ -203,9 +321,11 @@ def test_once_is_plain_text(proxy: Proxy) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     words = [line.split() for line in result.stdout.splitlines()]
     assert ["ok", "1"] in words
-    assert ["Streams", "daily", "0,", "deep", "0"] in words
-    assert ["Deadlines", "an", "answer", "5", "min,", "a", "wait", "5", "min"] in words
-    assert any(line[:4] == ["first", "token,", "daily", line[3]] and line[-1] == "1" for line in words if len(line) > 4)
+    assert ["Answers", "daily", "0,", "deep", "0"] in words
+    assert ["Limits", "an", "answer", "5", "min,", "a", "wait", "5", "min"] in words
+    assert any(line[:3] == ["first", "word,", "daily"] for line in words)
+    assert proxy.url in result.stdout
+    assert "/chat" not in result.stdout, "there is none"
     assert "\x1b" not in result.stdout
     assert "live" in result.stdout.splitlines()[0]
 
@@ -213,7 +333,7 @@ def test_once_is_plain_text(proxy: Proxy) -> None:
 def test_without_a_terminal_it_is_shown_once(proxy: Proxy) -> None:
     result = top("--url", proxy.url)
     assert result.returncode == 0
-    assert "Waiting    0 of at most 64" in result.stdout
+    assert "Waiting    0 (room for 64)" in result.stdout
 
 
 def test_who_waits_is_shown(router: Router) -> None:
@@ -227,7 +347,7 @@ def test_who_waits_is_shown(router: Router) -> None:
         words = [line.split() for line in top("--once", "--url", proxy.url).stdout.splitlines()]
         for caller in callers:
             caller.close()
-    assert ["daily,", "foreground"] in [line[:2] for line in words]
+    assert ["Answering", "1", "of", "1"] in words
     assert [line[:2] for line in words if line and line[0].startswith("#")] == [
         ["#1", "foreground"],
         ["#2", "background"],
@@ -412,23 +532,21 @@ def test_live_from_start_to_end(router: Router, terminal: Terminal) -> None:
     terminal.type("echo before")
     with Proxy(router, EIDPROXY_SERVER_PORT=port) as proxy:
         terminal.type(command(proxy))
-        terminal.shows("live", "0 of 1 in use", "no request has ended yet")
+        terminal.shows("live", "0 of 1", "no request has ended yet")
         assert ask(proxy, "POST", CHAT, chat("deep", say="fail")).reason == "warming"
         assert ask(proxy, "POST", CHAT, chat("daily", say="quick")).status == 200
         held = RawClient(proxy)
         held.send(request_bytes("POST", CHAT, chat("daily", say="hold")))
         router.wait_for(lambda: router.waiting("hold") == 1)
         waiters = [_caller(proxy, priority) for priority in ("background", "foreground", "foreground")]
-        lines = terminal.shows("1 of 1 in use", "3 of at most 64", "daily, foreground")
+        lines = terminal.shows("1 of 1, typical answer", "3 (room for 64): 2 foreground, 1 background")
         assert [line.split()[:2] for line in lines if line.lstrip().startswith("#")] == [
             ["#1", "foreground"],
             ["#2", "foreground"],
             ["#3", "background"],
         ]
         assert ["warming", "1", "+1"] in [line.split() for line in lines]
-        assert ["Streams", "daily", "1,", "deep", "0"] in [line.split() for line in lines]
-        # The trends come with the next scrape.
-        terminal.shows("█")
+        assert ["Answers", "daily", "1,", "deep", "0"] in [line.split() for line in lines]
         text = "\n".join(terminal.lines())
         assert not any(canary in text for canary in proxy.canaries)
 
@@ -436,7 +554,11 @@ def test_live_from_start_to_end(router: Router, terminal: Terminal) -> None:
         small = until(lambda: _fits(terminal.lines(), 50, 12), what="the small screen")
         assert small[0].startswith("eidproxy")
         terminal.resize(120, 45)
-        terminal.shows("#3", "first token, deep")
+        terminal.shows("#3", "first word, deep")
+        terminal.press("?")
+        terminal.shows("Ctrl-Z       suspend")
+        terminal.press("?")
+        terminal.shows("#3", "first word, deep")
 
         proxy.terminate()
         terminal.shows("draining", "running answers are finished")
@@ -454,8 +576,8 @@ def test_live_from_start_to_end(router: Router, terminal: Terminal) -> None:
 
 def _fits(lines: list[str], columns: int, rows: int) -> list[str]:
     whole = len(lines) <= rows and all(len(line) <= columns for line in lines)
-    # Drawn anew: the window of the other size had more rows of the gate than this one has in all.
-    return lines if whole and any("more" in line for line in lines) else []
+    # Drawn anew: what has no room any more is gone.
+    return lines if whole and not any(line.startswith("Ended") for line in lines) else []
 
 
 def test_q_leaves_and_the_terminal_echoes_again(proxy: Proxy, terminal: Terminal) -> None:
@@ -476,7 +598,7 @@ def test_it_can_be_stopped_and_continued(proxy: Proxy, terminal: Terminal) -> No
     terminal.press("C-z")
     until(terminal.is_as_before, what="the first screen")
     terminal.type("fg; echo ended with $?")
-    terminal.shows("live", "Deadlines")
+    terminal.shows("live", "Limits")
     terminal.press("C-c")
     terminal.shows("ended with 0")
     assert terminal.is_as_before()
@@ -491,20 +613,22 @@ def test_a_key_that_is_wrong_ends_it(router: Router, terminal: Terminal) -> None
 
 def test_a_terminal_that_cannot_be_drawn_on(proxy: Proxy, terminal: Terminal) -> None:
     terminal.type(f"TERM=dumb {command(proxy)}")
-    terminal.shows("Waiting    0 of at most 64", "left with 0")
+    terminal.shows("Waiting    0 (room for 64)", "left with 0")
 
 
 def test_every_size_of_a_real_window(proxy: Proxy, terminal: Terminal) -> None:
     """Going from size to size leaves nothing of the size before."""
     terminal.type(command(proxy))
     terminal.shows("live")
-    for columns, rows in itertools.product((30, 140), (6, 30)):
+    for columns, rows in itertools.product((30, 140), (5, 30)):
         terminal.resize(columns, rows)
 
         def is_whole(rows: int = rows) -> bool:
             lines = [line for line in terminal.lines() if line]
-            heads = [sum(line.startswith(word) for line in lines) for word in ("eidproxy", "Gate", "Waiting", "Router")]
-            return heads == ([1, 1, 1, 0] if rows == 6 else [1, 1, 1, 1])
+            heads = [
+                sum(line.startswith(word) for line in lines) for word in ("eidproxy", "Answering", "Waiting", "Router")
+            ]
+            return heads == ([1, 1, 1, 0] if rows == 5 else [1, 1, 1, 1])
 
         until(is_whole, what=f"{columns}x{rows}")
     terminal.press("q")

@@ -195,7 +195,7 @@ def _use(router: Router, proxy: Proxy) -> None:
     ask(proxy, "POST", CHAT, b"{")
 
 
-SELECTOR = re.compile(r"\b(?:up|eidproxy_[a-z_]+)\b(?:\{(?P<matchers>[^}]*)\})?")
+SELECTOR = re.compile(r"\b(?:up|(?:eidproxy|process|python)_[a-z_]+)\b(?:\{(?P<matchers>[^}]*)\})?")
 MATCHER = re.compile(r'(?P<label>\w+)(?P<op>=~|!~|!=|=)"(?P<value>[^"]*)"')
 COMPARISON = re.compile(r" (==|!=|>=|<=|>|<) (?!bool)(?=[\w.(])")
 
