@@ -19,6 +19,8 @@ FIRST, SECOND = "Say hello.", "Say it again."
 ASK = "How warm is it in Seoul and in Busan?"
 READINGS = {"Seoul": "21 °C", "Busan": "24 °C"}
 
+FLOWS = ["stream", "whole", "turns", "tools", "tools_dumped", "turns_helper", "tools_helper", "turns_parsed"]
+
 Seen = dict[str, Any]
 
 
@@ -162,8 +164,7 @@ class LangChain:
         messages: list[Any] = [HumanMessage(ASK)]
         message = self.added(model, messages)
         messages.append(message)
-        for call in message.tool_calls:
-            messages.append(ToolMessage(temperature(**call["args"]), tool_call_id=call["id"]))
+        messages += [ToolMessage(temperature(**call["args"]), tool_call_id=call["id"]) for call in message.tool_calls]
         return {"text": model.invoke(messages).content}
 
 
@@ -219,36 +220,29 @@ class PydanticAI:
         self.agent = Agent(named)
         self.armed = Agent(named, tools=[temperature], system_prompt="Be brief.")
 
-    def seen(self, result: Any) -> Seen:
+    def seen(self, text: str, messages: list[Any]) -> Seen:
         from pydantic_ai.messages import ThinkingPart
 
-        parts = result.all_messages()[-1].parts
-        thoughts = [part.content for part in parts if isinstance(part, ThinkingPart)]
-        return {"text": result.output, "reasoning": "".join(thoughts) or None}
+        thoughts = [part.content for part in messages[-1].parts if isinstance(part, ThinkingPart)]
+        return {"text": text, "reasoning": "".join(thoughts) or None}
 
     def stream(self) -> Seen:
         async def run() -> Seen:
             async with self.agent.run_stream(FIRST) as result:
                 text = "".join([piece async for piece in result.stream_text(delta=True)])
-                return {**self.seen_stream(result), "text": text}
+                return self.seen(text, result.all_messages())
 
         return asyncio.run(run())
 
-    def seen_stream(self, result: Any) -> Seen:
-        from pydantic_ai.messages import ThinkingPart
-
-        parts = result.all_messages()[-1].parts
-        return {"reasoning": "".join(part.content for part in parts if isinstance(part, ThinkingPart)) or None}
-
-    def whole(self) -> Seen:
-        return self.seen(self.agent.run_sync(FIRST))
+    def whole(self, agent: Any = None, text: str = FIRST, history: Any = None) -> Seen:
+        result = (agent or self.agent).run_sync(text, message_history=history)
+        return self.seen(result.output, result.all_messages())
 
     def turns(self) -> Seen:
-        first = self.agent.run_sync(FIRST)
-        return self.seen(self.agent.run_sync(SECOND, message_history=first.all_messages()))
+        return self.whole(text=SECOND, history=self.agent.run_sync(FIRST).all_messages())
 
     def tools(self) -> Seen:
-        return self.seen(self.armed.run_sync(ASK))
+        return self.whole(self.armed, ASK)
 
 
 class OpenAIAgents:
@@ -381,15 +375,14 @@ CLIENTS = {
 
 
 def main(name: str, base: str) -> None:
-    """Run every flow on both models."""
+    """Run every flow on both models, each with a client of its own."""
     found = {}
     for model in ("daily", "deep"):
-        client = CLIENTS[name](base, model)
-        for flow in ("stream", "whole", "turns", "tools", "tools_dumped", "turns_helper", "tools_helper", "turns_parsed"):
-            if not hasattr(client, flow):
+        for flow in FLOWS:
+            if not hasattr(CLIENTS[name], flow):
                 continue
             try:
-                found[f"{model} {flow}"] = getattr(client, flow)()
+                found[f"{model} {flow}"] = getattr(CLIENTS[name](base, model), flow)()
             except Exception as error:  # noqa: BLE001 - whatever a client raises is what the table shows
                 traceback.print_exc()
                 found[f"{model} {flow}"] = {"error": f"{type(error).__name__}: {error}"[:300]}

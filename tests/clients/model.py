@@ -34,7 +34,7 @@ def _deltas(body: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     tools = [tool["function"]["name"] for tool in body.get("tools") or ()]
     news = messages[max((n for n, each in enumerate(messages) if each["role"] == "assistant"), default=-1) + 1 :]
     # Some agents put the results of tools into a user's message.
-    results = [result for each in news for result in re.findall(r"\d+ °C", _text(each))]
+    results = [result for each in news for result in re.findall(r"\d+ °C", text(each))]
     if results and "final_answer" in tools:  # smolagents is answered through a tool
         return _called([("call_router_3", "final_answer", {"answer": ", ".join(results)})]), "tool_calls"
     if results:
@@ -62,6 +62,6 @@ def _called(calls: list[tuple[str, str, dict[str, str]]]) -> list[dict[str, Any]
     return pieces
 
 
-def _text(message: dict[str, Any]) -> str:
-    content = message["content"]
+def text(message: dict[str, Any]) -> str:
+    content = message.get("content")
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
