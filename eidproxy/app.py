@@ -173,7 +173,7 @@ class Application:
             pass
         finally:
             for relay in list(self.running):
-                relay.conclude("draining")
+                relay.drain()
         try:
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._until(lambda: not self._owed())

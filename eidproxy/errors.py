@@ -7,9 +7,10 @@ what a router says into a reason of the table or of the router's closed alphabet
 import math
 import re
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
+from msgspec import Raw, Struct
 
 from eidproxy.vocabulary import Deadline, StreamEnd
 
@@ -31,17 +32,22 @@ class Rule(NamedTuple):
     status: int
     retry: Retry
     message: str
+    retry_seconds: int = 5
+    """The advice when nothing better is known: a MacBook wakes in half a minute, an SDK gives up after two retries."""
 
 
 _ROUTER_UNREACHABLE = "The model is not reachable right now. Try again shortly."
 _ROUTER_FAULT = "The model server answered with an error. Try again shortly."
+_ROUTER_REFUSED = "The model server refused the request, and will refuse it again. Ask the operator to mend it."
 
 ROUTER_REASONS = {
-    "macbook_unavailable": "The deep model is not available right now. Try again later or use daily.",
-    "warming": "The model is being loaded. Try again shortly.",
-    "editor_busy": "The machine is busy with other work. Try again shortly.",
-    "upstream_cold": "The model is being woken up. Try again shortly.",
-    "provider_not_configured": "This model is not set up. Ask the operator.",
+    "macbook_unavailable": Rule(
+        503, Retry.LATER, "The deep model is not available right now. Try again later or use daily.", 60
+    ),
+    "warming": Rule(503, Retry.LATER, "The model is being loaded. Try again shortly.", 15),
+    "editor_busy": Rule(503, Retry.LATER, "The machine is busy with other work. Try again shortly.", 30),
+    "upstream_cold": Rule(503, Retry.LATER, "The model is being woken up. Try again shortly.", 15),
+    "provider_not_configured": Rule(503, Retry.NEVER, "This model is not set up. Ask the operator."),
 }
 """The five reasons of a router that have a name of their own in the metrics."""
 
@@ -51,12 +57,17 @@ RULES: dict[str, Rule] = {
     "unsupported_field": Rule(400, Retry.SILENT, "The request has a field that is not supported."),
     "unsupported_content": Rule(400, Retry.SILENT, "Only text content and function tools are supported."),
     "invalid_priority": Rule(400, Retry.SILENT, "X-Eid-Priority is foreground or background."),
+    "context_too_long": Rule(
+        400, Retry.SILENT, "The conversation is longer than the model's context. Send less of it, or begin a new one."
+    ),
     "unauthorized": Rule(401, Retry.SILENT, "A valid bearer token is required."),
+    "cross_site": Rule(403, Retry.SILENT, "A page of another site may not ask here."),
     "model_not_found": Rule(404, Retry.SILENT, "The model does not exist. Use daily or deep."),
     "not_found": Rule(404, Retry.SILENT, "There is nothing at this path."),
     "method_not_allowed": Rule(405, Retry.SILENT, "This path does not take that method."),
     "request_timeout": Rule(408, Retry.SILENT, "The request did not arrive in time."),
     "body_too_large": Rule(413, Retry.SILENT, "The body is too large."),
+    "prompt_too_long": Rule(413, Retry.SILENT, "The prompt is longer than is allowed here."),
     "unsupported_media_type": Rule(415, Retry.SILENT, "The body must be application/json in UTF-8, not encoded."),
     "host_not_allowed": Rule(421, Retry.SILENT, "This host name is not served here."),
     "headers_too_large": Rule(431, Retry.SILENT, "The request head is too large."),
@@ -68,7 +79,10 @@ RULES: dict[str, Rule] = {
     "gate_wait_timeout": Rule(503, Retry.LATER, "The request waited too long for its turn. Try again shortly."),
     "gate_unavailable": Rule(503, Retry.LATER, "The queue is not available right now. Try again shortly."),
     "draining": Rule(503, Retry.LATER, "The server is restarting. Try again shortly."),
-    **{reason: Rule(503, Retry.LATER, message) for reason, message in ROUTER_REASONS.items()},
+    "overloaded": Rule(503, Retry.LATER, "Too many requests arrive at once. Try again shortly."),
+    **ROUTER_REASONS,
+    "upstream_silent": Rule(503, Retry.LATER, "The model has not begun to answer in time. Try again shortly."),
+    "upstream_wedged": Rule(503, Retry.LATER, "The model server hangs. Try again when it was restarted."),
     "upstream_502": Rule(503, Retry.LATER, _ROUTER_FAULT),
     "router_503": Rule(503, Retry.LATER, _ROUTER_FAULT),
     "router_error": Rule(503, Retry.LATER, _ROUTER_FAULT),
@@ -94,7 +108,13 @@ RULES: dict[str, Rule] = {
 
 _ROUTER_RULE = Rule(503, Retry.LATER, _ROUTER_FAULT)
 
-TYPES = {401: "authentication_error", 408: "timeout_error", 500: "server_error", 503: "service_unavailable"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    408: "timeout_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
 """`error.type` by status; every other status is the caller's fault."""
 
 CLIENT_GONE = "client_gone"
@@ -109,6 +129,7 @@ DEADLINES = {
     "gate_wait_timeout": Deadline.QUEUE,
     "router_ConnectTimeout": Deadline.CONNECT,
     "router_ReadTimeout": Deadline.READ,
+    "upstream_silent": Deadline.READ,
     "router_WriteTimeout": Deadline.WRITE,
     "stream_deadline_exceeded": Deadline.TOTAL,
 }
@@ -118,6 +139,7 @@ STREAM_ENDS = {
     "upstream_truncated": StreamEnd.TRUNCATED,
     "router_ReadError": StreamEnd.TRUNCATED,
     "router_ReadTimeout": StreamEnd.DEADLINE,
+    "upstream_silent": StreamEnd.DEADLINE,
     "stream_deadline_exceeded": StreamEnd.DEADLINE,
     "draining": StreamEnd.DRAINING,
     CLIENT_GONE: StreamEnd.CLIENT_GONE,
@@ -125,7 +147,24 @@ STREAM_ENDS = {
 """How a begun stream ended, by reason; every other reason is `upstream_error`."""
 
 _WORD = re.compile(r"[a-z0-9_]{1,64}")
-_DEFAULT_RETRY_SECONDS = 5
+_GENERAL_WORDS = frozenset(
+    {"invalid_request_error", "authentication_error", "permission_error", "not_found_error", "rate_limit_error"}
+    | {"server_error", "api_error", "stream_error", "internal_error", "internal_server_error", "service_unavailable"}
+    | {"timeout_error", "overloaded_error", "error", "dict", "none"}
+)
+"""What servers put into `error.type` without telling a reason (smg, llama-server, lm-proxy: a Python class)."""
+
+_CONTEXT_WORDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
+_CONTEXT_MESSAGE = re.compile(
+    r"ContextWindowExceededError|exceed_context_size_error|context_length_exceeded|(?i:maximum context length)"
+)
+"""How a message says that the prompt is longer than the context (LiteLLM, llama.cpp behind lm-proxy, vLLM)."""
+
+_CONTEXT_STATUSES = frozenset({400, 413, 422})
+
+FINAL_STATUSES = frozenset({401, 403, 404, 405, 413, 415, 422})
+"""A router that refuses with one of these refuses the same request again: an operator must mend it."""
+
 _MAX_RETRY_SECONDS = 60
 
 
@@ -144,17 +183,25 @@ class Refusal(Exception):
 
     `reason` is a key of `RULES`, `router_http_<status>` or a `Said` word within the alphabet `[a-z0-9_]{1,64}`.
     `param` names the field at fault, where that is safe to repeat. `retry_seconds` is the advice of a reason whose
-    rule is `Retry.LATER`; `allow` names the methods that a path does take.
+    rule is `Retry.LATER`; `allow` names the methods that a path does take. `is_final` marks a refusal of the router
+    that waiting does not mend.
     """
 
     def __init__(
-        self, reason: str, param: str | None = None, *, retry_seconds: float | None = None, allow: bytes = b""
+        self,
+        reason: str,
+        param: str | None = None,
+        *,
+        retry_seconds: float | None = None,
+        allow: bytes = b"",
+        is_final: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.param = param
         self.retry_seconds = retry_seconds
         self.allow = allow
+        self.is_final = is_final
 
     @property
     def status(self) -> int:
@@ -164,9 +211,9 @@ class Refusal(Exception):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that go with the refusal: the reason, and what to do about trying again."""
         headers = [(b"X-Eid-Error-Reason", self.reason.encode())]
-        retry = rule(self.reason).retry
+        retry = Retry.NEVER if self.is_final else rule(self.reason).retry
         if retry is Retry.LATER:
-            headers.append((b"Retry-After", b"%d" % retry_after(self.retry_seconds)))
+            headers.append((b"Retry-After", b"%d" % retry_after(self.reason, self.retry_seconds)))
         elif retry is Retry.NEVER:
             headers.append((b"x-should-retry", b"false"))
         elif self.reason == "unauthorized":
@@ -179,7 +226,7 @@ class Refusal(Exception):
         """The JSON object that is the body before the first byte and the last event after it."""
         applied = rule(self.reason)
         error = {
-            "message": applied.message,
+            "message": _ROUTER_REFUSED if self.is_final else applied.message,
             "type": TYPES.get(self.status, "invalid_request_error"),
             "param": self.param,
             "code": str(self.reason),
@@ -196,11 +243,16 @@ def rule(reason: str) -> Rule:
     return _ROUTER_RULE if isinstance(reason, Said) else RULES.get(reason, _ROUTER_RULE)
 
 
-def retry_after(seconds: float | None) -> int:
+def retry_after(reason: str, seconds: float | None) -> int:
     """Whole seconds for `Retry-After`, 1 to 60: openai-node ignores more, openai-python then gives up."""
     if seconds is None or not math.isfinite(seconds):
-        return _DEFAULT_RETRY_SECONDS
+        return rule(reason).retry_seconds
     return min(max(math.ceil(seconds), 1), _MAX_RETRY_SECONDS)
+
+
+def router_retry_seconds(value: bytes) -> int | None:
+    """The whole seconds of a router's `Retry-After` (RFC 9110, 10.2.3), or None for a date or anything else."""
+    return int(value) if re.fullmatch(rb"[0-9]{1,9}", value) else None
 
 
 def metric_reason(reason: str) -> str:
@@ -212,17 +264,55 @@ def metric_reason(reason: str) -> str:
     return "router_http" if reason.startswith("router_http_") else "other"
 
 
-def _said(body: bytes) -> str | None:
-    """What a router says is the reason: the first of the three places that holds a non-empty string."""
-    value = _parsed(body)
-    if not isinstance(value, dict):
-        return None
-    error = value.get("error")
-    inner = error if isinstance(error, dict) else {}
-    for word in (inner.get("type"), inner.get("error_reason"), value.get("error_reason")):
-        if isinstance(word, str) and word:
-            return word
-    return None
+# What a router says. Whatever is not asked for stays undecoded: an error body may be anything.
+
+
+class _Error(Struct, gc=False):
+    type: Raw = Raw(b"null")
+    code: Raw = Raw(b"null")
+    message: Raw = Raw(b"null")
+    error_reason: Raw = Raw(b"null")
+
+
+class _ErrorBody(_Error, gc=False):
+    error: Raw = Raw(b"null")
+    detail: Raw = Raw(b"null")
+
+
+_decode_body = msgspec.json.Decoder(_ErrorBody).decode
+_decode_error = msgspec.json.Decoder(_Error).decode
+_decode_str = msgspec.json.Decoder(str).decode
+
+
+class _Told(NamedTuple):
+    """What an error of a router says: its reason if it names one, and whether the prompt was too long."""
+
+    word: str | None = None
+    is_about_context: bool = False
+
+
+def _told(body: bytes) -> _Told:
+    try:
+        outer = _decode_body(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return _Told()
+    try:
+        inner = _decode_error(outer.error)
+    except (ValueError, RecursionError):
+        inner = _Error()
+    words = [_text(raw) for raw in (inner.type, inner.error_reason, outer.error_reason)]
+    word = next((word for word in words if word and word not in _GENERAL_WORDS and word == word.lower()), None)
+    codes = {_text(raw) for raw in (inner.type, inner.code, outer.type, outer.code)}
+    messages = [_text(raw) for raw in (inner.message, outer.error, outer.message, outer.detail)]
+    is_about_context = not _CONTEXT_WORDS.isdisjoint(codes) or any(map(_CONTEXT_MESSAGE.search, filter(None, messages)))
+    return _Told(word, is_about_context)
+
+
+def _text(raw: Raw) -> str:
+    try:
+        return _decode_str(raw)
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _usable(word: str | None) -> str | None:
@@ -232,17 +322,11 @@ def _usable(word: str | None) -> str | None:
     return word if word in ROUTER_REASONS else Said(word)
 
 
-def _parsed(body: bytes) -> Any:
-    try:
-        return msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        return None
-
-
 def reason_of_status(status: int, body: bytes) -> str | None:
     """The reason behind a router's status (no 1xx) and body, or None for a 200 that may be a stream.
 
-    The body's word is read for 4xx and 5xx but 400 alone, which is a fault of configuration whatever it says.
+    The body is read for 4xx and 5xx. Of a 400 it counts only whether the prompt was too long: every other one is a
+    fault of configuration, whatever it says.
     """
     if status == 200:
         return None
@@ -250,9 +334,11 @@ def reason_of_status(status: int, body: bytes) -> str | None:
         return "upstream_protocol_error"
     if status < 400:
         return "egress_blocked"
+    word, is_about_context = _told(body)
+    if is_about_context and status in _CONTEXT_STATUSES:
+        return "context_too_long"
     if status == 400:
         return "router_rejected"
-    word = _said(body)
     reason = _usable(word)
     if reason is not None:
         return reason
@@ -263,6 +349,12 @@ def reason_of_status(status: int, body: bytes) -> str | None:
     return "router_503" if status == 503 else f"router_http_{status}"
 
 
-def reason_in_event(data: bytes) -> str:
-    """The reason behind an error that came inside a stream: the router's word, or `upstream_error`."""
-    return _usable(_said(data)) or "upstream_error"
+def reason_in_event(data: bytes, *, begun: bool, in_choice: bool = False) -> str:
+    """The reason behind an error that came inside a stream: the router's word, or `upstream_error`.
+
+    Before the first event (not `begun`) it is judged for the context as a 400 is. An error `in_choice` names no reason.
+    """
+    word, is_about_context = _told(data)
+    if is_about_context and not begun:
+        return "context_too_long"
+    return (None if in_choice else _usable(word)) or "upstream_error"

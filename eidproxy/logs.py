@@ -118,11 +118,11 @@ class Log:
             wrapper_class=structlog.make_filtering_bound_logger(self._lowest),
         ).bind()
 
-    def request(self, line: RequestLine) -> None:
-        """One ended request."""
+    def request(self, line: RequestLine, must_be_mended: bool = False) -> None:
+        """One ended request; one that an operator must mend is an error, as those of `_ERRORS` are."""
         level = "info"
         if line.outcome == "error":
-            level = "error" if line.reason in _ERRORS else "warning"
+            level = "error" if must_be_mended or line.reason in _ERRORS else "warning"
         if self._lowest > _LEVELS[level]:
             return
         if self._console:

@@ -5,14 +5,16 @@ mark may lead, `data` lines join with LF, a blank line dispatches. `str.splitlin
 at U+2028 and other places too, so this parser works on bytes.
 
 Divergences:
-1. Only the data of an event comes out. `id`, `retry` and comments are read and forgotten; of the event type only
-   `error` matters.
+1. Only the data of an event comes out. `id` and `retry` are read and forgotten; of the event type only `error`
+   matters; of comments the beginning of the last one is kept, since one that changes is a sign of life.
 2. A field named `error` (older llama.cpp servers send a bare `error: {…}` line) is an event of its own, dispatched at
    the end of its line.
 3. One event holds at most `max_event_bytes`; `EventTooLarge` is raised for a longer one.
 """
 
 MAX_EVENT_BYTES = 1024 * 1024
+_COMMENT_BYTES = 256
+"""Enough to tell two comments of one server apart: mlx counts `: keepalive 4096/12015`."""
 
 _BOM = b"\xef\xbb\xbf"
 _COLON = 0x3A
@@ -33,7 +35,7 @@ class ErrorData(bytes):
     __slots__ = ()
 
 
-def whole_event(chunk: bytes) -> bytes | None:
+def whole_event(chunk: bytes, max_event_bytes: int = MAX_EVENT_BYTES) -> bytes | None:
     """The data of the one event that `chunk` is when it is the usual read: a `data` line, a blank line, no more.
 
     None for anything else. Only to be asked between events.
@@ -43,7 +45,7 @@ def whole_event(chunk: bytes) -> bytes | None:
         and chunk.find(b"\n") == len(chunk) - 2
         and chunk[-1] == _LF
         and b"\r" not in chunk
-        and len(chunk) <= MAX_EVENT_BYTES
+        and len(chunk) <= max_event_bytes
     ):
         return chunk[6:-2]
     return None
@@ -52,7 +54,17 @@ def whole_event(chunk: bytes) -> bytes | None:
 class EventParser:
     """An incremental parser. Feed it the bytes of one stream; it returns the data of each event that is whole."""
 
-    __slots__ = ("_at_start", "_data", "_is_error", "_rest", "_size", "_skip_lf", "between_events", "max_event_bytes")
+    __slots__ = (
+        "_at_start",
+        "_data",
+        "_is_error",
+        "_rest",
+        "_size",
+        "_skip_lf",
+        "between_events",
+        "comment",
+        "max_event_bytes",
+    )
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.max_event_bytes = max_event_bytes
@@ -62,6 +74,8 @@ class EventParser:
         self._is_error = False
         self._at_start = True
         self._skip_lf = False  # the line before ended in CR: an LF that comes next belongs to it
+        self.comment = b""
+        """The beginning of the last comment."""
         self.between_events = False
         """The next byte begins an event, and nothing is left from before: `whole_event` may be asked."""
 
@@ -140,6 +154,7 @@ class EventParser:
             if self._size + len(line) > limit:
                 raise EventTooLarge(events)
             if line[0] == _COLON:
+                self.comment = line[:_COMMENT_BYTES]
                 continue  # a comment is no part of an event: a million of them are harmless
             self._size += len(line) + 1
             name, _, value = line.partition(b":")

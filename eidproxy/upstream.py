@@ -69,6 +69,7 @@ class Exchange(asyncio.Protocol):
         "dialling",
         "first_byte_at",
         "last_read_at",
+        "retry_after",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, write_timeout: float) -> None:
@@ -95,6 +96,8 @@ class Exchange(asyncio.Protocol):
         """The connection that is not yet there."""
         self.first_byte_at: float | None = None
         self.last_read_at = 0.0
+        self.retry_after = b""
+        """The router's `Retry-After`, as it stands in the head."""
 
     def start(self, request: bytes, sink: Sink) -> None:
         """Send the request; the sink hears what comes back."""
@@ -234,6 +237,8 @@ class Exchange(asyncio.Protocol):
             self._encoded = self._encoded or value.strip().lower() not in (b"", b"identity")
         elif name == b"content-length":
             self._length = True
+        elif name == b"retry-after":
+            self.retry_after = value.strip()
         elif name == b"transfer-encoding":
             self._coding = value if self._coding is None else self._coding + b"," + value
 

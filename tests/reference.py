@@ -80,26 +80,44 @@ def events(body: bytes, limit: int = MIB) -> Iterator[Event]:
 
 
 @dataclass
-class Reading:
-    """What the caller of a stream gets, and what is counted."""
+class Call:
+    """One tool call, put together."""
 
-    choices: list[dict[str, Any]] = field(default_factory=list)
+    id: str | None
+    """The router's, unless another call has it already."""
+    name: str
+    came_with_id: bool
+    arguments: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Reading:
+    """What the caller of a stream gets, put together, and what is counted."""
+
+    content: list[Any] = field(default_factory=list)
+    reasoning: list[Any] = field(default_factory=list)
+    refusal: list[Any] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    begun: bool = False
     finish_reason: str | None = None
+    late: bool = False
+    """Text or calls came after a finish reason."""
     done: bool = False
     failure: str | None = None
-    """The reason of the error that ended the stream, unless it was finished before."""
+    """The reason of the error that ended the stream, unless it was whole before."""
     dropped: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     models: int = 0
     usages: int = 0
 
+    @property
+    def whole(self) -> bool:
+        """Whether no error makes an error of the answer any more."""
+        return self.finish_reason is not None and not self.late
+
 
 class NotJson(Exception):
     """No JSON at all."""
-
-
-class Misfit(Exception):
-    """JSON, but of no known shape."""
 
 
 class _Object(list[tuple[str, Any]]):
@@ -121,8 +139,8 @@ class _BadNumber:
     """A number that no double holds. It is harmless where nobody reads it."""
 
 
-_BAD_BYTE = "\U0010ffff"
-"""Stands for a byte that is not UTF-8. It is harmless where nobody reads it, like a number out of range."""
+_BYTES = 0x10FF00
+"""From here on stand bytes that are not UTF-8, while JSON is read. The fuzzer writes no such character."""
 
 
 def _refuse_constant(word: str) -> Any:
@@ -141,11 +159,11 @@ def _integer(text: str) -> Any:
 def parse(data: bytes) -> Any:
     """A JSON value; objects are `_Object`. Raises NotJson."""
     text = data.decode("utf-8", "surrogateescape")
-    text = "".join(_BAD_BYTE if "\udc80" <= c <= "\udcff" else c for c in text)
+    text = "".join(chr(_BYTES + ord(c) - 0xDC00) if "\udc80" <= c <= "\udcff" else c for c in text)
     if text.strip(" \t\r\n") != text.strip():
         raise NotJson
     try:
-        value = json.loads(
+        return json.loads(
             text,
             object_pairs_hook=_Object,
             parse_constant=_refuse_constant,
@@ -154,164 +172,222 @@ def parse(data: bytes) -> Any:
         )
     except (ValueError, RecursionError):
         raise NotJson from None
-    if any("\ud800" <= c <= "\udfff" for c in _all_text(value)):
-        raise NotJson
-    return value
 
 
-def _all_text(value: Any) -> str:
+def joined(pieces: list[Any]) -> str:
+    """The text of pieces that follow one another: bytes and halves that meet are joined, others are U+FFFD.
+
+    How many U+FFFD stand for some broken bytes is nobody's business: a run of them is one.
+    """
+    found = b""
+    text = ""
+    for c in "".join(pieces):
+        if ord(c) >= _BYTES:
+            found += bytes([ord(c) - _BYTES])
+            continue
+        text += found.decode("utf-8", "replace") + c
+        found = b""
+    text += found.decode("utf-8", "replace")
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    while "\ufffd\ufffd" in text:
+        text = text.replace("\ufffd\ufffd", "\ufffd")
+    return text
+
+
+def _silent(value: Any) -> bool:
+    """An `error` that says nothing."""
+    return value is None or value is False or value == "" or (isinstance(value, _Object) and not value)
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _texts(value: Any) -> tuple[str, str]:
+    """What a content says: its text and what was thought."""
     if isinstance(value, str):
+        return value, ""
+    text = thought = ""
+    if type(value) is list:
+        for part in value:
+            if isinstance(part, str):
+                text += part
+            elif isinstance(part, _Object):
+                kind = _string(part.last("type"))
+                if kind is None or kind == "text":
+                    text += _string(part.last("text")) or ""
+                elif kind in ("thinking", "reasoning"):
+                    for name in ("thinking", "reasoning", "text"):
+                        thought += "".join(_texts(part.last(name)))
+    return text, thought
+
+
+def _arguments(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
         return value
-    if isinstance(value, _Object):
-        return "".join(key + _all_text(item) for key, item in value)
-    if isinstance(value, list):
-        return "".join(map(_all_text, value))
-    return ""
+    return "?"  # the JSON text of whatever it is
 
 
-def is_sound(value: Any) -> bool:
-    """Whether every part of a value is valid, read or not."""
-    if isinstance(value, _BadNumber):
-        return False
-    if isinstance(value, _Object):
-        return all(_BAD_BYTE not in key and is_sound(item) for key, item in value)
-    if isinstance(value, list):
-        return all(map(is_sound, value))
-    return not isinstance(value, str) or _BAD_BYTE not in value
+@dataclass
+class _Delta:
+    content: str
+    reasoning: str
+    refusal: str
+    calls: list[_Object]
+
+    def says(self) -> bool:
+        """Whether there is anything in it but calls."""
+        return bool(self.content or self.reasoning or self.refusal)
 
 
-def _text(value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise Misfit
-    if _BAD_BYTE in value:
-        raise NotJson
-    return value
-
-
-def _int(value: Any) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise Misfit
-    return value
-
-
-def _members(value: Any, shape: dict[str, Any]) -> dict[str, Any]:
-    """The known members of an object, each checked, also where a key stands twice; the last one counts."""
+def _delta(value: Any) -> _Delta | None:
     if not isinstance(value, _Object):
-        raise Misfit
-    found: dict[str, Any] = {}
-    for key, item in value:
-        if key in shape:
-            found[key] = shape[key](item)
+        return None
+    content, thought = _texts(value.last("content"))
+    reasoning = "".join(_texts(value.last("reasoning_content"))) or "".join(_texts(value.last("reasoning")))
+    calls = value.last("tool_calls")
+    found = [call for call in calls if isinstance(call, _Object)] if type(calls) is list else []
+    found = [call for call in found if isinstance(call.last("function"), _Object | None)]
+    return _Delta(content, thought + reasoning, _string(value.last("refusal")) or "", found)
+
+
+def _choices(value: Any) -> list[_Object] | None:
+    """The choices that are any, of whatever index; None where none stand."""
+    if value is None or (type(value) is list and not value):
+        return None
+    found = []
+    for choice in value if type(value) is list else []:
+        if isinstance(choice, _Object):
+            index = choice.last("index")
+            is_index = index is None or (isinstance(index, int) and not isinstance(index, bool))
+            if not (is_index or index in ("0", 0.0)) or index is False:
+                continue
+            delta = choice.last("delta")
+            says = isinstance(choice.last("message"), _Object) or _string(choice.last("finish_reason")) is not None
+            if delta is None or isinstance(delta, _Object) or says or not _silent(choice.last("error")):
+                found.append(choice)
     return found
 
 
-def _function(value: Any) -> dict[str, Any] | None:
-    return None if value is None else _members(value, {"name": _text, "arguments": _text})
+_GENERAL = set(
+    """invalid_request_error authentication_error permission_error not_found_error rate_limit_error server_error
+    api_error stream_error internal_error internal_server_error service_unavailable timeout_error overloaded_error error
+    dict none""".split()
+)
 
 
-def _call(value: Any) -> dict[str, Any]:
-    return _members(value, {"index": _int, "id": _text, "type": _text, "function": _function})
-
-
-def _calls(value: Any) -> list[dict[str, Any]] | None:
-    if value is None:
-        return None
-    if type(value) is not list:
-        raise Misfit
-    return [_call(item) for item in value]
-
-
-_DELTA = {
-    "role": _text,
-    "content": _text,
-    "reasoning_content": _text,
-    "reasoning": _text,
-    "refusal": _text,
-    "tool_calls": _calls,
-}
-
-
-def _delta(value: Any) -> dict[str, Any]:
-    return {} if value is None else _members(value, _DELTA)
-
-
-def _choice(value: Any) -> dict[str, Any]:
-    return _members(value, {"index": _int, "delta": _delta, "finish_reason": _text})
-
-
-def _choices(value: Any) -> list[dict[str, Any]]:
-    if value is None:
-        return []
-    if type(value) is not list:
-        raise Misfit
-    return [_choice(item) for item in value]
-
-
-def reason(data: bytes) -> str:
+def reason(data: bytes, begun: bool, in_choice: bool = False) -> str:
     """What an error says is its reason (contract, 5), inside a stream."""
     try:
-        value = parse(data)
+        value = parse(data.decode("utf-8", "replace").encode())
     except NotJson:
         return "upstream_error"
-    if not isinstance(value, _Object) or not is_sound(value):
+    if not isinstance(value, _Object):
         return "upstream_error"
     error = value.last("error")
     inner = error if isinstance(error, _Object) else _Object()
+    if not begun:
+        codes = [box.last(name) for box in (inner, value) for name in ("type", "code")]
+        messages = [inner.last("message"), error, value.last("message"), value.last("detail")]
+        for word in ("exceed_context_size_error", "context_length_exceeded"):
+            if word in codes:
+                return "context_too_long"
+        for message in messages:
+            if isinstance(message, str) and (
+                "ContextWindowExceededError" in message
+                or "exceed_context_size_error" in message
+                or "context_length_exceeded" in message
+                or "maximum context length" in message.lower()
+            ):
+                return "context_too_long"
+    if in_choice:
+        return "upstream_error"
     for word in (inner.last("type"), inner.last("error_reason"), value.last("error_reason")):
-        if isinstance(word, str) and word:
+        if isinstance(word, str) and word and word not in _GENERAL and word == word.lower():
             alphabet = set("abcdefghijklmnopqrstuvwxyz0123456789_")
             return word if len(word) <= 64 and set(word) <= alphabet else "upstream_error"
     return "upstream_error"
 
 
-def _passes(choice: dict[str, Any]) -> dict[str, Any]:
-    """The choice that the caller gets for one of the router's."""
-    delta = {name: value for name, value in choice.get("delta", {}).items() if value is not None}
-    if "role" in delta:
-        delta["role"] = "assistant"
-    reasoning = delta.pop("reasoning", None)
-    if reasoning is not None:
-        delta.setdefault("reasoning_content", reasoning)
-    calls = []
-    for at, call in enumerate(delta.pop("tool_calls", None) or []):
-        call = {name: value for name, value in call.items() if value is not None}
-        call.setdefault("index", at)
-        if "type" in call:
-            call["type"] = "function"
-        if "function" in call:
-            call["function"] = {name: value for name, value in call["function"].items() if value is not None}
-        calls.append(call)
-    if choice.get("delta", {}).get("tool_calls") is not None:
-        delta["tool_calls"] = calls
-    said = choice.get("finish_reason")
-    if said is not None and said not in FINISH_REASONS:
-        said = "stop"
-    return {"index": 0, "delta": delta, "finish_reason": said}
+def _take_calls(pieces: list[_Object], found: Reading, begun_under: dict[int, int], ids: dict[str, int]) -> bool:
+    """Give each piece to its call. Whether any of them counts."""
+    counts = False
+    for piece in pieces:
+        function = piece.last("function") or _Object()
+        name, given, index = _string(function.last("name")), _string(piece.last("id")), piece.last("index")
+        arguments = _arguments(function.last("arguments")) or ""
+        if not isinstance(index, int) or isinstance(index, bool):
+            index = None
+        known = ids.get(given) if given else None
+        at: int | None
+        if name:
+            if given:
+                at = known if known is not None and found.calls[known].name == name else None
+            else:
+                at = begun_under.get(index) if index is not None else None
+                if at is not None and (found.calls[at].name != name or _closed(found.calls[at])):
+                    at = None
+            if at is None:
+                found.calls.append(Call(given if given and given not in ids else None, name, bool(given)))
+                at = len(found.calls) - 1
+                if given and given not in ids:
+                    ids[given] = at
+                counts = True
+        elif index is not None and index in begun_under:
+            at = begun_under[index]
+        elif known is not None:
+            at = known
+        elif found.calls:
+            at = len(found.calls) - 1
+        else:
+            continue
+        if index is not None:
+            begun_under[index] = at
+        if arguments:
+            found.calls[at].arguments.append(arguments)
+            counts = True
+    return counts
+
+
+def _closed(call: Call) -> bool:
+    """Whether the arguments of a call that came without an id are complete, so that the next is another call."""
+    if call.came_with_id:
+        return False
+    try:
+        parse("".join("{}" if piece == "?" else joined([piece]) for piece in call.arguments).encode())
+    except NotJson:
+        return False
+    return True
+
+
+_CUT = ("max_tokens", "max_length", "model_length")
+_FAILED = ("error", "abort", "aborted", "cancelled", "network_error")
 
 
 def read(body: bytes, limit: int = MIB) -> Reading:
     """Everything a caller may learn from a router's stream."""
     found = Reading()
+    begun_under: dict[int, int] = {}
+    ids: dict[str, int] = {}
 
     def drop(kind: str) -> None:
         found.dropped[kind] = found.dropped.get(kind, 0) + 1
 
+    def fail(data: bytes, in_choice: bool = False) -> bool:
+        if not found.whole:
+            found.failure = reason(data, found.begun, in_choice)
+        return found.failure is not None
+
     for event in events(body, limit):
-        whole = found.finish_reason is not None
         if event.too_large:
-            if not whole:
-                found.failure = "upstream_protocol_error"
+            drop("too_large")
+            found.failure = "upstream_protocol_error"
             break
         if event.error:
-            if whole:
-                continue
-            found.failure = reason(event.data)
-            break
-        if event.data == b"[DONE]":
+            if fail(event.data):
+                break
+            continue
+        if event.data.strip() == b"[DONE]":
             found.done = True
             break
         if event.data == b"":
@@ -319,41 +395,57 @@ def read(body: bytes, limit: int = MIB) -> Reading:
             continue
         try:
             value = parse(event.data)
-            if not isinstance(value, _Object):
-                if not is_sound(value):
-                    raise NotJson
-                raise Misfit
-            choices: list[dict[str, Any]] = []
-            for key, item in value:
-                if key == "choices":
-                    choices = _choices(item)
         except NotJson:
             drop("not_json")
             continue
-        except Misfit:
-            if not is_sound(value):
-                drop("not_json")
-            elif isinstance(value, _Object) and (value.last("error") is not None or value.last("detail") is not None):
-                if not whole:
-                    found.failure = reason(event.data)
-                    break
-            else:
-                drop("not_object")
+        if not isinstance(value, _Object):
+            drop("not_object")
             continue
-        if value.last("error") is not None or value.last("detail") is not None:
-            if whole:
-                continue
-            found.failure = reason(event.data)
-            break
+        choices = _choices(value.last("choices"))
+        says_error = not _silent(value.last("error")) or not _silent(value.last("detail"))
+        if not choices:
+            says_error = says_error or value.last("object") == "error"
+            says_error = says_error or not (_silent(value.last("error_type")) and _silent(value.last("error_message")))
+        if says_error:
+            if fail(event.data):
+                break
+            continue
+        if choices == []:
+            drop("not_object")
+            continue
         found.models += value.has("model")
         found.usages += value.has("usage")
         _count(value.last("usage"), found)
-        ours = [choice for choice in choices if not choice.get("index")]
-        if not choices or (not ours and not whole):
+        ours = [choice for choice in choices or [] if choice.last("index") in (None, 0, "0")]
+        if not ours:
             drop("empty")
-        elif not whole:
-            found.choices.append(_passes(ours[0]))
-            found.finish_reason = found.choices[-1]["finish_reason"]
+            continue
+        choice = ours[0]
+        word = (_string(choice.last("finish_reason")) or "").strip().lower()
+        fails = word in _FAILED or not _silent(choice.last("error"))
+        if fails and not found.begun:
+            if fail(event.data, in_choice=True):
+                break
+            continue
+        delta = _delta(choice.last("delta"))
+        if delta is None:
+            delta = _delta(choice.last("message")) or _Delta("", "", "", [])
+        is_bare = not any(value.has(name) for name in ("id", "object", "created", "model"))
+        has_calls = _take_calls(delta.calls, found, begun_under, ids)
+        if is_bare and delta.reasoning and not (delta.content or delta.refusal or has_calls):
+            delta.reasoning = ""  # llama-swap loads a model
+        if delta.says() or has_calls:
+            found.content.append(delta.content)
+            found.reasoning.append(delta.reasoning)
+            found.refusal.append(delta.refusal)
+            found.late = found.late or found.finish_reason is not None
+        if fails:
+            if fail(event.data, in_choice=True):
+                break
+            continue
+        if word not in ("", "null"):
+            found.finish_reason = "length" if word in _CUT else word if word in FINISH_REASONS else "stop"
+        found.begun = found.begun or delta.says() or has_calls or found.finish_reason is not None
     return found
 
 
@@ -362,16 +454,12 @@ def _count(usage: Any, found: Reading) -> None:
         return
     counts = {}
     for kind in ("prompt", "completion"):
-        for key, value in usage:
-            if key == f"{kind}_tokens":
-                try:
-                    number = _int(value)
-                except Misfit:
-                    return
-                if number is None or not 0 <= number <= 1_000_000_000:
-                    return
-        value = usage.last(f"{kind}_tokens", 0)
-        counts[kind] = int(value)
+        number = usage.last(f"{kind}_tokens", 0)
+        if not isinstance(number, int) or isinstance(number, bool):
+            return
+        if not 0 <= number <= 1_000_000_000:
+            return
+        counts[kind] = int(number)
     found.tokens = counts
 
 

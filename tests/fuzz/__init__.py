@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from eidproxy.sanitize import Sanitizer, UpstreamFailed, chunk_head, rebuild
-from eidproxy.sse import MAX_EVENT_BYTES, EventParser, EventTooLarge, whole_event
-from eidproxy.vocabulary import Stripped, TokenKind
+from eidproxy.completion import Completion
+from eidproxy.sse import MAX_EVENT_BYTES
+from eidproxy.stream import Stage, Stream
+from eidproxy.vocabulary import Stripped
 from tests import corpus, reference
 from tests.corpus.expect import split
 
 CANARY = "canary-5e1f"
-HEAD = chunk_head("fuzz", 1700000000, "daily")
+REQUEST_ID = "fuzz"
+CREATED = 1700000000
+HEAD = b'data: {"id":"chatcmpl-fuzz","object":"chat.completion.chunk","created":1700000000,"model":"daily","choices":['
 
 
 class Result(NamedTuple):
     """What came out of one stream."""
 
-    frames: tuple[bytes, ...]
+    output: bytes
+    """All events for the caller, up to the last chunk."""
+    chunks: int
     finish_reason: str | None
+    is_late: bool
     done: bool
     failure: str | None
     dropped: dict[str, int]
@@ -35,90 +42,124 @@ class Result(NamedTuple):
     usages: int
 
 
-def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES, *, closely: bool = False) -> Result:
-    """What parser and sanitizer make of a stream, driven as the relay drives them.
-
-    `closely` as for an answer that is gathered: each event is read, and none takes a short way.
-    """
-    parser, sanitizer = EventParser(limit), Sanitizer(HEAD)
-    frames: list[bytes] = []
-    dropped: dict[str, int] = {}
-    failure: str | None = None
-    usual_events = 0
+def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES, completion: Completion | None = None) -> Result:
+    """What becomes of a stream that comes in these pieces, driven as the relay drives it."""
+    stream = Stream(REQUEST_ID, CREATED, "daily", completion, limit)
+    output = b""
     for piece in pieces:
-        usual = frames and parser.between_events and not sanitizer.finished and len(piece) <= limit and not closely
-        if usual and (event := whole_event(piece)) is not None and (frame := rebuild(HEAD, event)) is not None:
-            frames.append(frame)
-            usual_events += 1
-            continue
-        too_large = False
-        try:
-            events = parser.feed(piece)
-        except EventTooLarge as cut:
-            events, too_large = cut.events, True
-        try:
-            if closely:
-                frames += read(sanitizer, events)
-            else:
-                frames += sanitizer.frames(events)
-        except UpstreamFailed as failed:
-            frames += failed.frames
-            failure = failed.reason
+        output += stream.feed(piece)
+        if stream.stage is Stage.OVER:
             break
-        if sanitizer.said_done:
-            break
-        if too_large:
-            failure = None if sanitizer.finished else "upstream_protocol_error"
-            break
-    dropped = {str(kind): count for kind, count in sanitizer.dropped.items()}
-    names = {TokenKind.PROMPT: "prompt", TokenKind.COMPLETION: "completion"}
+    sanitizer = stream.sanitizer
+    if sanitizer.begun:
+        output += stream.close()
+    stripped = stream.stripped()
     return Result(
-        tuple(frames),
+        output,
+        stream.chunks,
         sanitizer.finish_reason,
+        sanitizer.is_late,
         sanitizer.said_done,
-        failure,
-        dropped,
-        {names[kind]: count for kind, count in sanitizer.tokens.items()},
-        sanitizer.stripped[Stripped.MODEL] + usual_events,
-        sanitizer.stripped[Stripped.USAGE],
+        stream.failure,
+        {str(kind): count for kind, count in sanitizer.dropped.items()},
+        {str(kind): count for kind, count in sanitizer.tokens.items()},
+        stripped[Stripped.MODEL],
+        stripped[Stripped.USAGE],
     )
 
 
-def read(sanitizer: Sanitizer, events: list[bytes]) -> Iterator[bytes]:
-    """Read each event."""
-    for data in events:
-        choice = sanitizer.read(data)
-        if choice is not None:
-            yield sanitizer.encode(choice)
-        if sanitizer.said_done:
-            break
+class Said(NamedTuple):
+    """The message that a caller puts together."""
+
+    content: str
+    reasoning: str
+    refusal: str
+    calls: list[tuple[str, str, str]]
+    """Id, name and arguments of each."""
 
 
-def expected(body: bytes, limit: int = MAX_EVENT_BYTES) -> tuple[Result, list[dict[str, Any]]]:
-    """What the slow reader makes of it. Its frames are values, since they may be spelled in more than one way."""
-    found = reference.read(body, limit)
-    rest = (found.finish_reason, found.done, found.failure, found.dropped, found.tokens, found.models, found.usages)
-    return Result((), *rest), found.choices
+_CHUNK_FIELDS = {"id", "object", "created", "model", "choices"}
+_DELTA_FIELDS = {"role", "content", "reasoning_content", "refusal", "tool_calls"}
+
+
+def said(output: bytes) -> Said:
+    """Put together what a stream said, and assert that nothing stands in it but what may."""
+    texts = {"content": "", "reasoning_content": "", "refusal": ""}
+    calls: list[list[str]] = []
+    *frames, rest = output.split(b"\n\n")
+    assert rest == b"", rest
+    for number, frame in enumerate(frames):
+        assert frame.startswith(HEAD), frame
+        assert b"\n" not in frame and b"\r" not in frame, frame
+        chunk = json.loads(frame[6:])
+        assert set(chunk) == _CHUNK_FIELDS, frame
+        (choice,) = chunk["choices"]
+        assert list(choice) == ["index", "delta", "finish_reason"], frame
+        delta = choice["delta"]
+        assert (choice["index"], choice["finish_reason"]) == (0, None), frame
+        assert set(delta) <= _DELTA_FIELDS and delta, frame
+        assert delta.pop("role", None) == (None if number else "assistant"), frame
+        for name in texts:
+            texts[name] += delta.get(name, "")
+        for call in delta.get("tool_calls", []):
+            if "id" in call:
+                assert call["type"] == "function" and call["index"] == len(calls), frame
+                calls.append([call["id"], call["function"]["name"], ""])
+            else:
+                assert set(call) == {"index", "function"} and set(call["function"]) == {"arguments"}, frame
+            assert call["index"] < len(calls), frame
+            calls[call["index"]][2] += call["function"]["arguments"]
+    assert len({id for id, _, _ in calls}) == len(calls), calls
+    return Said(*texts.values(), [(id, name, arguments) for id, name, arguments in calls])
+
+
+def _even(text: str) -> str:
+    """A text in which a run of U+FFFD is one, as in the slow reader's."""
+    return re.sub("\ufffd+", "\ufffd", text)
 
 
 def check(body: bytes, rng: random.Random, limit: int = MAX_EVENT_BYTES, *, mutated: bool = False) -> None:
     """Assert that a stream gives the caller what it may have, and the same however it is cut."""
     whole = run([body], limit)
-    rest, choices = expected(body, limit)
-    assert whole._replace(frames=()) == rest, (whole._replace(frames=()), rest, body)
-    assert len(whole.frames) == len(choices), (whole.frames, choices, body)
-    for frame, choice in zip(whole.frames, choices, strict=True):
-        assert frame.startswith(HEAD), frame
-        assert frame.endswith(b"\n\n"), frame
-        assert frame.count(b"\n") == 2, frame
-        assert b"\r" not in frame, frame
-        assert json.loads(frame[len(HEAD) : -4]) == choice, (frame, choice)
+    found = reference.read(body, limit)
+    facts = (found.finish_reason, found.late, found.done, found.failure, found.dropped, found.tokens)
+    assert whole[2:] == (*facts, found.models, found.usages), (whole, found, body)
+    told = said(whole.output)
+    if found.begun:
+        for text, pieces in zip(told[:3], (found.content, found.reasoning, found.refusal), strict=True):
+            assert _even(text) == reference.joined(pieces), (text, pieces, body)
+        assert len(told.calls) == len(found.calls), (told, found, body)
+        for (given, name, arguments), call in zip(told.calls, found.calls, strict=True):
+            assert call.id is None or given == reference.joined([call.id]), (given, call, body)
+            assert _even(name) == reference.joined([call.name]), (name, call, body)
+            assert _matches(_even(arguments), call.arguments), (arguments, call, body)
+    else:
+        assert whole.output == b"", whole
     # What a mutation moved into a place that may pass, passes: the reference says so too.
-    if not mutated or CANARY not in json.dumps(choices):
-        assert CANARY.encode() not in b"".join(whole.frames), body
-    assert run([body], limit, closely=True) == whole
+    passes = (found.content, found.reasoning, found.refusal, found.calls)
+    if not mutated or CANARY not in repr(passes):
+        assert CANARY.encode() not in whole.output, body
+    check_completion(body, limit, whole, told)
     for pieces in cuts(body, rng):
         assert run(pieces, limit) == whole, (body, [len(piece) for piece in pieces])
+
+
+def _matches(text: str, pieces: list[Any]) -> bool:
+    """Whether arguments are those pieces; a piece `?` is the JSON text of some value."""
+    if "?" not in pieces:
+        return text == reference.joined(pieces)
+    return re.fullmatch("".join(".+" if piece == "?" else re.escape(piece) for piece in pieces), text, re.S) is not None
+
+
+def check_completion(body: bytes, limit: int, whole: Result, told: Said) -> None:
+    """Assert that a caller that asks for no stream gets the same message."""
+    completion = Completion()
+    gathered = run([body], limit, completion)
+    assert gathered._replace(output=whole.output) == whole, (gathered, whole, body)
+    message = json.loads(completion.encode(REQUEST_ID, CREATED, "daily", "stop"))["choices"][0]["message"]
+    calls = [(call["id"], *call["function"].values()) for call in message.get("tool_calls", [])]
+    assert (message["content"] or "", message.get("reasoning_content", "")) == told[:2], (message, told, body)
+    assert (message["refusal"] or "", calls) == told[2:], (message, told, body)
 
 
 def cuts(body: bytes, rng: random.Random) -> Iterable[list[bytes]]:
@@ -162,7 +203,8 @@ _WORDS = [
     "\x7f",
     "[DONE]",
 ]
-_FINISH = ["stop", "length", "tool_calls", "content_filter", "function_call", "eos", "STOP", "", CANARY]
+_FINISH = ["stop", "length", "tool_calls", "content_filter", "function_call", "eos", "STOP", "Length", "", "null"]
+_FINISH += ["max_tokens", "MODEL_LENGTH", " stop ", "abort", "Error", "network_error", CANARY]
 _COUNTS = [0, 1, 17, 2048, -1, 10**9, 10**9 + 1, 10**30, 1.0, 1.5, "5", None, True, [], 1e300]
 _ODD: list[Any] = [None, True, False, 0, -1, 1.5, "", "x", [], {}, [[]], [None], {"a": 1}]
 
@@ -173,11 +215,14 @@ class Grammar:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.frames = 0
+        self.early = 0.0
+        """How often a chunk that is not the last has a finish reason, in the stream at hand."""
         self.recorded = recorded()
 
     def stream(self) -> bytes:
         """One stream: a few frames, mostly good ones, an end of some kind."""
         rng = self.rng
+        self.early = rng.choice([0, 0, 0.05, 0.5, 1])
         style = rng.choice([[b"\n"], [b"\n"], [b"\r\n"], [b"\r"], [b"\n", b"\r\n", b"\r"]])
         body = bytearray(b"\xef\xbb\xbf" if rng.random() < 0.1 else b"")
         for _ in range(rng.randrange(1, 25)):
@@ -196,8 +241,10 @@ class Grammar:
         roll = self.rng.random()
         if roll < 0.55:
             return self._event(self._chunk())
-        if roll < 0.67:
+        if roll < 0.66:
             return self._event(self._from_recorded())
+        if roll < 0.67:
+            return self._event({"choices": [{"delta": {"reasoning_content": self._canary("loading model")}}]})
         if roll < 0.77:
             return [b": " + self._canary("comment").encode() * self.rng.randrange(3)]
         if roll < 0.87:
@@ -248,15 +295,25 @@ class Grammar:
                 delta[name] = rng.choice([self._text(), self._text(), None])
         if rng.random() < 0.2:
             delta["role"] = rng.choice(["assistant", self._canary("role"), "", None])
-        if rng.random() < 0.15:
+        if rng.random() < 0.1:
+            delta[rng.choice(["content", "reasoning", "reasoning_content"])] = self._parts()
+        if rng.random() < 0.2:
             delta["tool_calls"] = [self._call() for _ in range(rng.randrange(3))]
+        if finish is None and rng.random() < self.early:
+            finish = rng.choice(_FINISH)
         choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
+        if rng.random() < 0.05:
+            choice["message"] = choice.pop("delta")
+        if rng.random() < 0.03:
+            choice["error"] = rng.choice([None, False, "", {}, {"message": self._canary("choice error")}])
         if finish is None and rng.random() < 0.1:
             del choice["finish_reason"]
         if rng.random() < 0.05:
-            choice["index"] = rng.choice([None, 1, -1, 0.0, 10**20])
+            choice["index"] = rng.choice([None, 1, -1, 0.0, 10**20, "0", True, []])
         if rng.random() < 0.03:
             choice["delta"] = None
+        elif "delta" in choice and rng.random() < 0.03:
+            choice["message"] = {"role": "assistant", "content": self._canary("message beside a delta")}
         chunk: dict[str, Any] = {
             "id": self._canary("id"),
             "object": self._canary("object"),
@@ -286,23 +343,39 @@ class Grammar:
         rng.shuffle(items)
         return dict(items)
 
+    def _parts(self) -> list[Any]:
+        rng = self.rng
+        parts: list[Any] = []
+        for _ in range(rng.randrange(3)):
+            text = {"type": "text", "text": self._text()}
+            thought = {"type": "thinking", "thinking": rng.choice([self._text(), [text]])}
+            other = {"type": "image_url", "image_url": self._canary("image"), "text": self._canary("part")}
+            parts.append(rng.choice([text, text, thought, {"type": "reasoning", "text": self._text()}, other, "x", 5]))
+        return parts
+
     def _call(self) -> dict[str, Any]:
         rng = self.rng
         call: dict[str, Any] = {}
         if rng.random() < 0.8:
-            call["index"] = rng.choice([0, 1, None, 7])
-        if rng.random() < 0.5:
-            call |= {"id": rng.choice(["call_1", None]), "type": rng.choice(["function", self._canary("type"), None])}
+            call["index"] = rng.choice([0, 0, 1, None, 7])
+        if rng.random() < 0.6:
+            call["id"] = rng.choice(["call_1", "call_2", "call_3", "", None])
+        if rng.random() < 0.3:
+            call["type"] = rng.choice(["function", self._canary("type"), None])
         if rng.random() < 0.9:
-            call["function"] = rng.choice([{"name": "f", "arguments": ""}, {"arguments": self._text()}, {}, None])
+            arguments = rng.choice(["", "{}", '{"a":', "1}", self._text(), None, {"a": [1, {"b": "x"}]}, []])
+            call["function"] = rng.choice(
+                [{"name": rng.choice(["f", "g"]), "arguments": arguments}, {"arguments": arguments}, {}, None]
+            )
         return call
 
     def _strew(self, value: Any) -> None:
         """Unknown fields at each level."""
         rng = self.rng
         if isinstance(value, dict):
-            for item in value.values():
-                self._strew(item)
+            for name, item in value.items():
+                if name != "arguments":  # they are free-form, and pass
+                    self._strew(item)
             if rng.random() < 0.15:
                 value[f"x{rng.randrange(3)}"] = rng.choice([self._canary("unknown"), {"y": [self._canary("deep")]}])
             if rng.random() < 0.05:
@@ -339,6 +412,19 @@ class Grammar:
             ]
             junk += [b'{"choices":[{"index":0,"delta":{"content":"\xff"}}]}', b'{"x":"\xff","choices":[]}', b"[" * 2000]
             junk += [b'{"choices":[{"delta":{"content":"\\ud800"}}]}', b'{"x":1e999,"choices":[{"index":1e999}]}']
+            for part in (
+                rb"\ud83d",
+                rb"\ude00",
+                b"\xec\x8b",
+                b"\x9c",
+                rb"x\ud83dy",
+                b"\xf0\x9f",
+                b"\x98\x80",
+                rb"\\ud83d",
+            ):
+                junk.append(b'{"model":"m","choices":[{"index":0,"delta":{"content":"' + part + b'"}}]}')
+            junk += [b'{"choices":[{"delta":{"content":"no name"}}]}']
+            junk += [b'{"object":"error","message":"x"}', b'{"error_type":"x","choices":null}', b'{"error_message":""}']
             return rng.choice([*junk, self._canary("junk").encode(), f'{{"model":"{CANARY}"'.encode()])
         if roll < 0.4:
             return rng.choice([*_ODD, self._canary("value"), [self._canary("value")]])

@@ -16,14 +16,15 @@ try:
 except ImportError:
     sys.exit("skipped: atheris is not installed")
 
-with atheris.instrument_imports(include=["eidproxy.sse", "eidproxy.sanitize", "eidproxy.http1", "eidproxy.chat"]):
-    from eidproxy import chat, http1, sanitize, sse
+NAMES = ("chat", "chunk", "dialect", "http1", "repair", "sanitize", "sse", "stream", "tool_calls")
+with atheris.instrument_imports(include=[f"eidproxy.{name}" for name in NAMES]):
+    from eidproxy import chat, chunk, dialect, http1, repair, sanitize, sse, stream, tool_calls
 
 from eidproxy.errors import Refusal
 from tests import fuzz
 from tests.fuzz import requests
 
-MODULES = (chat, http1, sanitize, sse)
+MODULES = (chat, chunk, dialect, http1, repair, sanitize, sse, stream, tool_calls)
 
 
 def one(data: bytes) -> None:

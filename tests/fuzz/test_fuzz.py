@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import NoReturn
 
 import msgspec
 import pytest
 
-from eidproxy import http1, sanitize
-from eidproxy.sanitize import rebuild
+from eidproxy import dialect, http1, sanitize
+from eidproxy.chunk import Delta, FinishReason, Frames
+from eidproxy.repair import repair
+from eidproxy.sanitize import Sanitizer
 from eidproxy.sse import EventParser
+from eidproxy.tool_calls import ToolCalls
 from tests import fuzz
-from tests.fuzz import requests
+from tests.fuzz import HEAD, requests
 from tests.tools import size
 
 
@@ -27,20 +31,20 @@ def test_requests(seed: int) -> None:
 
 
 def _forwards(name: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """A sanitizer that lets one field of the router's chunk through."""
+    """A filter that lets one field of the router's chunk through."""
 
     def spoil(patch: pytest.MonkeyPatch) -> None:
-        read = sanitize.Sanitizer.read
+        read = Sanitizer.read
 
-        def spoilt(self: sanitize.Sanitizer, data: bytes) -> sanitize.Choice | None:
-            choice = read(self, data)
-            if choice is not None and choice.delta is not None:
+        def spoilt(self: Sanitizer, data: bytes) -> Delta | None:
+            delta = read(self, data)
+            if delta is not None:
                 value = msgspec.json.decode(data).get(name)
                 if value is not None:
-                    choice.delta.content = str(value)
-            return choice
+                    delta.content = str(value)
+            return delta
 
-        patch.setattr(sanitize.Sanitizer, "read", spoilt)
+        patch.setattr(Sanitizer, "read", spoilt)
 
     return spoil
 
@@ -55,22 +59,92 @@ def _splits_lines(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EventParser, "feed", feed)
 
 
-def _keeps_role(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sanitize, "_close", lambda delta: None)
+def _repeats_the_role(patch: pytest.MonkeyPatch) -> None:
+    encode = Frames.encode
+
+    def spoilt(self: Frames, delta: Delta, finish_reason: FinishReason | None = None) -> bytes:
+        delta.role = "assistant"
+        return encode(self, delta, finish_reason)
+
+    patch.setattr(Frames, "encode", spoilt)
 
 
-def _copies_usual_events(patch: pytest.MonkeyPatch) -> None:
-    """A short cut for usual events that skips the rebuilding."""
-    patch.setattr(fuzz, "rebuild", lambda head, data: rebuild(head, data) and head + data + b"]}\n\n")
+def _copies_common_events(patch: pytest.MonkeyPatch) -> None:
+    """A short way for common events that skips the rebuilding."""
+    rebuild = Frames.rebuild
+    patch.setattr(Frames, "rebuild", lambda self, data: rebuild(self, data) and HEAD + data + b"]}\n\n")
+
+
+def _trusts_the_first_finish_reason(patch: pytest.MonkeyPatch) -> None:
+    """0.1.0: nothing passes after a finish reason."""
+    read = Sanitizer.read
+
+    def spoilt(self: Sanitizer, data: bytes) -> Delta | None:
+        whole = self.finish_reason is not None
+        delta = read(self, data)
+        return None if whole else delta
+
+    patch.setattr(Sanitizer, "read", spoilt)
+
+
+def _takes_any_word_for_an_end(patch: pytest.MonkeyPatch) -> None:
+    """0.1.0: an empty finish reason is one."""
+    patch.setitem(sanitize._WORDS, "", "stop")
+
+
+def _knows_no_failing_word(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(sanitize, "_FAILURES", frozenset())
+
+
+def _tells_calls_apart_by_index(patch: pytest.MonkeyPatch) -> None:
+    """0.1.0: calls of one index are one call."""
+    begun = ToolCalls._begun
+
+    def spoilt(self: ToolCalls, index: int | None, given_id: str | None, name: str | None) -> int | None:
+        number = begun(self, index, given_id, name)
+        return self._by_index.get(index or 0) if number is None else number
+
+    patch.setattr(ToolCalls, "_begun", spoilt)
+
+
+def _drops_odd_shapes(patch: pytest.MonkeyPatch) -> None:
+    """0.1.0: content as parts, arguments as objects and the like lose the event."""
+
+    def refuse(_: object) -> NoReturn:
+        raise msgspec.ValidationError
+
+    patch.setattr(dialect, "_read_loosely", refuse)
+
+
+def _mends_nothing(patch: pytest.MonkeyPatch) -> None:
+    """0.1.0: broken Unicode loses the event."""
+    patch.setattr(dialect, "repair", lambda data: None)
+
+
+def _joins_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Broken characters are mended where they are, and not joined over two events."""
+    patch.setattr(dialect, "repair", lambda data: (found := repair(data)) and (found[0], False))
+
+
+def _hears_the_loading_state(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(sanitize, "_is_loading", lambda chunk, came: False)
 
 
 CONTROLS = {
-    "usual events are copied": _copies_usual_events,
+    "common events are copied": _copies_common_events,
     "model comes through": _forwards("model"),
     "fingerprint comes through": _forwards("system_fingerprint"),
     "id comes through": _forwards("id"),
     "lines are split by str.splitlines": _splits_lines,
-    "closed sets are not closed": _keeps_role,
+    "the role stands in each chunk": _repeats_the_role,
+    "the first finish reason ends the answer": _trusts_the_first_finish_reason,
+    "an empty finish reason is one": _takes_any_word_for_an_end,
+    "an abort is an end": _knows_no_failing_word,
+    "calls are told apart by index": _tells_calls_apart_by_index,
+    "odd shapes are dropped": _drops_odd_shapes,
+    "broken Unicode is dropped": _mends_nothing,
+    "cut characters are not joined": _joins_nothing,
+    "the loading state comes through": _hears_the_loading_state,
 }
 
 
@@ -78,7 +152,7 @@ CONTROLS = {
 def test_a_fault_is_found(spoil: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch)
     with pytest.raises((AssertionError, ValueError)):
-        fuzz.fuzz(1_000, seed=1)
+        fuzz.fuzz(4_000, seed=1)
 
 
 def test_a_lenient_edge_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +169,6 @@ def test_every_split_of_a_recording() -> None:
     for chunk in fuzz.recorded()[:3]:
         body = b"data: " + msgspec.json.encode(chunk) + b"\n\n"
         whole = fuzz.run([body])
-        assert len(whole.frames) == 1
         for at in range(len(body) + 1):
             assert fuzz.run([body[:at], body[at:]]) == whole
         fuzz.check(body, rng)

@@ -1,0 +1,127 @@
+"""The closed chunk that a caller gets, as types: what they do not name does not exist.
+
+`Frames` writes the events of one stream. Most events of a stream have one shape, which `rebuild` decodes and encodes by
+types of its own, with the same result as the long way through `dialect` and `sanitize`.
+"""
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+
+class Function(Struct, omit_defaults=True, gc=False):
+    """The call of a function, or a piece of it: the name stands in the first piece alone."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(Struct, omit_defaults=True, gc=False):
+    """A tool call, or a piece of it: `id` and `type` stand in the first piece alone, since SDKs join what repeats."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: Function | None = None
+
+
+class Delta(Struct, omit_defaults=True, gc=False):
+    """What a chunk adds to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+
+
+class Choice(Struct, gc=False):
+    """The one choice of a chunk. `finish_reason` stands in every chunk, null until the last."""
+
+    index: Literal[0] = 0
+    delta: Delta = msgspec.field(default_factory=Delta)
+    finish_reason: FinishReason | None = None
+
+
+# The event that streams consist of, as a type: one choice with text, no end, no error, a model and no usage.
+
+
+class _CommonDelta(Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: None = None
+    tool_calls: None = None
+
+
+class _CommonChoice(Struct, kw_only=True, gc=False):
+    index: Literal[0] = 0
+    delta: _CommonDelta
+    finish_reason: Literal[""] | None = None  # Ollama and SGLang say "" until the end (ollama/ollama#4357)
+    error: None = None
+
+
+class _CommonChunk(Struct, gc=False):
+    choices: tuple[_CommonChoice]
+    model: str
+    usage: Raw | UnsetType = UNSET
+    error: None = None
+    detail: None = None
+
+
+_decode_common = msgspec.json.Decoder(_CommonChunk).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Frames:
+    """Writes the events of one stream to its caller."""
+
+    __slots__ = ("_common", "_head", "_thought")
+
+    def __init__(self, head: bytes) -> None:
+        """`head` is what stands before the choice in each chunk (see `chunk_head`)."""
+        self._head = head
+        self._common = head + b'{"index":0,"delta":{"content":'
+        self._thought = head + b'{"index":0,"delta":{"reasoning_content":'
+
+    def rebuild(self, data: bytes) -> bytes | None:
+        """The frame of an event of the common shape, which `Sanitizer.read` would give too; None for any other.
+
+        For those between the first event that passes and the finish reason. Each takes one `model` out.
+        """
+        try:
+            chunk = _decode_common(data)
+        except (ValueError, RecursionError):
+            return None
+        delta = chunk.choices[0].delta
+        thought = delta.reasoning_content or delta.reasoning
+        if chunk.usage is not UNSET or bool(delta.content) is bool(thought):
+            return None
+        if thought:
+            return b"".join((self._thought, _encode(thought), _FRAME_END))
+        return b"".join((self._common, _encode(delta.content), _FRAME_END))
+
+    def encode(self, delta: Delta, finish_reason: FinishReason | None = None) -> bytes:
+        """A delta as an event of the stream."""
+        return b"".join((self._head, _encode(Choice(0, delta, finish_reason)), _TAIL))
+
+
+_TAIL = b"]}\n\n"
+"""What ends an event whose head is `chunk_head`."""
+
+_FRAME_END = b'},"finish_reason":null}' + _TAIL
+
+
+def chunk_head(request_id: str, created: int, model: str) -> bytes:
+    """What each chunk of a stream begins with, up to the open bracket of `choices`."""
+    head = {"id": f"chatcmpl-{request_id}", "object": "chat.completion.chunk", "created": created, "model": model}
+    return b"data: " + _encode(head)[:-1] + b',"choices":['
+
+
+def progress_chunk(head: bytes, eid: dict[str, str | int | None]) -> bytes:
+    """A chunk without a choice that tells where the request stands."""
+    return head + b'],"eid":' + _encode(eid) + b"}\n\n"

@@ -1,0 +1,82 @@
+"""The tool calls of one answer: told apart, and numbered in the order in which they begin (contract, 4)."""
+
+from eidproxy.chunk import Function, ToolCall
+from eidproxy.dialect import CameCall, CameFunction, is_json
+from eidproxy.repair import Seams, unmark
+
+
+class ToolCalls:
+    """Tells the tool calls of one answer apart, and numbers them in the order in which they begin (contract, 4).
+
+    Servers give parallel calls one index (ollama/ollama#15457), none (ollama/ollama#7881), or repeat id and name in
+    each piece. A name begins a call, unless the call with that id has begun already.
+    """
+
+    __slots__ = ("_by_id", "_by_index", "_names", "_request_id", "_unnamed")
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._names: list[str] = []
+        self._by_id: dict[str, int] = {}
+        self._by_index: dict[int, int] = {}
+        self._unnamed: dict[int, str] = {}
+        """The arguments so far of calls that came without an id."""
+
+    def read(self, pieces: list[CameCall], seams: Seams, marked: bool) -> list[ToolCall]:
+        """The pieces as they pass."""
+        passed = []
+        for piece in pieces:
+            function = piece.function or CameFunction()
+            given_id, name = piece.id, function.name
+            if marked:
+                given_id, name = given_id and unmark(given_id), name and unmark(name)
+            number = self._begun(piece.index, given_id, name)
+            arguments = function.arguments or ""
+            if number is None:
+                if not name:
+                    continue  # a piece of a call that never began
+                call = self._begin(piece.index, given_id, name)
+            else:
+                call = ToolCall(number)
+                if piece.index is not None:
+                    self._by_index[piece.index] = number
+            if arguments and (marked or seams):
+                arguments = seams.join(call.index, arguments, marked)
+            if call.index in self._unnamed:
+                self._unnamed[call.index] += arguments
+            if call.id is not None:
+                call.function = Function(name, arguments)
+                passed.append(call)
+            elif arguments:
+                call.function = Function(arguments=arguments)
+                passed.append(call)
+        return passed
+
+    def _begun(self, index: int | None, given_id: str | None, name: str | None) -> int | None:
+        """The number of the call that a piece continues, or None when it begins one."""
+        number = self._by_id.get(given_id) if given_id else None
+        if name:
+            if given_id:
+                return number if number is not None and self._names[number] == name else None
+            number = self._by_index.get(index) if index is not None else None
+            # A server that gives no ids and repeats the name; or one whose next call has the same name.
+            if number is None or self._names[number] != name or is_json(self._unnamed.get(number, "")):
+                return None
+            return number
+        if index is not None and index in self._by_index:
+            return self._by_index[index]
+        if number is not None:
+            return number
+        return len(self._names) - 1 if self._names else None
+
+    def _begin(self, index: int | None, given_id: str | None, name: str) -> ToolCall:
+        number = len(self._names)
+        self._names.append(name)
+        if index is not None:
+            self._by_index[index] = number
+        if not given_id:
+            self._unnamed[number] = ""
+        if not given_id or given_id in self._by_id:
+            given_id = f"call_{self._request_id}_{number}"
+        self._by_id[given_id] = number
+        return ToolCall(number, given_id, "function")
