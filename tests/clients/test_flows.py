@@ -36,6 +36,8 @@ class Client:
     flows: tuple[str, ...] = BASIC
     thinks: bool = False
     """Shows the reasoning of `deep`, and gives it back in the next request."""
+    helper_thinks: bool = True
+    """Its helper joins the pieces of the reasoning. openai-node's keeps the last one alone, as of any unknown field."""
     calls: bool = True
     """Gives tool calls and their results back as such. smolagents writes them into the text."""
 
@@ -53,7 +55,7 @@ CLIENTS = [
     Client("smolagents", calls=False),
     Client("strands-agents", "clients-openai2", ("stream", "turns", "tools"), thinks=True),
     Client("llm"),
-    Client("openai-node", "clients-node", (*BASIC, "turns_helper", "tools_helper"), thinks=True),
+    Client("openai-node", "clients-node", (*BASIC, "turns_helper", "tools_helper"), thinks=True, helper_thinks=False),
     Client("LangChain js", "clients-node"),
     Client("AI SDK openai", "clients-node"),
     Client("AI SDK openai-compatible", "clients-node", thinks=True),
@@ -115,7 +117,8 @@ def seen(client: Client, mode: str, flow: str) -> dict[str, str]:
     kind, _, way = flow.partition("_")
     said = {"text": SAID["parsed"] if way == "parsed" else SAID[kind]}
     if mode == "deep" and client.thinks and way != "parsed":
-        said["reasoning"] = "".join(model.THOUGHT)
+        joined = way != "helper" or client.helper_thinks
+        said["reasoning"] = "".join(model.THOUGHT) if joined else model.THOUGHT[-1]
     return said
 
 

@@ -116,9 +116,9 @@ def zoo(request: pytest.FixtureRequest, place: Path) -> Iterator[Zoo]:
         yield Zoo(kind, router, daily, proxy, [*told_directly(router), str(place), str(daily.port), str(router.port)])
 
 
-def proxied(router: Server, **settings: object) -> Proxy:
-    """eidproxy in front of a router, with the router's key unless another is given."""
-    return Proxy(router.url, canaries=[KEY, str(router.place)], **{"EIDPROXY_ROUTER_API_KEY": KEY, **settings})
+def proxied(router: Server, key: str = KEY, **settings: object) -> Proxy:
+    """eidproxy in front of a router."""
+    return Proxy(router.url, canaries=[KEY, str(router.place)], EIDPROXY_ROUTER_API_KEY=key, **settings)
 
 
 def told_directly(router: Server) -> list[str]:
@@ -216,7 +216,7 @@ def test_wrong_key(zoo: Zoo) -> None:
     """LiteLLM looks for an unknown key in a database it does not have, and says 400."""
     if zoo.kind == "mlx_lm.server":
         pytest.skip("mlx_lm.server has no keys")
-    with proxied(zoo.router, EIDPROXY_ROUTER_API_KEY="sk-wrong") as proxy:
+    with proxied(zoo.router, "sk-wrong") as proxy:
         answer = zoo.ask(chat("daily"), proxy)
         if zoo.kind == "LiteLLM":
             check_refusal(answer, 500, "router_rejected")
