@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.callers import check_refusal
 from tests.deploy.files import DEPLOY, fenced, run
 from tests.environments import environment
 from tests.harness import CHAT, Proxy, ask, chat
@@ -42,8 +41,10 @@ for (let run = 0; run < Number(process.argv[3]); run++) {{
 for run in $(seq "$2"); do
   export LLM_USER_PATH="$PWD/run$run"
   mkdir "$LLM_USER_PATH"
-  sh "$1" 2>&1
-  printf '\\nexit %s\\n%s' $? '{CUT}'
+  sh "$1" 2> errors
+  printf '\\nexit %s\\n' $?
+  cat errors
+  printf '{CUT}'
 done
 """,
 }
@@ -101,7 +102,7 @@ def test_recipe(recipe: Recipe, router: Router, proxy: Proxy, tmp_path: Path) ->
         assert "no such alias" not in text
     if recipe.name == "curl":
         assert answered.count('"content":"two "') == 1
-        assert answered.rstrip().endswith("data: [DONE]\n\n\nexit 0")
+        assert "data: [DONE]\n\n\nexit 0" in answered
         assert "[DONE]" not in failed[1]
         assert "exit 22" in failed[0]
         assert "exit 0" in failed[1]
@@ -145,8 +146,7 @@ def test_settings_to_take_out(router: Router, proxy: Proxy) -> None:
     (block,) = fenced(DEPLOY / "clients.md", "json")
     for field, value in json.loads(block).items():
         answer = ask(proxy, "POST", CHAT, chat("daily", **{field: value}))
-        assert answer.status == 400, field
-        check_refusal(answer, 400, str(answer.reason), field)
+        assert (answer.status, answer.json()["error"]["param"]) == (400, field)
         assert field in answer.json()["error"]["message"]
     assert router.posts == 0
     for field in ("image_url", "input_audio"):
