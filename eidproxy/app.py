@@ -1,6 +1,7 @@
 """The one place that builds the parts and joins them."""
 
 import asyncio
+import contextlib
 import gc
 import ssl
 import time
@@ -14,6 +15,7 @@ from starlette.routing import Route
 from eidproxy.admission import AdmissionQueue
 from eidproxy.chat import Defaults
 from eidproxy.config import Settings
+from eidproxy.connection import Roster
 from eidproxy.endpoints import CHAT_API, CHAT_PAGE, LIVE_FILES, Endpoints, build_pages, taken_by_the_relay
 from eidproxy.gate import Gate, LocalGate
 from eidproxy.logs import Event, Log
@@ -21,10 +23,12 @@ from eidproxy.metrics import Metrics, loop_lag_sampler
 from eidproxy.pages import CHAT_POLICY, STATUS_POLICY, page_routes
 from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.resolver import Resolver
-from eidproxy.server import Roster, Server, connection_limit
+from eidproxy.server import Server, connection_limit
+from eidproxy.settle import Settlements
 from eidproxy.surface import ChatSurface
 from eidproxy.upstream import EgressBlocked, Upstream
 from eidproxy.vocabulary import Mode, Phase
+from eidproxy.wedge import GuardStatistics, WedgeGuard
 
 VERSION = version("eidproxy")
 
@@ -33,6 +37,9 @@ _WATCHDOG_SECONDS = 5.0
 
 _CHECK_SECONDS = 10.0
 """How old the last look at the router may be before `/status` has another taken."""
+
+_READY_SECONDS = 1.0
+"""How old the answer of `/readyz` may be."""
 
 _FLUSH_SECONDS = 1.0
 """How long callers have to take the errors that a drain ends with."""
@@ -103,11 +110,17 @@ class Application:
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._ready: bool | None = None
+        self._reason: str | None = None
+        self._asked_at = -_READY_SECONDS
         self.metrics = Metrics(VERSION)
         self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc)
         self.upstream = build_upstream(settings)
         self.gate = build_gate(settings, self.metrics, self.log)
         self.metrics.queue_states = self.gate.statistics
+        self.settlements = Settlements(self.gate, self.metrics, settings.gate.after_leave, settings.gate.settle_seconds)
+        wedge_after, retry_seconds = settings.router.wedge_after, settings.router.wedge_retry_seconds
+        self.guards = {mode: WedgeGuard(wedge_after, retry_seconds, self._loop.time()) for mode in Mode}
+        self.metrics.upstream_states = self._upstream_states
         self.running: set[Relay] = set()
         self.roster = Roster(connection_limit())
         limits = RelayLimits(
@@ -140,6 +153,7 @@ class Application:
             pages,
             allowed_hosts=settings.allowed_hosts,
             api_key=settings.server.api_key,
+            background_api_key=settings.server.background_api_key,
             defaults=defaults,
             max_body_bytes=settings.server.max_body_bytes,
             buffer_bytes=settings.stream.buffer_bytes,
@@ -160,25 +174,28 @@ class Application:
         gc.set_threshold(10_000, 20, 100)
         self.log.state(Event.STARTED, version=VERSION, port=self.server.port)
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """See `server.Process`."""
         self.endpoints.draining = True
         self.metrics.draining = True
         self.log.state(Event.DRAINING, running=len(self.running))
         self.gate.drain()
-        try:
+        self.settlements.drain()
+
+    async def drained(self) -> None:
+        """See `server.Process`."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.server.drain_seconds):
                 await self._until(lambda: not self.running and not self._owed())
-        except TimeoutError:
-            pass
-        finally:
-            for relay in list(self.running):
-                relay.drain()
-        try:
+        self.end()
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._until(lambda: not self._owed())
-        except TimeoutError:
-            pass
+
+    def end(self) -> None:
+        """See `server.Process`."""
+        for relay in list(self.running):
+            relay.drain()
 
     async def stopped(self) -> None:
         """See `server.Process`."""
@@ -195,9 +212,17 @@ class Application:
     # What the pages show
 
     async def ready(self) -> str | None:
-        """The reason why requests would fail now, or None."""
+        """The reason why requests would fail now, or None. The router and the gate are asked at most once a second."""
         if self.endpoints.draining:
             return "draining"
+        if self._loop.time() - self._asked_at >= _READY_SECONDS:
+            self._reason = await self._ask_if_ready()
+            self._asked_at = self._loop.time()
+        elif self.upstream.reachable and (self.upstream.checked_at or 0.0) > self._asked_at:
+            return None  # a request got through since
+        return self._reason
+
+    async def _ask_if_ready(self) -> str | None:
         try:
             await self.upstream.check()
         except EgressBlocked:
@@ -208,7 +233,9 @@ class Application:
             reason = None
         if self._ready is not (reason is None):
             self._ready = reason is None
-            self.log.state(Event.ROUTER_REACHABLE if self._ready else Event.ROUTER_UNREACHABLE)
+            hint = self.upstream.hint
+            facts = {} if self._ready or hint is None else {"hint": hint.value}
+            self.log.state(Event.ROUTER_REACHABLE if self._ready else Event.ROUTER_UNREACHABLE, **facts)
         if reason is None and not await self.gate.available():
             reason = "gate_unavailable"
         return reason
@@ -230,7 +257,12 @@ class Application:
                 "in_use": statistics.in_use,
                 "queue_limit": statistics.queue_limit,
                 "holders": [
-                    {"mode": Mode.DAILY, "priority": holder.priority, "age_seconds": round(holder.age_seconds, 3)}
+                    {
+                        "mode": Mode.DAILY,
+                        "priority": holder.priority,
+                        "age_seconds": round(holder.age_seconds, 3),
+                        **({"settling": True} if holder.settling else {}),
+                    }
                     for holder in self.gate.holders()
                 ],
                 "waiting": [
@@ -249,8 +281,22 @@ class Application:
                 "stream_seconds": self.settings.stream.deadline_seconds,
                 "gate_wait_seconds": self.settings.gate.wait_timeout_seconds,
             },
-            "router": {"reachable": upstream.reachable, "checked_seconds_ago": _rounded(age)},
+            "router": {"reachable": upstream.reachable, "checked_seconds_ago": _rounded(age)}
+            | ({} if upstream.hint is None else {"hint": upstream.hint}),
+            "upstream": {
+                mode: {
+                    "state": guard.state,
+                    "since_seconds": round(guard.since_seconds, 3),
+                    "silent_ends": guard.silent_ends,
+                    "next_trial_seconds": _rounded(guard.next_trial_seconds),
+                }
+                for mode, guard in self._upstream_states().items()
+            },
         }
+
+    def _upstream_states(self) -> dict[Mode, GuardStatistics]:
+        now = self._loop.time()
+        return {mode: guard.statistics(now) for mode, guard in self.guards.items()}
 
     async def _look_at_router(self) -> None:
         if not self.endpoints.draining:

@@ -88,10 +88,11 @@ class Frames:
         self._common = head + b'{"index":0,"delta":{"content":'
         self._thought = head + b'{"index":0,"delta":{"reasoning_content":'
 
-    def rebuild(self, data: bytes) -> bytes | None:
+    def rebuild(self, data: bytes, is_thinking: bool = False) -> bytes | None:
         """The frame of an event of the common shape, which `Sanitizer.read` would give too; None for any other.
 
-        For those between the first event that passes and the finish reason. Each takes one `model` out.
+        For those between the first event that passes and the finish reason. Each takes one `model` out. While the
+        model `is_thinking`, the first text is for the long way: the answer comes to another stage with it.
         """
         try:
             chunk = _decode_common(data)
@@ -103,6 +104,8 @@ class Frames:
             return None
         if thought:
             return b"".join((self._thought, _encode(thought), _FRAME_END))
+        if is_thinking:
+            return None
         return b"".join((self._common, _encode(delta.content), _FRAME_END))
 
     def encode(self, delta: Delta, finish_reason: FinishReason | None = None) -> bytes:

@@ -1,21 +1,25 @@
 """The commands: serve, check, demo, top, token, version."""
 
 import asyncio
+import fcntl
 import os
 import re
 import resource
 import socket
 import stat
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import uvloop
 
 from eidproxy.config import FIELDS, Loaded, ServerSettings, Settings, SettingsError, load
+from eidproxy.signals import stop_signals
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
@@ -29,6 +33,8 @@ _HIJACKERS = (
 """Variables that the C library's resolver and OpenSSL obey."""
 
 _BACKLOG = 2048
+_LOCK_TRIES = 100
+"""Twenty a second: a start has the folder for some milliseconds."""
 
 
 def _setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,7 +65,7 @@ def cli() -> None:
 @click.option("--workers", type=int, default=1, metavar="N", help="must be 1: the gate lives in the process")
 @_setting_flags
 def serve(config: Path | None, workers: int, **flags: str | None) -> None:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM, SIGINT or SIGHUP; a second one ends at once."""
     if workers != 1:
         click.echo("eidproxy: one process has the gate: run one worker, or replicas with gate.url", err=True)
         sys.exit(EX_CONFIG)
@@ -67,6 +73,9 @@ def serve(config: Path | None, workers: int, **flags: str | None) -> None:
     harden()
     try:
         sockets = listen(settings)
+    except SocketTaken as taken:
+        click.echo(f"eidproxy: server.uds: {taken}", err=True)
+        sys.exit(EX_CONFIG)
     except OSError as error:
         where = settings.server.uds or f"{settings.server.host}:{settings.server.port}"
         click.echo(f"eidproxy: cannot listen on {where}: {error.strerror}", err=True)
@@ -103,6 +112,7 @@ async def run(settings: Settings, sockets: list[socket.socket]) -> None:
     application.upstream.own_addresses = frozenset(
         sock.getsockname()[:2] for sock in sockets if sock.family != socket.AF_UNIX
     )
+    stop_signals.notify(asyncio.get_running_loop(), application.server.stop)
     await application.server.serve(sockets)
 
 
@@ -116,8 +126,12 @@ def harden() -> None:
     silence_libraries()
 
 
+class SocketTaken(Exception):
+    """The path of `server.uds` belongs to somebody else. The text says what to do."""
+
+
 def listen(settings: Settings) -> list[socket.socket]:
-    """The listening sockets. Raises OSError."""
+    """The listening sockets. Raises OSError, SocketTaken."""
     server = settings.server
     if server.uds is not None:
         return [_listen_unix(server.uds)]
@@ -136,17 +150,65 @@ def listen(settings: Settings) -> list[socket.socket]:
 
 
 def _listen_unix(path: str) -> socket.socket:
+    """Listen at a path. A path is a name and not a lock: who removes what is there may take over a living server.
+
+    So only what refuses a connection is removed, and the lock of the folder makes one of all that start at once: from
+    the look at the path until somebody answers there no other start looks.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)  # what an earlier run left
-    except FileNotFoundError:
-        pass
-    sock.bind(path)
-    os.chmod(path, 0o660)
-    sock.listen(_BACKLOG)
+        with _folder_locked(Path(path).parent):
+            _remove_dead_socket(path)
+            sock.bind(path)
+            os.chmod(path, 0o660)
+            sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
     sock.setblocking(False)
     return sock
+
+
+@contextmanager
+def _folder_locked(folder: Path) -> Iterator[None]:
+    # The kernel gives the lock back with the descriptor, however the process ends; nothing is left in the folder.
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # a folder that may be written and not read: nobody can lock it
+        yield
+        return
+    try:
+        for _ in range(_LOCK_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.05)
+        else:
+            raise SocketTaken(f"another program has {folder} locked; try again, or choose a folder of its own")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_dead_socket(path: str) -> None:
+    """Remove what a process left that was killed. Raises SocketTaken for anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise SocketTaken(f"{path} is there and is no socket; remove it, or choose another path")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        caller.setblocking(False)
+        try:
+            caller.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            pass  # its queue is full, or it is of another kind or another user: somebody's, in any case
+    raise SocketTaken(f"somebody answers at {path}; stop that process, or choose another path")
 
 
 @cli.command()
@@ -166,13 +228,40 @@ def demo(once: bool, port: int) -> None:
 
 
 @cli.command()
+@click.option("--all", "everything", is_flag=True, help="show every setting, not only those that differ")
+@click.option("--live", is_flag=True, help="ask the router: at most 7 short requests, 100 tokens")
+@click.option("--measure", is_flag=True, help="with --live: time a prompt of 2,000 tokens too (3 more requests)")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option("--public-url", metavar="URL", help="try the stream through the edge in front, too")
 @_setting_flags
-def check(config: Path | None, public_url: str | None, **flags: str | None) -> None:
-    """Show the settings with their origin, what would be dialled, and whether it would work. Exit 0 or 78."""
-    from eidproxy.check import check as report
+def check(
+    config: Path | None,
+    everything: bool,
+    live: bool,
+    measure: bool,
+    as_json: bool,
+    public_url: str | None,
+    **flags: str | None,
+) -> None:
+    """Show the settings that differ from their default, what would be dialled, and whether it would work.
 
-    sys.exit(0 if report(_load(config, flags), public_url) else EX_CONFIG)
+    With --live the router is asked, through the eidproxy that runs here if one does. No answer is printed, nor any
+    name of a model.
+
+    Exit 0, 1 when something would fail, 78 when the settings are wrong.
+    """
+    if (measure and not live) or (live and (everything or public_url is not None)):
+        raise click.UsageError("--measure goes with --live; --all and --public-url go without it")
+    loaded = _load(config, flags)
+    if live:
+        from eidproxy.live_check import live_check
+
+        works = live_check(loaded.settings, measure=measure, as_json=as_json)
+    else:
+        from eidproxy.check import check as report
+
+        works = report(loaded, public_url, everything=everything, as_json=as_json)
+    sys.exit(0 if works else 1)
 
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
@@ -206,7 +295,8 @@ def top(once: bool, url: str | None, interval: float, config: Path | None) -> No
     client, name = connect(_load(config, {"router__url": "http://router"}).settings, url)
     plain = once or not takes_a_view(sys.stdout)
     try:
-        asyncio.run(show_once(client, name, sys.stdout) if plain else watch(client, name, interval, sys.stdout))
+        # uvloop, here too: asyncio's own loop may sleep through a signal that comes just before it waits.
+        uvloop.run(show_once(client, name, sys.stdout) if plain else watch(client, name, interval, sys.stdout))
     except TopError as error:
         click.echo(f"eidproxy: {name} {error}", err=True)
         sys.exit(1)
@@ -238,9 +328,3 @@ def show_version() -> None:
     from eidproxy.app import VERSION
 
     click.echo(VERSION)
-
-
-def main() -> NoReturn:
-    """The entry point of the console script."""
-    cli(prog_name="eidproxy")
-    raise SystemExit(0)

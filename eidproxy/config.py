@@ -6,9 +6,10 @@ and the nearest-name advice follow from them.
 
 import difflib
 import importlib.util
+import re
 import ssl
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -18,15 +19,33 @@ import msgspec
 from msgspec import Meta, Struct
 
 from eidproxy.egress import EgressPolicy, Verdict, is_name, literal, narrowed
-from eidproxy.vocabulary import Mode
+from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0
+_MAX_RETRY_SECONDS = 60
+"""The most that `Retry-After` says (contract, 5)."""
+_LIKENESS = 0.6
+"""From which ratio on (difflib) a name is suggested for another."""
+_ALMOST = 0.85
+"""The same for a name that need not be ours at all."""
 Seconds = Annotated[float, Meta(gt=0, le=_WEEK)]
 SecondsOrNever = Annotated[float, Meta(ge=0, le=_WEEK)]
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
-Word = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[!-~]+\Z")]
+_VISIBLE = r"\A[!-~]+\Z"
+Word = Annotated[str, Meta(min_length=1, max_length=256, pattern=_VISIBLE)]
 Secret = Annotated[str, Meta(min_length=1, extra={"secret": True})]
-Key = Annotated[str, Meta(min_length=1, pattern=r"\A[!-~]+\Z", extra={"secret": True})]  # it stands in a header
+Key = Annotated[str, Meta(min_length=1, pattern=_VISIBLE, extra={"secret": True})]  # it stands in a header
+
+
+VERDICTS = {
+    Verdict.NOT_AN_ADDRESS: "is not an address in its usual spelling",
+    Verdict.METADATA: "is a cloud's metadata service, which is never dialled",
+    Verdict.EMBEDDED: "carries another address inside it, which is never dialled",
+    Verdict.OUTSIDE: "is not in your private networks (loopback, 10/8, 172.16/12, 192.168/16, 100.64/10, fd00::/8)",
+    Verdict.LOOP: "is eidproxy itself: a request would go round in a circle",
+    Verdict.NO_ANSWER: "has no address",
+}
+"""Why an address is refused, for the person who set it."""
 
 
 class RouterSettings(Struct, frozen=True, kw_only=True):
@@ -39,6 +58,11 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     connect_timeout_seconds: Seconds = 5.0
     read_timeout_seconds: Seconds = 120.0
     write_timeout_seconds: Seconds = 30.0
+    first_event_seconds: Seconds = 90.0
+    first_event_seconds_per_kib: Annotated[float, Meta(ge=0, le=3600)] = 4.0
+    wedge_after: Annotated[int, Meta(ge=0, le=1000)] = 2
+    """0 switches the wedge guard off."""
+    wedge_retry_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     ask_usage: bool = False
 
 
@@ -70,6 +94,8 @@ class GateSettings(Struct, frozen=True, kw_only=True):
     max_waiting: Annotated[int, Meta(ge=0, le=10_000_000)] = 64
     wait_timeout_seconds: Seconds = 300.0
     aging_seconds: SecondsOrNever = 60.0
+    after_leave: AfterLeave = AfterLeave.RELEASE
+    settle_seconds: Annotated[float, Meta(gt=0, le=3600)] = 20.0
     url: Secret | None = None
     lease_seconds: Annotated[float, Meta(ge=0.5, le=3600)] = 15.0
 
@@ -90,6 +116,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     uds: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     api_key: Key | None = None
+    background_api_key: Key | None = None
     max_body_bytes: Annotated[int, Meta(ge=1, le=67_108_864)] = 1_048_576
     drain_seconds: SecondsOrNever = 60.0
 
@@ -160,6 +187,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         return EgressPolicy(narrowed(self.router.allowed_networks)) if self.router.allowed_networks else EgressPolicy()
 
 
+def refused(settings: Settings, verdict: Verdict) -> str:
+    """Why an address of the router is refused."""
+    narrowed_by = settings.router.allowed_networks and verdict is Verdict.OUTSIDE
+    return VERDICTS[verdict] + (", as far as router.allowed_networks leaves them" if narrowed_by else "")
+
+
 @dataclass(frozen=True, repr=False)
 class GateAddress:
     """Where the store of a shared gate is, and how to log in. It has no repr, since it holds a password."""
@@ -220,7 +253,7 @@ def _network_gate(parts: SplitResult, port: int | None, ca_file: str | None, log
     if address is None and not is_name(host):
         raise ValueError("the host must be an address in its usual spelling or a DNS name")
     if address is not None and not (decision := EgressPolicy().decide(str(address))).permitted:
-        raise ValueError(f"egress_blocked: the address is not permitted ({decision.verdict})")
+        raise ValueError(f"egress_blocked: the address {VERDICTS[decision.verdict]}")
     if ca_file is not None and not Path(ca_file).is_file():
         raise ValueError("ssl_ca_certs: there is no such file")
     return GateAddress(host=host, port=port or 6379, secure=parts.scheme == "rediss", ca_file=ca_file, **login)
@@ -287,40 +320,44 @@ def load(config: Path | None, environ: Mapping[str, str], flags: Mapping[str, st
             value = [word.strip() for word in value.split(",") if word.strip()]
         try:
             values[field.path] = msgspec.convert(value, field.kind, strict=strict)
-        except msgspec.ValidationError as error:
-            # The text of the error may repeat the value, which must not happen for a secret.
-            faults.append(f"{origin}: {field.path}: {'not a valid secret' if field.secret else error}")
+        except msgspec.ValidationError:
+            # msgspec's own words are for programmers, and may repeat the value.
+            faults.append(f"{origin}: {field.path}: {requirement(field.kind)}")
         else:
             origins[field.path] = origin
 
     for path, value in _from_file(config, faults):
         if path in known:
             take(known[path], value, f"file {config}", strict=True)
-        else:
-            faults.append(f"file {config}: unknown key {path}{_nearest(path, known)}")
+        elif (fault := f"file {config}: {_unknown_key(path, known)}") not in faults:
+            faults.append(fault)
     for field, name, word in _from_environment(environ, faults):
         take(field, word, f"environment {name}", strict=False)
     for path, word in flags.items():
         take(known[path], word, f"flag {known[path].flag}", strict=False)
     settings = _built(values)
     faults += _cross_checked(settings, environ)
+    if not settings.router.url:
+        faults += _misspelt_router_url(environ)
     if faults:
         raise SettingsError(faults)
     return Loaded(settings, origins)
 
 
-def shown(loaded: Loaded) -> Iterator[tuple[str, str, str]]:
-    """Path, value and origin of every setting, secrets masked."""
+def shown(loaded: Loaded, *, everything: bool) -> Iterator[tuple[str, str, str]]:
+    """Path, value and origin of each setting that differs from its default, or of every one; secrets masked."""
     for field in FIELDS:
         value: Any = loaded.settings
         for name in field.path.split("."):
             value = getattr(value, name)
+        if value == field.default and not everything:
+            continue
         if field.secret and value is not None:
             text = "********"
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and value:
             text = ", ".join(value)
         else:
-            text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            text = "none" if value in (None, ()) else str(value).lower() if isinstance(value, bool) else str(value)
         yield field.path, text, loaded.origins[field.path]
 
 
@@ -342,6 +379,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for name, value in table.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
+            if not value:
+                yield f"{prefix}{name}.", None
         else:
             yield prefix + name, value
 
@@ -377,11 +416,73 @@ def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Iterator
                 faults.append(f"environment {sources[0]}: the file is not UTF-8")
 
 
-def _nearest(name: str, known: Mapping[str, object] | set[str]) -> str:
+def requirement(kind: Any) -> str:
+    """What a setting of this type must be, in words: "must be a whole number from 0 to 65535"."""
+    known = msgspec.inspect.type_info(kind)
+    if isinstance(known, msgspec.inspect.UnionType):  # None is how a setting is left out, and nobody spells it
+        known = next(one for one in known.types if not isinstance(one, msgspec.inspect.NoneType))
+    if isinstance(known, msgspec.inspect.Metadata):
+        known = known.type
+    if isinstance(known, msgspec.inspect.BoolType):
+        return "must be true or false"
+    if isinstance(known, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+        noun = "a whole number" if isinstance(known, msgspec.inspect.IntType) else "a number"
+        low, to = (f"above {known.gt or 0:.15g}", ", at most") if known.ge is None else (f"from {known.ge:.15g}", " to")
+        return f"must be {noun} {low}" + ("" if known.le is None else f"{to} {known.le:.15g}")
+    if isinstance(known, msgspec.inspect.VarTupleType):
+        return "must be a list of words"
+    if isinstance(known, msgspec.inspect.StrType) and known.pattern is not None:
+        choice = re.fullmatch(r"\\A\(([a-z|]+)\)\\Z", known.pattern)
+        if choice is not None:
+            *others, last = choice[1].split("|")
+            return f"must be {', '.join(others)} or {last}"
+        count = f"1 to {known.max_length}" if known.max_length is not None else "one or more"
+        what = "letters, digits and signs of ASCII" if known.pattern == _VISIBLE else "characters"
+        return f"must be {count} {what}, without blanks{'' if known.pattern == _VISIBLE else ' at its ends'}"
+    return "must be a text" if getattr(known, "min_length", None) is None else "must be a text that is not empty"
+
+
+def _unknown_key(path: str, known: Mapping[str, object]) -> str:
+    section, dot, _ = path.partition(".")
+    sections = {name.partition(".")[0] for name in known}
+    if dot and section not in sections:
+        near = difflib.get_close_matches(section, sections, n=1, cutoff=_LIKENESS)
+        return f"unknown section [{section}]{f'; did you mean [{near[0]}]?' if near else ''}"
+    return f"unknown key {path}{_nearest(path, known)}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Advice for a name that is not known. What it shares with a known one up to a separator is no likeness."""
     if name == "EIDPROXY_ROUTER_URL":  # the one setting whose name does not follow from its path
         return "; did you mean LLM_ROUTER_URL?"
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+
+    def likeness(one: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
+
+    def is_near(candidate: str) -> bool:
+        start = _separated(name, candidate)
+        return likeness(name[start:], candidate[start:]) >= _LIKENESS
+
+    near = [candidate for candidate in known if is_near(candidate)]
+    return f"; did you mean {max(near, key=lambda candidate: likeness(name, candidate))}?" if near else ""
+
+
+def _separated(one: str, other: str) -> int:
+    """Where two names begin to differ, back to the separator before it."""
+    start = 0
+    for at, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            break
+        if left in "._":
+            start = at + 1
+    return start
+
+
+def _misspelt_router_url(environ: Mapping[str, str]) -> Iterator[str]:
+    """Names that are likely meant to be LLM_ROUTER_URL. Only asked when it is missing: others may own such names."""
+    for name in environ:
+        if len(name) > 3 and difflib.SequenceMatcher(None, name, "LLM_ROUTER_URL").ratio() >= _ALMOST:
+            yield f"environment: {name} is set; did you mean LLM_ROUTER_URL?"
 
 
 def _built(values: Mapping[str, Any]) -> Settings:
@@ -399,6 +500,21 @@ def _built(values: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def notes(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Settings that contradict each other without being wrong, by path: what `check` tells and `serve` lives with."""
+    router, gate, wall = settings.router, settings.gate, settings.stream.deadline_seconds
+    clocks = [("router.read_timeout_seconds", router.read_timeout_seconds)]
+    clocks.append(("router.first_event_seconds", router.first_event_seconds))
+    if gate.after_leave is not AfterLeave.RELEASE:
+        clocks.append(("gate.settle_seconds", gate.settle_seconds))
+    for name, seconds in clocks:
+        if seconds > wall:
+            yield name, f"{seconds:g} s are more than stream.deadline_seconds ({wall:g} s), which ends a request before"
+    if router.wedge_after and router.wedge_retry_seconds > _MAX_RETRY_SECONDS:
+        told = f"callers are told to come back after {_MAX_RETRY_SECONDS} s at most, so some come too early"
+        yield "router.wedge_retry_seconds", f"{router.wedge_retry_seconds:g} s: {told}"
+
+
 def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     """What a type cannot say."""
     yield from _router_faults(settings)
@@ -409,6 +525,11 @@ def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
         yield "server.host: not an address or a name"
     if not is_loopback and settings.server.uds is None and settings.server.api_key is None:
         yield "server.host: is not loopback, so server.api_key is required"
+    background = settings.server.background_api_key
+    if background is not None and background == settings.server.api_key:
+        yield "server.background_api_key: must be another key than server.api_key"
+    if background is not None and settings.server.api_key is None:
+        yield "server.background_api_key: needs server.api_key: without it everybody is let in as foreground"
     yield from _gate_faults(settings)
     if settings.gate.url is None and environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
         yield "environment WEB_CONCURRENCY: one process has the gate, so more than one worker is refused; see gate.url"
@@ -455,9 +576,9 @@ def _router_faults(settings: Settings) -> Iterator[str]:
     elif address is not None:
         decision = EgressPolicy(networks or EgressPolicy().networks).decide(str(address))
         if not decision.permitted:
-            yield f"router.url: egress_blocked: the address is not permitted ({decision.verdict})"
+            yield f"router.url: egress_blocked: {address} {refused(settings, decision.verdict)}"
         elif literal(settings.server.host) == address and settings.router_address[1] == settings.server.port:
-            yield f"router.url: egress_blocked: this is eidproxy's own address ({Verdict.LOOP})"
+            yield f"router.url: egress_blocked: {address} port {settings.server.port} {VERDICTS[Verdict.LOOP]}"
     if settings.router.ca_file is not None:
         try:
             ssl.create_default_context(cafile=settings.router.ca_file)

@@ -7,16 +7,19 @@ name, a fingerprint, usage, keepalive comments, and a cold start for `deep`.
 import asyncio
 import json
 import secrets
+import shutil
 import socket
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import click
 import httpx
 
 from eidproxy.config import ChatSettings, LogSettings, RouterSettings, ServerSettings, Settings
+from eidproxy.signals import stop_signals
 from eidproxy.tokens import Tokens
 
 _ANSWER = (
@@ -96,6 +99,8 @@ async def demo(listener: socket.socket, once: bool) -> None:
 
     router = await asyncio.start_server(DemoRouter().serve, "127.0.0.1", 0)
     with tempfile.TemporaryDirectory(prefix="eidproxy-demo-") as folder:
+        # Until the show is over a signal ends the process there and then.
+        stop_signals.clean_up = partial(shutil.rmtree, folder, ignore_errors=True)
         secret = secrets.token_urlsafe(32)
         port = listener.getsockname()[1]
         settings = Settings(
@@ -112,11 +117,13 @@ async def demo(listener: socket.socket, once: bool) -> None:
             if once:
                 application.server.stop()
             else:
+                stop_signals.notify(asyncio.get_running_loop(), application.server.stop)
                 _say_what_to_try(f"http://127.0.0.1:{port}", token)
             await server
         finally:
             server.cancel()
             router.close()
+    stop_signals.clean_up = None
 
 
 def _write_rules(folder: str) -> str:

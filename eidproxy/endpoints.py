@@ -1,27 +1,30 @@
 """What can be asked for: the main job and the chat surface through the relay, the rest through Starlette's router.
 
-`Endpoints` is the service behind every connection. A request is judged by its head before its body is read (host, key,
-drain), then answered by one of three: the relay, the chat surface, or Starlette's router with the pages below.
+`Endpoints` is the service behind every connection. A request is judged by its head before its body is read: where it
+comes from, host, key or token, path, media type, our own headers. Then it is answered by one of three: the relay, the
+chat surface, or Starlette's router with the pages below.
 """
 
 import asyncio
 import hmac
 import re
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 
 from eidproxy.chat import Defaults, parse_chat_request
+from eidproxy.connection import Connection, State
 from eidproxy.errors import Refusal, metric_reason
 from eidproxy.http1 import RequestHead
 from eidproxy.logs import RequestLine
 from eidproxy.metrics import Metrics
 from eidproxy.relay import Relay, RelayServices
-from eidproxy.server import Connection
 from eidproxy.surface import ChatSurface
 from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Priority, Surface
 
@@ -34,6 +37,16 @@ _PROBES = frozenset({"/healthz", "/readyz"})
 _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
 _PRIORITIES = {word.value.encode(): word for word in Priority}
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+_PROGRESS = {b"1": True, b"true": True, b"0": False, b"false": False}
+_NAVIGABLE = frozenset({"/", CHAT_PAGE})
+"""Where a link on another site may lead."""
+
+_PAGES_A_TURN = 4
+"""How many pages are worked at in one turn of the loop, so that a crowd of them does not hold it."""
+
+_METRICS_SECONDS = 1.0
+"""How old the text of `/metrics` may be (contract, 2): it takes some milliseconds to write."""
+
 _JSON = re.compile(rb'application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
 
 
@@ -56,92 +69,129 @@ class Endpoints:
         *,
         allowed_hosts: frozenset[str],
         api_key: str | None,
+        background_api_key: str | None = None,
         defaults: Defaults,
         max_body_bytes: int,
         buffer_bytes: int,
         chat: ChatSurface | None = None,
     ) -> None:
         self.services = services
-        self.max_body_bytes = max_body_bytes
         self.buffer_bytes = buffer_bytes
         self.draining = False
         self._pages = pages
         self._allowed_hosts = allowed_hosts
         self._api_key = None if api_key is None else api_key.encode()
+        self._background_key = None if background_api_key is None else background_api_key.encode()
         self._defaults = defaults
         self._chat = chat
+        self._max_body_bytes = max_body_bytes
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asked: deque[tuple[Connection, RequestHead, bytes]] = deque()
 
-    def admit(self, head: RequestHead) -> None:
-        """See `server.Service`."""
+    def admit(self, head: RequestHead) -> int:
+        """See `connection.Service`."""
+        if _is_cross_site(head):
+            raise Refusal("cross_site")
         if head.path in _PROBES:
-            return
+            return self._max_body_bytes
         if head.host not in self._allowed_hosts:
             raise Refusal("host_not_allowed")
         is_chat = head.path in (CHAT_API, CHAT_PAGE) or head.path.startswith(CHAT_PAGE + "/")
         if self._api_key is not None and not (is_chat and self._chat is not None):
             self._authorize(head)
-        if head.method == "POST" and head.path in (CHAT_COMPLETIONS, CHAT_API) and self.draining:
-            raise Refusal("draining")
+        if head.method == "POST":
+            if head.path == CHAT_COMPLETIONS:
+                if self.draining:
+                    raise Refusal("draining")
+                check_media_type(head)
+                _priority(head)
+                _wants_progress(head)
+                return self._max_body_bytes
+            if head.path == CHAT_API and self._chat is not None:
+                if self.draining:
+                    raise Refusal("draining")
+                self._chat.authorize(head)
+                check_media_type(head)
+                return min(self._chat.caps.body_bytes, self._max_body_bytes)
+        if head.content_length or head.chunked:
+            self._find_page(head)
+        return self._max_body_bytes
 
     def handle(self, connection: Connection, head: RequestHead, body: bytes) -> None:
-        """See `server.Service`."""
+        """See `connection.Service`."""
         if head.method == "POST":
             if head.path == CHAT_COMPLETIONS:
                 self._complete(connection, head, body)
                 return
             if head.path == CHAT_API and self._chat is not None:
-                self._converse(connection, head, body)
+                self._converse(self._chat, connection, head, body)
                 return
-        task = asyncio.get_running_loop().create_task(self._ask_pages(connection, head, body))
-        connection.departed = task.cancel
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if not self._asked:
+            connection.loop.call_soon(self._work_at_pages)
+        self._asked.append((connection, head, body))
 
-    def refused(self, connection: Connection, refusal: Refusal) -> None:
-        """See `server.Service`."""
-        self._record(connection, Surface.PROXY, refusal.status, refusal.reason)
+    def refused(self, connection: Connection, head: RequestHead | None, refusal: Refusal) -> None:
+        """See `connection.Service`."""
+        if refusal.reason == "rules_missing":
+            self.services.metrics.rules_missing.inc()
+        self._record(connection, _surface(head), refusal.status, refusal.reason)
 
     def fault(self, where: str, error: BaseException) -> None:
         """See `server.Service`."""
         self.services.log.fault(where, error)
 
     def _authorize(self, head: RequestHead) -> None:
-        scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
-        if (
-            scheme.lower() != b"bearer"
-            or b"authorization" in head.repeated
-            or not hmac.compare_digest(token.strip(), self._api_key or b"")
-        ):
+        key = _bearer(head)
+        # Both are compared each time, so that the time tells nothing either.
+        known = [hmac.compare_digest(key, one) for one in (self._api_key, self._background_key) if one is not None]
+        if not any(known):
             raise Refusal("unauthorized")
+
+    def _priority(self, head: RequestHead) -> Priority:
+        """The class that was asked for; who comes with the background key is BACKGROUND whatever the header says."""
+        if self._background_key is not None and hmac.compare_digest(_bearer(head), self._background_key):
+            return Priority.BACKGROUND
+        return _priority(head)
 
     def _complete(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """`POST /v1/chat/completions`: everything is checked before the gate."""
-        check_media_type(head)
         request = parse_chat_request(body, self._defaults)
         Relay(
             self.services,
             connection,
             request,
-            priority=_priority(head),
-            progress=head.headers.get(b"x-eid-progress") == b"1",
+            priority=self._priority(head),
+            progress=_wants_progress(head),
             trace_id=trace_id(head),
         ).start()
 
-    def _converse(self, connection: Connection, head: RequestHead, body: bytes) -> None:
-        """`POST /api/eid/chat`: the token first, then everything else, before the gate."""
-        assert self._chat is not None  # noqa: S101  # asked by the caller
-        try:
-            self._chat.authorize(head)
-            check_media_type(head)
-            request = self._chat.request(body)
-        except Refusal as refusal:
-            if refusal.reason == "rules_missing":
-                self.services.metrics.rules_missing.inc()
-            connection.refuse(refusal)
-            self._record(connection, Surface.CHAT, refusal.status, refusal.reason)
-            return
+    def _converse(self, chat: ChatSurface, connection: Connection, head: RequestHead, body: bytes) -> None:
+        """`POST /api/eid/chat`: everything is checked before the gate."""
+        request = chat.request(body)
         Relay(self.services, connection, request, progress=True, surface=Surface.CHAT, trace_id=trace_id(head)).start()
+
+    def _find_page(self, head: RequestHead) -> None:
+        """Refuse what has a body and leads nowhere, before the body is taken."""
+        scope = {"type": "http", "method": head.method, "path": head.path, "root_path": "", "headers": []}
+        matches = {route.matches(scope)[0]: route for route in self._pages.routes}
+        if Match.FULL not in matches:
+            page = matches.get(Match.PARTIAL)
+            if not isinstance(page, Route):
+                raise Refusal("not_found")
+            raise Refusal("method_not_allowed", allow=", ".join(sorted(page.methods or ())).encode())
+
+    def _work_at_pages(self) -> None:
+        """Begin with those that were asked for first, a few in each turn."""
+        for _ in range(min(len(self._asked), _PAGES_A_TURN)):
+            connection, head, body = self._asked.popleft()
+            if connection.state is not State.BUSY:
+                continue  # the caller left
+            task = connection.loop.create_task(self._ask_pages(connection, head, body))
+            connection.departed = task.cancel
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self._asked:
+            asyncio.get_running_loop().call_soon(self._work_at_pages)
 
     async def _ask_pages(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """Ask Starlette's router for a request that is whole and an answer that is small."""
@@ -189,10 +239,9 @@ class Endpoints:
             self.fault("page", error)
             status, reason = 500, "internal_error"
             connection.refuse(Refusal(reason))
-        if reason != "none" or not (head.path in _UNLOGGED or head.path.startswith((CHAT_PAGE, LIVE_FILES))):
-            surface = Surface.CHAT if head.path in (CHAT_API, CHAT_PAGE) else Surface.PROXY
-            if head.path not in _PROBES:
-                self._record(connection, surface, status, reason)
+        is_quiet = reason == "none" and (head.path in _UNLOGGED or head.path.startswith((CHAT_PAGE, LIVE_FILES)))
+        if not is_quiet and head.path not in _PROBES:
+            self._record(connection, _surface(head), status, reason)
 
     def _record(self, connection: Connection, surface: Surface, status: int, reason: str) -> None:
         """Count and log a request that did not reach the relay."""
@@ -230,6 +279,31 @@ def trace_id(head: RequestHead) -> str | None:
     return match[1].decode()
 
 
+def _bearer(head: RequestHead) -> bytes:
+    """The token of the one `Authorization: Bearer` header; empty, which no key is, when there is none or two."""
+    scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
+    return b"" if scheme.lower() != b"bearer" or b"authorization" in head.repeated else token.strip()
+
+
+def _is_cross_site(head: RequestHead) -> bool:
+    """Whether a page of another site asks (W3C Fetch Metadata), and not because somebody followed a link."""
+    if b"cross-site" not in head.headers.get(b"sec-fetch-site", b"").lower():
+        return False
+    mode = head.headers.get(b"sec-fetch-mode", b"").lower()
+    return not (mode == b"navigate" and head.method == "GET" and head.path in _NAVIGABLE)
+
+
+def _surface(head: RequestHead | None) -> Surface:
+    return Surface.CHAT if head is not None and head.path in (CHAT_API, CHAT_PAGE) else Surface.PROXY
+
+
+def _wants_progress(head: RequestHead) -> bool:
+    word = head.headers.get(b"x-eid-progress", b"0")
+    if word not in _PROGRESS or b"x-eid-progress" in head.repeated:
+        raise Refusal("invalid_request")
+    return _PROGRESS[word]
+
+
 def _priority(head: RequestHead) -> Priority:
     word = head.headers.get(b"x-eid-priority", b"foreground")
     if word not in _PRIORITIES or b"x-eid-priority" in head.repeated:
@@ -257,11 +331,13 @@ def build_pages(
     status: Callable[[], dict[str, Any]],
     created: int,
     extra: list[Route],
+    clock: Callable[[], float] = time.monotonic,
 ) -> Router:
     """A router with every endpoint that is no job for the relay.
 
     `ready` returns the reason why the proxy is not ready, or None.
     """
+    texts: dict[str, tuple[float, bytes]] = {}  # by content type, of which there are a few, whatever is asked for
     models = [{"id": mode, "object": "model", "created": created, "owned_by": "eidproxy"} for mode in Mode]
 
     async def healthz(_: Request) -> Response:
@@ -274,7 +350,12 @@ def build_pages(
         return json_response({"status": "ready"})
 
     async def show_metrics(request: Request) -> Response:
-        text, content_type = metrics.expose(request.headers.get("accept", ""))
+        write, content_type = metrics.writer(request.headers.get("accept", ""))
+        written_at, text = texts.get(content_type, (-_METRICS_SECONDS, b""))
+        now = clock()
+        if now - written_at >= _METRICS_SECONDS:
+            text = write()
+            texts[content_type] = now, text
         return Response(text, headers={"content-type": content_type})
 
     async def show_status(_: Request) -> Response:

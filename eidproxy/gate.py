@@ -24,6 +24,7 @@ class Holder(NamedTuple):
 
     priority: Priority
     age_seconds: float
+    settling: bool
 
 
 class Waiter(NamedTuple):
@@ -39,6 +40,7 @@ class GateStatistics(NamedTuple):
 
     slots: int
     in_use: int
+    settling: int
     queue_limit: int
     depth: dict[Priority, int]
     oldest_wait_seconds: dict[Priority, float]
@@ -50,6 +52,8 @@ class Pass(Protocol):
 
     lost: Callable[[str], None] | None
     """Called with a reason when a slot that was granted is taken away; it is no longer held then."""
+    settling: bool
+    """Whether the caller has left and the slot is kept all the same (see `settle`). For the operator's views."""
 
     @property
     def granted_at_once(self) -> bool:
@@ -117,12 +121,13 @@ class MeanHold:
 class LocalPass:
     """A pass of `LocalGate`."""
 
-    __slots__ = ("_gate", "_turn", "lost", "ticket")
+    __slots__ = ("_gate", "_turn", "lost", "settling", "ticket")
 
     def __init__(self, gate: "LocalGate", ticket: Ticket) -> None:
         self._gate = gate
         self.ticket = ticket
         self.lost: Callable[[str], None] | None = None
+        self.settling = False
         self._turn: asyncio.Future[None] | None = None
 
     @property
@@ -156,7 +161,7 @@ class LocalGate:
     ) -> None:
         self._queue = queue
         self._metrics = metrics
-        self._waits = Countdown(wait_timeout_seconds, self._expire)
+        self._waits = Countdown(wait_timeout_seconds, self._expire, patient=True)
         self._holds = Countdown(max_hold_seconds, self._take_back)
         self._passes: dict[int, LocalPass] = {}
         self._watchers: dict[int, Callable[[], None]] = {}
@@ -235,6 +240,7 @@ class LocalGate:
         return GateStatistics(
             slots=self._queue.capacity,
             in_use=len(self._queue.holders),
+            settling=sum(self._passes[number].settling for number in self._queue.holders),
             queue_limit=self._queue.max_waiting,
             depth={priority: len(line) for priority, line in lines.items()},
             oldest_wait_seconds={p: now - line[0].arrived_at if line else 0.0 for p, line in lines.items()},
@@ -244,7 +250,10 @@ class LocalGate:
     def holders(self) -> list[Holder]:
         """See `Gate.holders`."""
         now = self._loop.time()
-        return [Holder(t.priority, now - (t.granted_at or now)) for t in self._queue.holders.values()]
+        return [
+            Holder(ticket.priority, now - (ticket.granted_at or now), self._passes[number].settling)
+            for number, ticket in self._queue.holders.items()
+        ]
 
     def waiters(self) -> list[Waiter]:
         """See `Gate.waiters`."""

@@ -22,6 +22,7 @@ from redis.exceptions import ResponseError
 
 from eidproxy.config import GateAddress
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+from eidproxy.keepalive import enable_keepalive
 from eidproxy.resolver import Resolver
 from eidproxy.upstream import EgressBlocked
 
@@ -30,9 +31,6 @@ _KEYS = tuple(
 )
 
 _MAX_BATCH = 64
-
-_KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
-"""A subscription says nothing for hours; a peer that vanished is noticed after some ten seconds."""
 
 
 class Reply(NamedTuple):
@@ -116,12 +114,10 @@ class GuardedConnection(Connection):
                 raise EgressBlocked(Decision(Verdict.OUTSIDE))
             sock = writer.get_extra_info("socket")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            # A subscription says nothing for hours.
+            enable_keepalive(sock, idle=5, interval=2, count=3)
             # Hanging up throws away what was not delivered: a call that was given up shall not take a slot later.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            for name, value in _KEEPALIVE:
-                if hasattr(socket, name):
-                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
             self._reader, self._writer = reader, writer
             return
         raise ConnectionRefusedError

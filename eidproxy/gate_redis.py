@@ -120,6 +120,7 @@ class RedisPass:
         "number",
         "position",
         "priority",
+        "settling",
         "token",
         "turn",
         "unanswered",
@@ -133,6 +134,7 @@ class RedisPass:
         self.arrived_at = arrived_at
         self.granted_at: float | None = None
         self.lost: Callable[[str], None] | None = None
+        self.settling = False
         self.moved: Callable[[], None] | None = None
         self.number = 0
         """The order of arrival by the server, 0 before it answered."""
@@ -269,6 +271,7 @@ class RedisGate:
         return GateStatistics(
             slots=self._capacity,
             in_use=len(self._holders),
+            settling=sum(claim.settling for claim in self._holders.values()),
             queue_limit=self._max_waiting,
             depth={priority: len(line) for priority, line in self._lines.items()},
             oldest_wait_seconds={p: now - claim.arrived_at if claim else 0.0 for p, claim in oldest.items()},
@@ -278,7 +281,9 @@ class RedisGate:
     def holders(self) -> list[Holder]:
         """See `Gate.holders`."""
         now = self._loop.time()
-        return [Holder(claim.priority, now - (claim.granted_at or now)) for claim in self._holders.values()]
+        return [
+            Holder(claim.priority, now - (claim.granted_at or now), claim.settling) for claim in self._holders.values()
+        ]
 
     def waiters(self) -> list[Waiter]:
         """See `Gate.waiters`."""

@@ -8,7 +8,7 @@ state (the gate, requests in progress) is asked for at scrape.
 import platform
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, product
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -32,10 +32,12 @@ from eidproxy.vocabulary import (
     Outcome,
     Phase,
     Priority,
+    SettleEnd,
     StreamEnd,
     Stripped,
     Surface,
     TokenKind,
+    UpstreamState,
     WaitOutcome,
 )
 
@@ -44,6 +46,7 @@ _HOLD = (0.1, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
 _MARGIN = (0, 1, 5, 15, 30, 60, 120, 180, 240, 290)
 _FIRST = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 120)
 _INTERVAL = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60)
+_SHARE = (0.1, 0.25, 0.5, 0.75, 0.9, 1)
 _LAG = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
@@ -55,11 +58,24 @@ class QueueStates(Protocol):
     @property
     def in_use(self) -> int: ...
     @property
+    def settling(self) -> int: ...
+    @property
     def queue_limit(self) -> int: ...
     @property
     def depth(self) -> dict[Priority, int]: ...
     @property
     def oldest_wait_seconds(self) -> dict[Priority, float]: ...
+
+
+class UpstreamStates(Protocol):
+    """The part of `wedge.GuardStatistics` that the scrape reads."""
+
+    @property
+    def state(self) -> UpstreamState: ...
+    @property
+    def silent_ends_total(self) -> int: ...
+    @property
+    def wedges_total(self) -> int: ...
 
 
 class Count:
@@ -127,6 +143,7 @@ class Metrics(Collector):
         self.streams = {mode: StreamCounters() for mode in Mode}
         self.in_progress = {(mode, phase): 0 for mode in Mode for phase in Phase}
         self.queue_states: Callable[[], QueueStates] | None = None
+        self.upstream_states: Callable[[], Mapping[Mode, UpstreamStates]] | None = None
         self.draining = False
         self.gate_backend_up = True
         """Whether the gate's store answers; always, when the gate is in the process."""
@@ -149,6 +166,10 @@ class Metrics(Collector):
             "gate_wait_seconds", "Waits in the gate.", _WAIT, ("priority", "outcome"), product(Priority, WaitOutcome)
         )
         self.gate_hold = self._single("gate_hold_seconds", "How long slots were held.", _HOLD, "priority", Priority)
+        self.gate_settle = self._single(
+            "gate_settle_seconds", "How long slots were kept for a caller that had left, by what ended it.", _HOLD,
+            "end", SettleEnd,
+        )  # fmt: skip
         self.forced_releases = self._counter(
             "gate_forced_releases", "Slots taken back from a holder that kept them too long. Must stay 0."
         )[()]
@@ -166,6 +187,10 @@ class Metrics(Collector):
         self.first_byte = self._single(
             "upstream_first_byte_seconds", "From the grant to the router's first byte.", _FIRST, "mode", Mode
         )
+        self.allowance_used = self._single(
+            "first_event_allowance_used_ratio", "Wait for the first event, as a share of what the request was allowed.",
+            _SHARE, "mode", Mode,
+        )  # fmt: skip
         self.stream_ends = self._counter(
             "stream_ends", "How upstream streams ended.", ("mode", "end"), product(Mode, StreamEnd)
         )
@@ -233,10 +258,15 @@ class Metrics(Collector):
                 totals[word] = totals.get(word, 0) + count.value
         return totals
 
-    def expose(self, accept: str) -> tuple[bytes, str]:
-        """The text of a scrape and its content type: OpenMetrics when it is asked for."""
+    def writer(self, accept: str) -> tuple[Callable[[], bytes], str]:
+        """What writes the text of a scrape, and its content type: OpenMetrics when it is asked for."""
         encoder, content_type = choose_encoder(accept)
-        return encoder(self.registry), content_type
+        return lambda: encoder(self.registry), content_type
+
+    def expose(self, accept: str) -> tuple[bytes, str]:
+        """The text of a scrape and its content type."""
+        write, content_type = self.writer(accept)
+        return write(), content_type
 
     def collect(self) -> Iterator[Metric]:
         """Every family, as prometheus-client wants it."""
@@ -268,6 +298,8 @@ class Metrics(Collector):
         yield _gauge("build_info", "1; what runs.", [(built, 1)], ("version", "python"))
         if self.queue_states is not None:
             yield from _queue_families(self.queue_states())
+        if self.upstream_states is not None:
+            yield from _upstream_families(self.upstream_states())
 
 
 def _gauge(
@@ -283,6 +315,7 @@ def _queue_families(states: QueueStates) -> Iterator[Metric]:
     for name, text, value in (
         ("slots", "Requests that may be at the router at once.", states.slots),
         ("slots_in_use", "Slots that are held.", states.in_use),
+        ("settling", "Slots kept for a caller that has left.", states.settling),
         ("queue_limit", "Requests that may wait.", states.queue_limit),
     ):
         yield _gauge(f"gate_{name}", text, [((), value)])
@@ -292,6 +325,25 @@ def _queue_families(states: QueueStates) -> Iterator[Metric]:
         "gate_oldest_wait_seconds", "The longest wait of those who wait.",
         [((p,), oldest[p]) for p in Priority], ("priority",),
     )  # fmt: skip
+
+
+def _upstream_families(states: Mapping[Mode, UpstreamStates]) -> Iterator[Metric]:
+    yield _gauge(
+        "upstream_state", "1 for the state of the model server: live, suspect (it was silent once) or wedged.",
+        (((mode, state), float(found.state is state)) for mode, found in states.items() for state in UpstreamState),
+        ("mode", "state"),
+    )  # fmt: skip
+    silent = CounterMetricFamily(
+        "eidproxy_upstream_silent_ends", "Requests that the router left without a first event for too long.",
+        labels=("mode",),
+    )  # fmt: skip
+    wedges = CounterMetricFamily(
+        "eidproxy_upstream_wedges", "How often the model server was found wedged.", labels=("mode",)
+    )
+    for mode, found in states.items():
+        silent.add_metric((mode,), found.silent_ends_total)
+        wedges.add_metric((mode,), found.wedges_total)
+    yield from (silent, wedges)
 
 
 def _outcome(reason: str) -> Outcome:

@@ -17,6 +17,7 @@ import httpx
 
 from eidproxy.chat import ChatRequest, upstream_body
 from eidproxy.completion import Completion
+from eidproxy.connection import Connection
 from eidproxy.countdown import Countdown
 from eidproxy.errors import (
     CLIENT_GONE,
@@ -33,7 +34,6 @@ from eidproxy.gate import Gate, Pass
 from eidproxy.logs import Event, Log, RequestLine
 from eidproxy.metrics import Metrics
 from eidproxy.progress import News, Progress
-from eidproxy.server import Connection
 from eidproxy.stream import DONE, Stage, Stream
 from eidproxy.upstream import EgressBlocked, Exchange, Upstream
 from eidproxy.vocabulary import Mode, Outcome, Phase, Priority, StreamEnd, Surface
@@ -612,7 +612,6 @@ class Relay:
         """Give back the slot, the connection and the timers, and end the answer."""
         if self.state is State.CONCLUDED:
             return
-        refusal = self._verdict(cause, given, refusal)
         state, self.state = self.state, State.CONCLUDED
         for give_back in (self._close_upstream, self._leave_gate, self._cancel_timers, self._detach):
             try:
@@ -622,6 +621,7 @@ class Relay:
         self.services.metrics.in_progress[self.mode, _PHASES[state]] -= 1
         status = 200
         try:
+            refusal = self._verdict(state, cause, given, refusal)
             status = self._end_answer(refusal)
         except Exception as error:  # noqa: BLE001  # the answer is lost, the slot must not be
             self.services.log.fault("answer", error)
@@ -629,11 +629,11 @@ class Relay:
         self._record(refusal, status)
         del self._splice.relay  # so that both are freed here, and not when the collector runs
 
-    def _verdict(self, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
+    def _verdict(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
         """What the caller is told: None for a whole answer."""
         if cause is Cause.ROUTER_DONE and self._stream.sanitizer.finish_reason is not None:
             return None
-        word = ENDS[self.state].get(cause, _GIVEN)
+        word = ENDS[state].get(cause, _GIVEN)
         if word == WHOLE:
             return None
         if word == _STATUS:

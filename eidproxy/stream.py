@@ -80,8 +80,8 @@ class Stream:
         """Take the bytes of one read and return the events for the caller."""
         self._bytes_read += len(data)
         if self._is_common and (event := whole_event(data, self._parser.max_event_bytes)) is not None:
-            frame = self._frames.rebuild(event)
-            if frame is not None:
+            frame = self._frames.rebuild(event, self.stage is Stage.THINKING)
+            if frame is not None and self._bytes_read <= _MAX_STREAM_BYTES:
                 self._common_events += 1
                 self.chunks += 1
                 return frame
@@ -98,7 +98,7 @@ class Stream:
         is_plain = sanitizer.is_plain and self.completion is None
         for event in events:
             if is_plain and type(event) is bytes:
-                frame = frames.rebuild(event)
+                frame = frames.rebuild(event, not sanitizer.has_text)
                 if frame is not None:
                     self._common_events += 1
                     sent.append(frame)

@@ -29,6 +29,14 @@ class Caps(NamedTuple):
     messages: int = 40
     total_chars: int = 32000
 
+    @property
+    def body_bytes(self) -> int:
+        """The longest body that can be within the caps, or a little longer.
+
+        A code point takes at most 12 bytes, as two `\\uXXXX` escapes; a message has some names and blanks around it.
+        """
+        return self.total_chars * 12 + (self.messages + 8) * 512
+
 
 class ChatSurface:
     """Turns a request of the page into one of the main job."""
@@ -38,7 +46,7 @@ class ChatSurface:
         self.tokens = Tokens(
             settings.jwt_secret, settings.jwt_audience, settings.jwt_issuer, settings.jwt_leeway_seconds
         )
-        self._caps = Caps(settings.max_message_chars, settings.max_messages, settings.max_total_chars)
+        self.caps = Caps(settings.max_message_chars, settings.max_messages, settings.max_total_chars)
         self._defaults = defaults
         # The persona says who speaks, the rules come last and have the last word.
         self._files = [name for name in (settings.persona_file, settings.rules_file) if name is not None]
@@ -55,7 +63,7 @@ class ChatSurface:
         value = parse_object(body)
         refuse_unknown(value, _FIELDS)
         mode = parse_mode(value, body, "mode")
-        messages = check_messages(value.get("messages"), self._caps)
+        messages = check_messages(value.get("messages"), self.caps)
         system: Object = {"role": "system", "content": self.compose()}
         fields = {
             "messages": [system, *messages],

@@ -16,6 +16,7 @@ import time
 import tty
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NamedTuple, TextIO
 
 import httpx
@@ -23,6 +24,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from eidproxy.config import Settings
+from eidproxy.signals import stop_signals
 
 _METRICS_SECONDS = 5.0
 _PATIENCE_SECONDS = 5.0
@@ -504,10 +506,11 @@ class Screen:
         self._write("\x1b[?1049h\x1b[?25l")
 
     def leave(self) -> None:
-        """Give it back as it was."""
-        self._write("\x1b[?25h\x1b[?1049l")
-        if self._keys is not None and self._before is not None:
-            termios.tcsetattr(self._keys, termios.TCSAFLUSH, self._before)
+        """Give it back as it was. Not through the buffer: a signal may have come in the middle of a write."""
+        with suppress(OSError, termios.error):  # the terminal is gone
+            os.write(self._output.fileno(), b"\x1b[?25h\x1b[?1049l")
+            if self._keys is not None and self._before is not None:
+                termios.tcsetattr(self._keys, termios.TCSAFLUSH, self._before)
 
     def draw(self, view: View) -> None:
         """Draw over what is there: each line clears its end, the last clears what is below."""
@@ -546,7 +549,10 @@ async def show_once(client: httpx.AsyncClient, name: str, output: TextIO) -> Non
 
 
 async def watch(client: httpx.AsyncClient, name: str, interval: float, output: TextIO) -> None:
-    """Show the view until Ctrl-C, q or SIGTERM. Raises TopError when asking again will not help."""
+    """Show the view until Ctrl-C, q or SIGTERM. Raises TopError when asking again will not help.
+
+    A signal ends the process there and then, with the terminal as it was.
+    """
     loop = asyncio.get_running_loop()
     view, screen, stopped = View(name), Screen(output), asyncio.Event()
 
@@ -569,10 +575,9 @@ async def watch(client: httpx.AsyncClient, name: str, interval: float, output: T
             screen.draw(view)
             await asyncio.sleep(interval)
 
+    stop_signals.clean_up, stop_signals.code = screen.leave, 0  # that is how one leaves
     screen.enter()
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
         loop.add_signal_handler(signal.SIGWINCH, screen.draw, view)
         loop.add_signal_handler(signal.SIGTSTP, suspend)
         screen.on_key(loop, stopped.set)
@@ -587,3 +592,4 @@ async def watch(client: httpx.AsyncClient, name: str, interval: float, output: T
                 await task
     finally:
         screen.leave()
+        stop_signals.clean_up = None

@@ -7,17 +7,24 @@ which it arrives. Every failure leaves as one of httpx's exception classes, the 
 
 import asyncio
 import ssl
+import sys
 from typing import Any, Protocol, cast
 
 import httptools
 import httpx
 
+from eidproxy.countdown import PatientTimer, patience, second_look
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+from eidproxy.hints import Hint, hint
+from eidproxy.keepalive import enable_keepalive
 from eidproxy.resolver import Resolver
-from eidproxy.wire import Readers, Wire, probe_silent_peer
+from eidproxy.wire import Readers, Wire, has_unread, reset_on_close
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_INTERIM = 8
+_READ_SECONDS = 0.05
+"""How long what lies unread in the kernel may take to be read."""
+
 _BIG_READ_BYTES = 64 * 1024
 """After a longer read others have a turn. Only TLS has such: the loop reads up to 32 times in a row, a `Wire` once."""
 
@@ -57,6 +64,7 @@ class Exchange(asyncio.Protocol):
         "_head_done",
         "_interim",
         "_length",
+        "_looked_at",
         "_loop",
         "_over",
         "_parser",
@@ -75,7 +83,7 @@ class Exchange(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, write_timeout: float) -> None:
         self._loop = loop
         self._write_timeout = write_timeout
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._write_timer: PatientTimer | None = None
         self._transport: asyncio.Transport | None = None
         self._sink: Sink | None = None
         self._parser: httptools.HttpResponseParser | None = None
@@ -92,6 +100,7 @@ class Exchange(asyncio.Protocol):
         self._coding: bytes | None = None
         self._length = False
         self._encoded = False
+        self._looked_at: float | None = None
         self.dialling: Wire | None = None
         """The connection that is not yet there."""
         self.first_byte_at: float | None = None
@@ -109,23 +118,57 @@ class Exchange(asyncio.Protocol):
             self._end(httpx.ReadError(""))
         else:
             self._transport.write(request)
+            self.pause_writing()  # with TLS it may have been called already, for nothing (see there)
 
-    def abort(self) -> None:
-        """Close the connection now. The sink hears nothing more."""
+    def abort(self, *, reset: bool = False) -> None:
+        """Close the connection now. The sink hears nothing more.
+
+        `reset` is for an answer that is not whole: a model server learns of a reset one step sooner than of an end.
+        """
         transport = self._transport or self.dialling
         # Whatever refers back is let go, so that an exchange is freed where it ends and not when the collector runs.
         self._sink = self._parser = self._transport = self.dialling = None
         self._over = True
-        if transport is not None:
+        if isinstance(transport, Wire):
+            transport.abort(reset=reset)
+        elif transport is not None:
+            if reset and not transport.is_closing():
+                reset_on_close(transport.get_extra_info("socket"))
             transport.abort()
         self._release()
+
+    def second_look(self, late: float, seconds: float) -> float:
+        """How much longer to wait before a silence is punished that ended `late` seconds ago; 0 when it is one.
+
+        To be asked by every clock of silence of `seconds`. After a standstill timers run before reads, so the router
+        may have spoken: as long as something is unread, it has. And what began in the turn that stood still began with
+        an old time, so each silence gets, once, as much time again as the clock is late.
+        """
+        if self.unread():
+            return _READ_SECONDS
+        if self._looked_at == self.last_read_at:
+            return 0.0
+        self._looked_at = self.last_read_at
+        return second_look(late, seconds)
+
+    def unread(self) -> bool:
+        """Whether the router sent something that was not read yet.
+
+        With TLS it may be a part of a record, which is no byte of the answer.
+        """
+        transport = self._transport
+        if transport is None or self._paused or self._over:
+            return False
+        if isinstance(transport, Wire):
+            return transport.unread()
+        return not transport.is_closing() and has_unread(_descriptor(transport))
 
     def probe(self) -> None:
         """Have the kernel ask the router whether it is still there."""
         if isinstance(self._transport, Wire):
             self._transport.probe()
         elif self._transport is not None and not self._transport.is_closing():
-            probe_silent_peer(self._transport.get_extra_info("socket"))
+            enable_keepalive(self._transport.get_extra_info("socket"))
 
     def pause(self) -> None:
         """Read no further for now."""
@@ -211,9 +254,16 @@ class Exchange(asyncio.Protocol):
         self._release()
 
     def pause_writing(self) -> None:
-        """The router does not take the request as fast as it is written."""
-        if self._write_timer is None and self._sink is not None:
-            self._write_timer = self._loop.call_later(self._write_timeout, self._write_timed_out)
+        """The router does not take the request as fast as it is written.
+
+        A clock starts on a state and not on this signal: with a limit of 0 a TLS transport sends it with nothing
+        unsent (it compares with `>=`), and not again when something is.
+        """
+        transport = self._transport
+        if transport is None or self._sink is None or self._write_timer is not None:
+            return
+        if transport.get_write_buffer_size():
+            self._write_timer = PatientTimer(self._loop, self._write_timeout, self._write_timed_out)
 
     def resume_writing(self) -> None:
         """The request is with the router."""
@@ -293,12 +343,18 @@ class Exchange(asyncio.Protocol):
             sink.upstream_end(error)
 
     def _write_timed_out(self) -> None:
-        self._end(httpx.WriteTimeout(""))
+        self._write_timer = None
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self._end(httpx.WriteTimeout(""))
 
     def _release(self) -> None:
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+
+def _descriptor(transport: asyncio.BaseTransport) -> int:
+    return int(transport.get_extra_info("socket").fileno())
 
 
 class Upstream:
@@ -342,6 +398,8 @@ class Upstream:
         self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
         self.reachable: bool | None = None
         self.checked_at: float | None = None
+        self.hint: Hint | None = None
+        """Why it was not reachable at the last attempt, if that is known."""
         self._check: asyncio.Task[None] | None = None
 
     def request(self, body: bytes) -> bytes:
@@ -368,6 +426,7 @@ class Upstream:
             return None
         if not self._literal[0].permitted:
             raise EgressBlocked(self._literal[0])
+        began_at = self._loop.time()
         try:
             exchange, wire = self._begin(self.host)
             try:
@@ -377,8 +436,9 @@ class Upstream:
             except BaseException:
                 wire.abort()
                 raise
-        except OSError:
+        except OSError as error:
             self._checked(False)
+            self._explain(error, self.host, began_at)
             raise httpx.ConnectError("the router refuses connections") from None
         except httpx.ConnectError:
             self._checked(False)
@@ -390,16 +450,19 @@ class Upstream:
 
         Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout. Whatever it raises, nothing stays open.
         """
+        began_at = self._loop.time()
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with patience(self._connect_timeout):
                 if begun is None:
                     return await self._connect_to_any()
                 return await self._connect_to(self.host, begun)
         except TimeoutError:
             self._checked(False)
+            self.hint = None
             raise httpx.ConnectTimeout("the router does not answer") from None
-        except OSError:
+        except OSError as error:
             self._checked(False)
+            self._explain(error, self.host, began_at)
             raise httpx.ConnectError("the router refuses connections") from None
         except httpx.ConnectError:
             self._checked(False)
@@ -416,12 +479,13 @@ class Upstream:
 
     async def _connect_to_any(self) -> Exchange:
         for address in await self.addresses():
+            began_at = self._loop.time()
             try:
                 if self._tls is None:
                     return await self._connect_to(address, self._begin(address)[0])
                 return await self._connect_securely(address)
-            except OSError:  # refused, unreachable, reset, or TLS that does not check out
-                continue
+            except OSError as error:  # refused, unreachable, reset, or TLS that does not check out
+                self._explain(error, address, began_at)
         raise httpx.ConnectError("the router refuses connections")
 
     def _begin(self, address: str) -> tuple[Exchange, Wire]:
@@ -482,3 +546,8 @@ class Upstream:
 
     def _checked(self, reachable: bool) -> None:
         self.reachable, self.checked_at = reachable, self._loop.time()
+        if reachable:
+            self.hint = None
+
+    def _explain(self, error: OSError, address: str, began_at: float) -> None:
+        self.hint = hint(sys.platform, error.errno, self._loop.time() - began_at, address)

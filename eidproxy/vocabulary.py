@@ -99,6 +99,31 @@ class TokenKind(StrEnum):
     COMPLETION = "completion"
 
 
+class UpstreamState(StrEnum):
+    """What the wedge guard thinks of the model server behind a mode."""
+
+    LIVE = "live"
+    SUSPECT = "suspect"
+    WEDGED = "wedged"
+
+
+class AfterLeave(StrEnum):
+    """What becomes of a slot whose caller left between the request and its first event (contract, 6)."""
+
+    RELEASE = "release"
+    SETTLE = "settle"
+    FIRST_EVENT = "first_event"
+
+
+class SettleEnd(StrEnum):
+    """What ended a settlement."""
+
+    FIRST_EVENT = "first_event"
+    ELAPSED = "elapsed"
+    DEADLINE = "deadline"
+    DRAINING = "draining"
+
+
 NO_MODE = "none"
 """The mode label of a request that asked for no valid model."""
 

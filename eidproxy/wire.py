@@ -6,13 +6,19 @@ in; and the socket is closed where `abort` is called, before the slot is given o
 """
 
 import asyncio
-import contextlib
 import errno
 import os
 import select
+import selectors
 import socket
-import sys
-from typing import Any
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from eidproxy.keepalive import enable_keepalive
 
 _READ_BYTES = 64 * 1024
 """At most so much of a flooding peer comes before everybody else has a turn."""
@@ -21,28 +27,94 @@ _SMALL_BYTES = 1024
 """What is longer may take several segments, of which Nagle's algorithm would keep back the last (RFC 9293, 3.7.4)."""
 
 _READY_AT_ONCE = 64
-"""Of more sockets that are ready the rest is served in the next turn of the loop."""
+_TURN_SECONDS = 0.01
+"""How long one turn of the loop serves the router's sockets; those that are ready then come first in the next."""
 
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
-
-_PROBES = tuple(
-    (level, getattr(socket, name), value)
-    for level, name, value in (
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
-        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 10),  # macOS's word for TCP_KEEPIDLE
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
-    )
-    if hasattr(socket, name)
-)
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: closing throws away what is unsent and resets the connection."""
 
 
-def probe_silent_peer(sock: socket.SocketType) -> None:
-    """Have the kernel find out within 25 s that the machine at the other end is gone without a word, as one asleep."""
-    with contextlib.suppress(OSError):  # a peer that is gone already: macOS says so here
-        for level, name, value in _PROBES:
-            sock.setsockopt(level, name, value)
+def has_unread(descriptor: int) -> bool:
+    """Whether the kernel has something that was not read yet: bytes, the end, or an error.
+
+    After a standstill timers run before reads: whoever is about to be called silent may have spoken long ago.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def reset_on_close(sock: Any) -> None:
+    """Have the close of a socket reset its connection: a peer that waits for nothing learns of it a step sooner."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+class Poller(Protocol):
+    """A selector for reading, itself one descriptor for the loop. It tells of what is there until that is read."""
+
+    def fileno(self) -> int:
+        """The descriptor. It is readable while one of those added is."""
+
+    def add(self, descriptor: int) -> None:
+        """Wait for this one. Raises OSError."""
+
+    def remove(self, descriptor: int) -> None:
+        """Wait for it no longer."""
+
+    def forget(self, descriptor: int) -> None:
+        """It is about to be closed."""
+
+    def ready(self) -> Iterable[int]:
+        """Some that can be read now, without waiting. Those that are left out come later."""
+
+
+class EpollPoller:
+    """Linux. A closed descriptor leaves an epoll by itself."""
+
+    def __init__(self) -> None:
+        """Raises OSError when there is no descriptor left."""
+        self._epoll = select.epoll()
+        self.fileno = self._epoll.fileno
+        self.remove = self._epoll.unregister
+
+    def add(self, descriptor: int) -> None:
+        """See `Poller`."""
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def forget(self, descriptor: int) -> None:
+        """See `Poller`."""
+
+    def ready(self) -> Iterable[int]:
+        """See `Poller`."""
+        return [descriptor for descriptor, _ in self._epoll.poll(0, _READY_AT_ONCE)]
+
+
+class SelectorPoller:
+    """Everywhere else: the standard library's selector, which is kqueue on macOS."""
+
+    def __init__(self) -> None:
+        """Raises OSError when there is no descriptor left."""
+        self._selector = selectors.DefaultSelector()
+        self.fileno: Callable[[], int] = self._selector.fileno  # select and poll have none
+
+    def add(self, descriptor: int) -> None:
+        """See `Poller`."""
+        self._selector.register(descriptor, selectors.EVENT_READ)
+
+    def remove(self, descriptor: int) -> None:
+        """See `Poller`."""
+        self._selector.unregister(descriptor)
+
+    forget = remove
+
+    def ready(self) -> Iterable[int]:
+        """See `Poller`."""
+        return [key.fd for key, _ in self._selector.select(0)]
+
+
+default_poller: type[EpollPoller | SelectorPoller] = EpollPoller if hasattr(select, "epoll") else SelectorPoller
 
 
 class Readers:
@@ -53,49 +125,53 @@ class Readers:
     is read, and forgets a socket when it is closed. libuv makes sure that a selector can be waited for (unix/poll.c).
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        poller: Callable[[], Poller] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Raises OSError when there is no descriptor left."""
         self.loop = loop
+        self._clock = clock
         self._wires: dict[int, Wire] = {}
-        if sys.platform == "linux":
-            self._epoll = select.epoll()
-            loop.add_reader(self._epoll.fileno(), self._serve)
-        else:
-            self._kqueue = select.kqueue()
-            loop.add_reader(self._kqueue.fileno(), self._serve)
+        self._ready: deque[int] = deque()
+        self._poller = (poller or default_poller)()
+        loop.add_reader(self._poller.fileno(), self._serve)
 
     def add(self, descriptor: int, wire: "Wire") -> None:
         """Tell this wire whenever there is something to read: bytes, the end, or an error. Raises OSError."""
-        if sys.platform == "linux":
-            self._epoll.register(descriptor, select.EPOLLIN)
-        else:
-            self._kqueue.control([select.kevent(descriptor, select.KQ_FILTER_READ, select.KQ_EV_ADD)], 0)
+        self._poller.add(descriptor)
         self._wires[descriptor] = wire
 
     def remove(self, descriptor: int) -> None:
         """Wait no longer for a socket that stays open."""
         del self._wires[descriptor]
-        if sys.platform == "linux":
-            self._epoll.unregister(descriptor)
-        else:
-            self._kqueue.control([select.kevent(descriptor, select.KQ_FILTER_READ, select.KQ_EV_DELETE)], 0)
+        self._poller.remove(descriptor)
 
     def forget(self, descriptor: int) -> None:
         """A socket is about to be closed, which takes it out of the selector."""
         del self._wires[descriptor]
+        self._poller.forget(descriptor)
 
     def _serve(self) -> None:
-        # One that was closed since, by a callback before it, is not there any more; or its number belongs to a new
-        # socket, which then has nothing to read.
-        wires = self._wires
-        if sys.platform == "linux":
-            for descriptor, _ in self._epoll.poll(0, _READY_AT_ONCE):
-                if descriptor in wires:
-                    wires[descriptor].read(descriptor)
-        else:
-            for event in self._kqueue.control(None, _READY_AT_ONCE, 0):
-                if event.ident in wires:
-                    wires[event.ident].read(event.ident)
+        """Serve those that are ready, for one turn of the loop.
+
+        What is left when the time is up is served first in the next turn, before the selector is asked again: so each
+        has its turn, whoever else floods. The loop calls again, since what is left can still be read.
+        """
+        wires, ready, clock = self._wires, self._ready, self._clock
+        if not ready:
+            ready.extend(self._poller.ready())
+        end = clock() + _TURN_SECONDS
+        while ready:
+            # One that was closed since is not there any more; or its number belongs to a new socket, which then has
+            # nothing to read.
+            descriptor = ready.popleft()
+            if descriptor in wires:
+                wires[descriptor].read(descriptor)
+                if clock() >= end:
+                    break
 
 
 class Wire(asyncio.Transport):
@@ -156,9 +232,13 @@ class Wire(asyncio.Transport):
         self.resume_reading()
 
     def probe(self) -> None:
-        """See `probe_silent_peer`."""
+        """See `enable_keepalive`."""
         if not self._closed:
-            probe_silent_peer(self._socket)
+            enable_keepalive(self._socket)
+
+    def unread(self) -> bool:
+        """See `has_unread`."""
+        return not self._closed and has_unread(self._descriptor)
 
     async def connected(self) -> None:
         """Wait for the peer to accept. Raises OSError."""
@@ -218,13 +298,19 @@ class Wire(asyncio.Transport):
         """See asyncio.BaseTransport."""
         return self._closed
 
+    def get_write_buffer_size(self) -> int:
+        """How many bytes the kernel has not taken."""
+        return len(self._unsent)
+
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """The limit is 0: any byte that the kernel does not take pauses the protocol."""
 
-    def abort(self) -> None:
-        """Close now."""
+    def abort(self, *, reset: bool = False) -> None:
+        """Close now; with `reset`, so that the peer learns at once that nobody listens any more."""
         if not self._closed:
             self._closed = True
+            if reset:
+                reset_on_close(self._socket)
             if self._reading:
                 self._readers.forget(self._descriptor)
             if self._unsent or self._connecting:

@@ -11,11 +11,13 @@ from tests.upstream import Router
 TYPES = {
     **dict.fromkeys((400, 404, 405, 413, 415, 421, 422, 431), "invalid_request_error"),
     401: "authentication_error",
+    403: "permission_error",
     408: "timeout_error",
     500: "server_error",
     503: "service_unavailable",
 }
 NO_RETRY = {
+    "provider_not_configured",
     "stream_deadline_exceeded",
     "rules_missing",
     "router_rejected",
@@ -34,8 +36,11 @@ def check_error(value: Any, status: int, reason: str, param: str | None = None) 
     assert re.fullmatch(r"[A-Z][A-Za-z0-9 ,.'/-]+\.", value["error"]["message"]), value
 
 
-def check_refusal(answer: Answer, status: int, reason: str, param: str | None = None) -> None:
-    """A refusal before the first byte, with every header it must have and none that it must not."""
+def check_refusal(answer: Answer, status: int, reason: str, param: str | None = None, *, final: bool = False) -> None:
+    """A refusal before the first byte, with every header it must have and none that it must not.
+
+    `final` is one of the router that would be refused again.
+    """
     assert (answer.status, answer.reason) == (status, reason), answer
     check_error(answer.json(), status, reason, param)
     assert answer.clean
@@ -49,7 +54,7 @@ def check_refusal(answer: Answer, status: int, reason: str, param: str | None = 
     if status < 500:
         assert (retry_after, should_retry) == (None, None), answer
         assert answer.get("Connection") == "close", answer
-    elif reason in NO_RETRY:
+    elif final or reason in NO_RETRY:
         assert (retry_after, should_retry) == (None, "false"), answer
     else:
         assert retry_after is not None, answer

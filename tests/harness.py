@@ -518,6 +518,7 @@ class Proxy:
         self._ready = ready
         self._ready_timeout = ready_timeout
         self._signalled = False
+        self._metrics_at = -1.02
         self._process: subprocess.Popen[bytes] | None = None
         self._output: Path | None = None
 
@@ -566,7 +567,12 @@ class Proxy:
         return ask(self, "GET", path, headers=pairs)
 
     def metrics(self) -> dict[Sample, float]:
-        """Its metrics: {(name, frozenset of label pairs): value}."""
+        """Its metrics, as they are now: {(name, frozenset of label pairs): value}.
+
+        The text may be up to 1 s old (contract, 2), so that who looked a moment ago waits until it is written anew.
+        """
+        time.sleep(max(self._metrics_at + 1.02 - time.monotonic(), 0))
+        self._metrics_at = time.monotonic()
         answer = self.get("/metrics")
         assert answer.status == 200, answer
         return parse_metrics(answer.body.decode())

@@ -269,11 +269,9 @@ def _choices(value: Any) -> list[_Object] | None:
     return found
 
 
-_GENERAL = set(
-    """invalid_request_error authentication_error permission_error not_found_error rate_limit_error server_error
-    api_error stream_error internal_error internal_server_error service_unavailable timeout_error overloaded_error error
-    dict none""".split()
-)
+_GENERAL = {"invalid_request_error", "authentication_error", "permission_error", "not_found_error", "rate_limit_error"}
+_GENERAL |= {"server_error", "api_error", "stream_error", "internal_error", "internal_server_error", "timeout_error"}
+_GENERAL |= {"service_unavailable", "overloaded_error", "error", "dict", "none"}
 
 
 def reason(data: bytes, begun: bool, in_choice: bool = False) -> str:

@@ -37,49 +37,56 @@ def test_help_names_every_command() -> None:
         assert f"\n  {command} " in text
 
 
-def test_check_shows_settings_with_origin_and_no_secret(tmp_path: Path) -> None:
+def test_check_shows_settings_with_origin_and_no_secret(tmp_path: Path, router: Router) -> None:
     config = tmp_path / "eidproxy.toml"
     config.write_text('[gate]\nmax_waiting = 7\n[server]\napi_key = "key-canary-51"\n')
-    done = run("check", "--config", str(config), "--gate-capacity", "2", LLM_ROUTER_URL="http://127.0.0.1:4000")
+    done = run("check", "--config", str(config), "--gate-capacity", "2", LLM_ROUTER_URL=router.url)
     assert done.returncode == 0, done.stderr
     rows = {line.split("  ")[0].strip(): line for line in done.stdout.splitlines()}
     assert rows["gate.max_waiting"].endswith(f"7  (file {config})")
     assert rows["gate.capacity"].endswith("2  (flag --gate-capacity)")
-    assert rows["router.url"].endswith("http://127.0.0.1:4000  (environment LLM_ROUTER_URL)")
-    assert rows["models.max_tokens"].endswith("2048  (default)")
+    assert rows["router.url"].endswith(f"{router.url}  (environment LLM_ROUTER_URL)")
+    assert "models.max_tokens" not in rows, "it does not differ"
+    everything = run("check", "--all", LLM_ROUTER_URL=router.url).stdout
+    assert any(
+        line.startswith("models.max_tokens ") and line.endswith("2048  (default)") for line in everything.splitlines()
+    )
+    assert any(line.startswith("gate.url ") and line.endswith("none  (default)") for line in everything.splitlines())
     assert "key-canary-51" not in done.stdout + done.stderr
-    assert "ok    router: would dial 127.0.0.1 port 4000" in done.stdout
+    assert f"ok    router: would dial 127.0.0.1 port {router.port}" in done.stdout
     assert "ok    chat surface: off" in done.stdout
 
 
 def test_check_judges_the_router() -> None:
     done = run("check", LLM_ROUTER_URL="http://localhost:4000", EIDPROXY_ROUTER_ALLOWED_NETWORKS="10.0.0.0/8")
-    assert done.returncode == 78
-    assert "egress_blocked" in done.stderr
+    assert done.returncode == 1
+    assert "egress_blocked: 127.0.0.1 is not in your private networks" in done.stderr.replace("::1", "127.0.0.1")
     assert "cannot be resolved" in run("check", LLM_ROUTER_URL="http://name.invalid:4000").stderr
     assert run("check").returncode == 78
 
 
-def test_check_tells_of_the_chat_surface(tmp_path: Path) -> None:
+def test_check_tells_of_the_chat_surface(tmp_path: Path, router: Router) -> None:
     rules = tmp_path / "rules.txt"
     env: dict[str, Any] = {
-        "LLM_ROUTER_URL": "http://127.0.0.1:4000",
+        "LLM_ROUTER_URL": router.url,
         "EIDPROXY_CHAT_JWT_SECRET": SECRET,
         "EIDPROXY_CHAT_RULES_FILE": str(rules),
     }
     done = run("check", **env)
-    assert "chat surface: on" in done.stdout
-    assert "warn  chat.rules_file: cannot be read now" in done.stdout
+    assert "fail  chat.rules_file: cannot be read" in done.stderr
+    assert done.returncode == 1
     rules.write_text("Be kind.")
-    assert "rules_file: cannot" not in run("check", **env).stdout
+    done = run("check", **env)
+    assert "ok    chat surface: on" in done.stdout
+    assert done.returncode == 0, done.stderr
 
 
 def test_check_asks_the_router_whether_it_answers(router: Router) -> None:
     assert "ok    router: answers" in run("check", LLM_ROUTER_URL=router.url).stdout
     port = free_port()
     done = run("check", LLM_ROUTER_URL=f"http://127.0.0.1:{port}")
-    assert done.returncode == 0, "a router may be started later"
-    assert f"warn  router: 127.0.0.1 port {port} does not answer (router_ConnectError)" in done.stdout
+    assert done.returncode == 1, "a script must be able to see it"
+    assert f"fail  router: 127.0.0.1 port {port} does not answer (router_ConnectError)" in done.stderr
 
 
 class Holding(BaseHTTPRequestHandler):
@@ -125,7 +132,7 @@ def test_check_tries_the_stream_through_an_edge(router: Router, tmp_path: Path) 
             edge.shutdown()
             thread.join()
         assert "fail  public url: the stream is buffered" in held.stderr
-        assert held.returncode == 78
+        assert held.returncode == 1
     gone = run("check", "--public-url", url, LLM_ROUTER_URL=router.url, **env)
     assert "fail  public url: ConnectError" in gone.stderr
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import certifi
 import pytest
 
+from eidproxy.config import load, notes
 from tests.callers import check_refusal
 from tests.harness import CHAT, ROOT, Proxy, ask, chat, free_port
 from tests.upstream import Router
 
 URL = "http://127.0.0.1:4000"
+"""Nobody listens there: `check` exits with 1 where the settings are right, with 78 where they are not."""
 
 SETTINGS: dict[str, tuple[str, str, str]] = {
     # path: environment name, another value as a word, the same in TOML
@@ -25,6 +27,10 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "router.connect_timeout_seconds": ("EIDPROXY_ROUTER_CONNECT_TIMEOUT_SECONDS", "1.5", "1.5"),
     "router.read_timeout_seconds": ("EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS", "1.5", "1.5"),
     "router.write_timeout_seconds": ("EIDPROXY_ROUTER_WRITE_TIMEOUT_SECONDS", "1.5", "1.5"),
+    "router.first_event_seconds": ("EIDPROXY_ROUTER_FIRST_EVENT_SECONDS", "1.5", "1.5"),
+    "router.first_event_seconds_per_kib": ("EIDPROXY_ROUTER_FIRST_EVENT_SECONDS_PER_KIB", "0.5", "0.5"),
+    "router.wedge_after": ("EIDPROXY_ROUTER_WEDGE_AFTER", "0", "0"),
+    "router.wedge_retry_seconds": ("EIDPROXY_ROUTER_WEDGE_RETRY_SECONDS", "1.5", "1.5"),
     "router.ask_usage": ("EIDPROXY_ROUTER_ASK_USAGE", "true", "true"),
     "models.daily.alias": ("EIDPROXY_MODELS_DAILY_ALIAS", "another", '"another"'),
     "models.deep.alias": ("EIDPROXY_MODELS_DEEP_ALIAS", "another", '"another"'),
@@ -34,6 +40,8 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "gate.max_waiting": ("EIDPROXY_GATE_MAX_WAITING", "3", "3"),
     "gate.wait_timeout_seconds": ("EIDPROXY_GATE_WAIT_TIMEOUT_SECONDS", "1.5", "1.5"),
     "gate.aging_seconds": ("EIDPROXY_GATE_AGING_SECONDS", "0.0", "0.0"),
+    "gate.after_leave": ("EIDPROXY_GATE_AFTER_LEAVE", "first_event", '"first_event"'),
+    "gate.settle_seconds": ("EIDPROXY_GATE_SETTLE_SECONDS", "1.5", "1.5"),
     "stream.deadline_seconds": ("EIDPROXY_STREAM_DEADLINE_SECONDS", "1.5", "1.5"),
     "stream.keepalive_seconds": ("EIDPROXY_STREAM_KEEPALIVE_SECONDS", "1.5", "1.5"),
     "stream.buffer_bytes": ("EIDPROXY_STREAM_BUFFER_BYTES", "67108864", "67108864"),
@@ -58,6 +66,10 @@ DEFAULTS = {
     "router.connect_timeout_seconds": "5.0",
     "router.read_timeout_seconds": "120.0",
     "router.write_timeout_seconds": "30.0",
+    "router.first_event_seconds": "90.0",
+    "router.first_event_seconds_per_kib": "4.0",
+    "router.wedge_after": "2",
+    "router.wedge_retry_seconds": "30.0",
     "router.ask_usage": "false",
     "models.daily.alias": "mac-mini-default",
     "models.deep.alias": "qwen-macbook",
@@ -67,6 +79,8 @@ DEFAULTS = {
     "gate.max_waiting": "64",
     "gate.wait_timeout_seconds": "300.0",
     "gate.aging_seconds": "60.0",
+    "gate.after_leave": "release",
+    "gate.settle_seconds": "20.0",
     "stream.deadline_seconds": "300.0",
     "stream.keepalive_seconds": "15.0",
     "stream.buffer_bytes": "1048576",
@@ -84,6 +98,7 @@ DEFAULTS = {
 SECRETS = {
     "router.api_key": "EIDPROXY_ROUTER_API_KEY",
     "server.api_key": "EIDPROXY_SERVER_API_KEY",
+    "server.background_api_key": "EIDPROXY_SERVER_BACKGROUND_API_KEY",
     "chat.jwt_secret": "EIDPROXY_CHAT_JWT_SECRET",
 }
 SECRET = "secret-canary-0123456789-0123456789-xyz"
@@ -116,8 +131,8 @@ def shown(output: str) -> dict[str, tuple[str, str]]:
 
 
 def test_defaults() -> None:
-    done = run("check")
-    assert done.returncode == 0, done.stderr
+    done = run("check", "--all")
+    assert done.returncode == 1, done.stderr
     table = shown(done.stdout)
     assert {path: table[path][0] for path in DEFAULTS} == DEFAULTS
     assert {origin for path, (_, origin) in table.items() if path != "router.url"} == {"default"}
@@ -130,7 +145,7 @@ def test_defaults() -> None:
 def test_every_setting_by(way: str, tmp_path: Path) -> None:
     """All at once: each value arrives, and `check` says where it came from."""
     file = tmp_path / "settings.toml"
-    arguments: list[str] = ["check"]
+    arguments: list[str] = ["check", "--all"]
     environment: dict[str, str | None] = {"LLM_ROUTER_URL": None}
     for path, (name, word, literal) in SETTINGS.items():
         if way == "file":
@@ -143,7 +158,7 @@ def test_every_setting_by(way: str, tmp_path: Path) -> None:
     if way == "file":
         arguments += ["--config", str(file)]
     done = run(*arguments, **environment)
-    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.returncode in (0, 1), done.stderr + done.stdout  # whoever may be at that address
     table = shown(done.stdout)
     for path, (_, word, _) in SETTINGS.items():
         value, origin = table[path]
@@ -176,6 +191,8 @@ def test_secrets(path: str, tmp_path: Path) -> None:
         rules = tmp_path / "rules"
         rules.write_text("rules")
         extra["EIDPROXY_CHAT_RULES_FILE"] = str(rules)
+    if path == "server.background_api_key":
+        extra["EIDPROXY_SERVER_API_KEY"] = "another-key"
     (tmp_path / "secret").write_text(SECRET + "\n")
     (tmp_path / name.lower()).write_text(SECRET)
     ways = {
@@ -185,7 +202,7 @@ def test_secrets(path: str, tmp_path: Path) -> None:
     }
     for way, environment in ways.items():
         done = run("check", **environment, **extra)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 1, done.stderr
         assert shown(done.stdout)[path] == ("********", f"environment {way}")
         assert SECRET not in done.stdout + done.stderr
     for one, other in (
@@ -371,6 +388,46 @@ def test_ipv6(router: Router) -> None:
         assert six.requests[0].header("Host") == f"[::1]:{six.port}"
 
 
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("ROUTER_FIRST_EVENT_SECONDS", "0"),
+        ("ROUTER_FIRST_EVENT_SECONDS_PER_KIB", "-1"),
+        ("ROUTER_FIRST_EVENT_SECONDS_PER_KIB", "nan"),
+        ("ROUTER_WEDGE_AFTER", "-1"),
+        ("ROUTER_WEDGE_AFTER", "1.5"),
+        ("ROUTER_WEDGE_RETRY_SECONDS", "0"),
+        ("ROUTER_WEDGE_RETRY_SECONDS", "inf"),
+        ("GATE_AFTER_LEAVE", "Settle"),
+        ("GATE_SETTLE_SECONDS", "0"),
+    ],
+)
+def test_bounds_of_silence(name: str, word: str) -> None:
+    done = run("check", **{f"EIDPROXY_{name}": word})
+    assert done.returncode == 78
+    assert f"environment EIDPROXY_{name}: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("told", "settings"),
+    [
+        ("router.first_event_seconds", {"ROUTER_FIRST_EVENT_SECONDS": 400}),
+        ("router.first_event_seconds", {"STREAM_DEADLINE_SECONDS": 80, "ROUTER_READ_TIMEOUT_SECONDS": 80}),
+        ("router.read_timeout_seconds", {"ROUTER_READ_TIMEOUT_SECONDS": 400}),
+        ("gate.settle_seconds", {"GATE_SETTLE_SECONDS": 301, "GATE_AFTER_LEAVE": "settle"}),
+        ("router.wedge_retry_seconds", {"ROUTER_WEDGE_RETRY_SECONDS": 61}),
+        (None, {}),
+        (None, {"ROUTER_FIRST_EVENT_SECONDS": 300}),
+        (None, {"GATE_SETTLE_SECONDS": 301}),  # nothing settles
+        (None, {"ROUTER_WEDGE_RETRY_SECONDS": 61, "ROUTER_WEDGE_AFTER": 0}),
+    ],
+)
+def test_check_tells_of_settings_that_contradict_each_other(told: str | None, settings: dict[str, object]) -> None:
+    environ = {"LLM_ROUTER_URL": URL, **{f"EIDPROXY_{name}": str(value) for name, value in settings.items()}}
+    found = [name for name, _ in notes(load(None, environ, {}).settings)]
+    assert found == ([told] if told else [])
+
+
 def test_version() -> None:
     done = run("version", LLM_ROUTER_URL=None)
     assert done.returncode == 0
@@ -391,7 +448,7 @@ def test_control_good_settings_pass(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("[gate]\ncapacity = 1\n")
     arguments: Sequence[str] = ("check", "--config", str(file))
-    assert run(*arguments).returncode == 0
+    assert run(*arguments).returncode == 1
     assert run("check", "--config", str(tmp_path / "missing")).returncode == 78
     file.write_text("[gate\n")
     assert run(*arguments).returncode == 78

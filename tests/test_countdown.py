@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from eidproxy.countdown import Countdown
+from eidproxy.countdown import Countdown, PatientTimer, patience
 
 SECONDS = 0.02
 
@@ -107,3 +107,127 @@ async def test_one_that_fails_does_not_stop_the_clock_of_the_others() -> None:
 def test_it_is_built_inside_a_loop() -> None:
     with pytest.raises(RuntimeError):
         Countdown(1, print)
+
+
+# --- With a clock of our own -------------------------------------------------------------------------------------
+
+
+class Timer:
+    """One that was set."""
+
+    def __init__(self, at: float, callback: Callable[[], object]) -> None:
+        self.at = at
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Never call."""
+        self.cancelled = True
+
+
+class Loop:
+    """A loop whose time passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.timers: list[Timer] = []
+
+    def time(self) -> float:
+        """Now."""
+        return self.now
+
+    def call_at(self, at: float, callback: Callable[[], object]) -> Timer:
+        """See asyncio."""
+        self.timers.append(Timer(at, callback))
+        return self.timers[-1]
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """See asyncio."""
+        return self.call_at(self.now + seconds, callback)
+
+    def run(self, until: float, *, at_once: bool = False) -> None:
+        """Run what is due, each at its time; `at_once`: the process stood still, and all is late."""
+        if at_once:
+            self.now = until
+        while due := sorted((timer for timer in self.timers if timer.at <= until), key=lambda timer: timer.at):
+            self.timers.remove(due[0])
+            if not due[0].cancelled:
+                self.now = max(self.now, due[0].at)
+                due[0].callback()
+        self.now = until
+
+
+def test_one_that_starts_inside_a_sweep_puts_off_nobody() -> None:
+    """The watchdog of a slot was up to 305 s late: the timer was set for the new one, behind all others."""
+    loop: Any = Loop()
+    ended: list[tuple[str, float]] = []
+
+    def expired(item: str) -> None:
+        ended.append((item, loop.now))
+        if item == "a":
+            countdown.start("c")
+
+    countdown: Countdown[str] = Countdown(10.0, expired, loop=loop)
+    countdown.start("a")
+    loop.run(101.0)
+    countdown.start("b")
+    loop.run(200.0)
+    assert ended == [("a", 110.0), ("b", 111.0), ("c", 120.0)]
+
+
+def test_a_patient_wait_looks_once_more_after_a_standstill() -> None:
+    loop: Any = Loop()
+    ended: list[tuple[str, float]] = []
+    countdown: Countdown[str] = Countdown(10.0, lambda item: ended.append((item, loop.now)), patient=True, loop=loop)
+    for item in ("silent", "spoke"):
+        countdown.start(item)
+    loop.run(112.5, at_once=True)
+    assert ended == []
+    countdown.stop("spoke")  # its bytes lay in the kernel and were read now
+    loop.run(130.0)
+    assert ended == [("silent", 115.0)]  # as much later as the clock was late
+    # Not twice, and not for the little by which a busy loop is late.
+    countdown.start("anew")
+    loop.run(140.05, at_once=True)
+    assert ended[1:] == [("anew", 140.05)]
+
+
+def test_a_long_standstill_is_worth_one_wait_at_most() -> None:
+    loop: Any = Loop()
+    ended: list[float] = []
+    countdown: Countdown[str] = Countdown(10.0, lambda _: ended.append(loop.now), patient=True, loop=loop)
+    countdown.start("a")
+    loop.run(4000.0, at_once=True)
+    assert ended == []
+    loop.run(5000.0)
+    assert ended == [4010.0]
+
+
+def test_the_wall_clock_has_no_patience() -> None:
+    loop: Any = Loop()
+    ended: list[float] = []
+    countdown: Countdown[str] = Countdown(10.0, lambda _: ended.append(loop.now), loop=loop)
+    countdown.start("a")
+    loop.run(150.0, at_once=True)
+    assert ended == [150.0]
+
+
+@pytest.mark.parametrize(("stands_until", "wanted"), [(None, 110.0), (110.05, 110.05), (113.0, 116.0), (900.0, 910.0)])
+def test_a_single_wait(stands_until: float | None, wanted: float) -> None:
+    loop: Any = Loop()
+    ended: list[float] = []
+    PatientTimer(loop, 10.0, lambda: ended.append(loop.now))
+    PatientTimer(loop, 10.0, lambda: ended.append(0.0)).cancel()
+    if stands_until is not None:
+        loop.run(stands_until, at_once=True)
+    loop.run(1000.0)
+    assert ended == [wanted]
+
+
+@played
+async def test_patience_ends_what_takes_too_long() -> None:
+    with pytest.raises(TimeoutError):
+        async with patience(0.01):
+            await asyncio.Event().wait()
+    async with patience(60):
+        pass

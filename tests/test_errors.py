@@ -22,6 +22,7 @@ from eidproxy.errors import (
     reason_in_event,
     reason_of_status,
     retry_after,
+    router_retry_seconds,
     rule,
 )
 
@@ -35,10 +36,12 @@ CALLER, AUTH, TIMEOUT = "invalid_request_error", "authentication_error", "timeou
 SERVER, UNAVAILABLE = "server_error", "service_unavailable"
 TABLE = {
     **dict.fromkeys(
-        _words("invalid_json invalid_request unsupported_field unsupported_content invalid_priority"),
+        _words("invalid_json invalid_request unsupported_field unsupported_content invalid_priority context_too_long"),
         (400, CALLER, None),
     ),
     "unauthorized": (401, AUTH, None),
+    "cross_site": (403, "permission_error", None),
+    "prompt_too_long": (413, CALLER, None),
     "model_not_found": (404, CALLER, None),
     "not_found": (404, CALLER, None),
     "method_not_allowed": (405, CALLER, None),
@@ -53,13 +56,14 @@ TABLE = {
     **dict.fromkeys(
         _words(
             "gate_queue_full gate_wait_timeout draining gate_unavailable macbook_unavailable warming editor_busy "
-            "upstream_cold provider_not_configured upstream_502 router_503 router_error router_ConnectError "
-            "router_ConnectTimeout router_ReadError router_ReadTimeout router_WriteError router_WriteTimeout "
-            "router_RemoteProtocolError upstream_truncated upstream_error upstream_protocol_error"
+            "upstream_cold overloaded upstream_silent upstream_wedged upstream_502 router_503 router_error "
+            "router_ConnectError router_ConnectTimeout router_ReadError router_ReadTimeout router_WriteError "
+            "router_WriteTimeout router_RemoteProtocolError upstream_truncated upstream_error upstream_protocol_error"
         ),
         (503, UNAVAILABLE, True),
     ),
     "stream_deadline_exceeded": (503, UNAVAILABLE, False),
+    "provider_not_configured": (503, UNAVAILABLE, False),
     "rules_missing": (503, UNAVAILABLE, False),
     "router_rejected": (500, SERVER, False),
     "egress_blocked": (500, SERVER, False),
@@ -120,9 +124,9 @@ def test_allow_names_the_methods() -> None:
 @pytest.mark.parametrize(
     ("seconds", "header"),
     [
-        (None, 5),
-        (math.nan, 5),
-        (math.inf, 5),
+        (None, 30),
+        (math.nan, 30),
+        (math.inf, 30),
         (-3.0, 1),
         (0.0, 1),
         (0.2, 1),
@@ -133,7 +137,38 @@ def test_allow_names_the_methods() -> None:
     ],
 )
 def test_retry_after_is_1_to_60_whole_seconds(seconds: float | None, header: int) -> None:
-    assert retry_after(seconds) == header
+    assert retry_after("editor_busy", seconds) == header
+
+
+@pytest.mark.parametrize(
+    ("reason", "seconds"),
+    [
+        *(("warming", 15), ("upstream_cold", 15), ("editor_busy", 30), ("macbook_unavailable", 60), ("draining", 5)),
+        *(("router_503", 5), ("router_http_500", 5), (Said("warming"), 5), (Said("a_new_word"), 5)),
+    ],
+)
+def test_the_advice_of_a_reason_when_nothing_better_is_known(reason: str, seconds: int) -> None:
+    assert retry_after(reason, None) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        *((b"7", 7), (b"0", 0), (b"120", 120), (b"", None), (b"-1", None), (b"1.5", None), (b" 7", None)),
+        *((b"9" * 30, None), (b"Fri, 31 Dec 1999 23:59:59 GMT", None), ("\u0661".encode(), None)),
+    ],
+)
+def test_the_router_s_own_advice(value: bytes, seconds: int | None) -> None:
+    assert router_retry_seconds(value) == seconds
+
+
+def test_a_final_refusal_of_the_router_is_not_tried_again() -> None:
+    refusal = Refusal("router_http_401", retry_seconds=7, is_final=True)
+    assert refusal.status == 503
+    assert _headers(refusal) == {"X-Eid-Error-Reason": "router_http_401", "x-should-retry": "false"}
+    message = json.loads(refusal.body(""))["error"]["message"]
+    assert "operator" in message
+    assert message != json.loads(Refusal("router_http_401").body(""))["error"]["message"]
 
 
 # What a router says
@@ -154,7 +189,7 @@ STATUSES = {
     "500": (500, b"", "router_http_500"),
     "502": (502, b"", "upstream_502"),
     "502 with a reason": (502, b'{"error":{"type":"warming"}}', "warming"),
-    "502 with a word outside the alphabet": (502, b'{"error":{"type":"Bad Gateway"}}', "upstream_502"),
+    "502 with a word outside the alphabet": (502, b'{"error":{"type":"bad gateway"}}', "upstream_502"),
     "503": (503, b"", "router_503"),
     "504": (504, b"<html>", "router_http_504"),
     "599": (599, b"", "router_http_599"),
@@ -166,8 +201,23 @@ STATUSES = {
     "empty type": (503, b'{"error":{"type":"","error_reason":"warming"}}', "warming"),
     "type null": (503, b'{"error":{"type":null},"error_reason":"warming"}', "warming"),
     "type a number": (503, b'{"error":{"type":5},"error_reason":"warming"}', "warming"),
-    "the first word decides": (503, b'{"error":{"type":"No","error_reason":"warming"}}', "router_error"),
-    "in capitals": (503, b'{"error":{"type":"WARMING"}}', "router_error"),
+    "the first word decides": (503, b'{"error":{"type":"n o","error_reason":"warming"}}', "router_error"),
+    "a class is no word": (503, b'{"error":{"type":"BadRequestError","error_reason":"warming"}}', "warming"),
+    "in capitals": (503, b'{"error":{"type":"WARMING"}}', "router_503"),
+    "a general word is none": (404, b'{"error":{"type":"invalid_request_error"}}', "router_http_404"),
+    "general words are none": (503, b'{"error":{"type":"dict","error_reason":"none"},"error_reason":"a"}', "a"),
+    "400, the context": (400, b'{"error":{"type":"exceed_context_size_error"}}', "context_too_long"),
+    "413, the context": (413, b'{"error":{"code":"context_length_exceeded"}}', "context_too_long"),
+    "422, the context": (422, b'{"error":{"message":"litellm.ContextWindowExceededError: x"}}', "context_too_long"),
+    "400, the context in a string": (400, b'{"error":"Maximum context length is 5"}', "context_too_long"),
+    "400, the context in a detail": (400, b'{"detail":"maximum context length"}', "context_too_long"),
+    "400, the context in a message": (
+        400,
+        b'{"object":"error","message":"maximum context length"}',
+        "context_too_long",
+    ),
+    "400, the context in an echo": (400, b'{"error":{"input":"maximum context length"}}', "router_rejected"),
+    "404, the context": (404, b'{"error":{"code":"context_length_exceeded"}}', "router_http_404"),
     "64 letters": (503, b'{"error":{"type":"%b"}}' % (b"a" * 64), "a" * 64),
     "65 letters": (503, b'{"error":{"type":"%b"}}' % (b"a" * 65), "router_error"),
     "line feed at its end": (503, b'{"error":{"type":"warming\\n"}}', "router_error"),
@@ -178,7 +228,8 @@ STATUSES = {
     "array": (503, b'[{"error":{"type":"warming"}}]', "router_503"),
     "nothing": (503, b"null", "router_503"),
     "cut": (503, b'{"error":{"type":"warming"}', "router_503"),
-    "not UTF-8": (503, b'{"error":{"type":"warming","message":"\xff"}}', "router_503"),
+    "not UTF-8": (503, b'{"error":{"type":"warming","message":"\xff"}}', "warming"),
+    "half of a pair": (503, b'{"error":{"type":"warming","message":"\\ud83d"}}', "warming"),
     "deep": (503, b'{"error":' * 100_000, "router_503"),
 }
 
@@ -202,13 +253,22 @@ EVENTS = {
 
 @pytest.mark.parametrize(("data", "reason"), EVENTS.values(), ids=EVENTS.keys())
 def test_an_event_gives_a_reason(data: bytes, reason: str) -> None:
-    assert reason_in_event(data) == reason
+    assert reason_in_event(data, begun=True) == reason
+    assert reason_in_event(data, begun=False) == reason
+    assert reason_in_event(data, begun=False, in_choice=True) == "upstream_error"
+
+
+def test_before_the_first_event_the_context_is_looked_for() -> None:
+    data = b'{"error":{"code":"context_length_exceeded","type":"a"}}'
+    assert reason_in_event(data, begun=False) == "context_too_long"
+    assert reason_in_event(data, begun=True) == "a"
 
 
 OURS = sorted(set(TABLE) - set(ROUTER_REASONS) - {name for name in TABLE if not re.fullmatch("[a-z0-9_]+", name)})
+OURS.remove("internal_error")  # a general word: it is no reason
 
 
-@pytest.mark.parametrize("word", [*OURS, CLIENT_GONE, "none", "other", "router_http", "router_http_999"])
+@pytest.mark.parametrize("word", [*OURS, CLIENT_GONE, "other", "router_http", "router_http_999"])
 def test_a_word_of_ours_in_the_router_s_mouth_is_an_error_of_the_router(word: str) -> None:
     said = reason_of_status(503, json.dumps({"error": {"type": word}}).encode())
     assert said == word
@@ -238,7 +298,7 @@ def test_other_labels(reason: str, label: str) -> None:
 
 @pytest.mark.parametrize("word", ROUTER_REASONS)
 def test_the_five_named_words_have_labels(word: str) -> None:
-    reason = reason_in_event(json.dumps({"error": {"type": word}}).encode())
+    reason = reason_in_event(json.dumps({"error": {"type": word}}).encode(), begun=True)
     assert metric_reason(reason) == word
     assert not isinstance(reason, Said)
 

@@ -21,8 +21,16 @@ class Nowhere(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Nobody reads it."""
 
+    def get_write_buffer_size(self) -> int:
+        """See there."""
+        return 0
+
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """There is no buffer."""
+
+    def is_closing(self) -> bool:
+        """It has no socket either."""
+        return True
 
 
 class Told:
@@ -130,5 +138,67 @@ def test_a_body_that_is_not_chunked_is_not_read_as_chunks() -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 20\r\n\r\n"
         told = read(head, b"5\r\nhello\r\n", b"5\r\nhello\r\n")
         assert (b"".join(told.parts), told.end) == (b"5\r\nhello\r\n" * 2, True)
+
+    in_a_loop(test)
+
+
+class Unsent(Nowhere):
+    """A transport with a write buffer that the test fills."""
+
+    def __init__(self, unsent: int) -> None:
+        super().__init__()
+        self.unsent = unsent
+
+    def get_write_buffer_size(self) -> int:
+        """As the test says."""
+        return self.unsent
+
+
+async def _after(transport: Unsent, signal: Callable[[Exchange], None]) -> Told:
+    """What is told after a write clock of 10 ms had time to run out, some turns of the loop later."""
+    loop = asyncio.get_running_loop()
+    exchange, told = Exchange(loop, 0.01), Told()
+    exchange.connection_made(transport)
+    exchange.start(b"", told)
+    signal(exchange)
+    later = loop.create_future()
+    loop.call_later(0.03, later.set_result, None)  # a timer of the same loop that is due after the other
+    await later
+    return told
+
+
+@pytest.mark.parametrize(
+    ("unsent", "end"),
+    [(0, None), (1, "WriteTimeout")],
+)
+def test_the_write_clock_starts_on_a_state_and_not_on_a_signal(unsent: int, end: str | None) -> None:
+    """A TLS transport whose limit is 0 pauses its protocol with nothing unsent, and not again when there is."""
+    for signal in (Exchange.pause_writing, lambda _: None):
+        told = uvloop.run(_after(Unsent(unsent), signal))
+        assert told.end == end
+
+
+def test_the_write_clock_looks_before_it_punishes() -> None:
+    """The signal that the request was taken may not have come yet."""
+    transport = Unsent(5)
+
+    def taken(exchange: Exchange) -> None:
+        transport.unsent = 0
+
+    assert uvloop.run(_after(transport, taken)).end is None
+
+
+def test_a_silence_after_a_standstill_is_looked_at_again() -> None:
+    """What began in the turn that stood still began with an old time: it gets, once, as much as it is late."""
+
+    def test() -> None:
+        exchange, told = Exchange(asyncio.get_running_loop(), 1.0), Told()
+        exchange.connection_made(Nowhere())
+        exchange.start(b"", told)
+        assert exchange.second_look(2.0, 10.0) == 2.0
+        assert exchange.second_look(2.0, 10.0) == 0.0
+        exchange.last_read_at += 1.0  # it spoke: the next silence is another
+        assert exchange.second_look(20.0, 10.0) == 10.0
+        assert exchange.second_look(0.0, 10.0) == 0.0
 
     in_a_loop(test)

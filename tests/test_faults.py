@@ -293,7 +293,7 @@ def test_single_bytes(shared: tuple[Router, Proxy], router: Router) -> None:
     bulk(shared[1], router, iter(steps), None)
 
 
-HOARDS = "from eidproxy import sse; sse.EventParser.__init__.__defaults__ = (2**30,)"
+HOARDS = "from eidproxy import stream; stream.Stream.__init__.__defaults__ = (None, 2**30)"
 STANDS_STILL = """
 import time
 from eidproxy import sse
@@ -419,8 +419,8 @@ def test_silent_peers_are_probed(router: Router, proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     "planted",
     [
-        "from eidproxy import wire; wire.probe_silent_peer = lambda sock: None",
-        "from eidproxy import server; server._PROBES = ()",
+        "from eidproxy import wire; wire.enable_keepalive = lambda sock: None",
+        "from eidproxy import server; server.enable_keepalive = lambda sock: None",
     ],
     ids=["router", "caller"],
 )

@@ -257,7 +257,7 @@ def test_positions_only_fall(line: Line) -> None:
     assert places[0] == 4
     assert places == sorted(set(places), reverse=True)
     assert places[-1] == 1
-    assert answer.told().progress[-1] == {"state": "upstream"}
+    assert answer.told().progress[-1] == {"state": "upstream", "elapsed_seconds": 0}
     assert answer.told().done
 
 

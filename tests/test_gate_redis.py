@@ -22,8 +22,9 @@ from eidproxy.errors import Refusal
 from eidproxy.gate import Gate, LocalGate, Pass
 from eidproxy.metrics import Metrics
 from eidproxy.resolver import Resolver
+from eidproxy.settle import Settlements
 from eidproxy.upstream import EgressBlocked
-from eidproxy.vocabulary import Priority, WaitOutcome
+from eidproxy.vocabulary import AfterLeave, Priority, WaitOutcome
 from tests.gate.history import Span, judged, replayed
 from tests.gate.store import Store, recorded
 from tests.tools import size as amount
@@ -243,6 +244,67 @@ async def test_draining(kind: str, store: Store) -> None:
             gate.request(Priority.FOREGROUND)
         assert gate.statistics().in_use == 1
         gate.leave(holder)
+
+
+@played
+async def test_a_slot_that_settles_outlives_its_lease(kind: str, store: Store) -> None:
+    """It is renewed for a caller that has left, shown as settling, and goes on when it was kept for so long."""
+    async with gates(kind, store, 2) as shared:
+        gate, other = shared[0], shared[-1]
+        settlements = Settlements(gate, Metrics("test"), AfterLeave.SETTLE, LEASE * 2.5)
+        holder = gate.request(Priority.FOREGROUND)
+        await holder.granted()
+        lost: list[str] = []
+        holder.lost = lost.append
+        closed: list[float] = []
+        clock = asyncio.get_running_loop().time
+        assert settlements.keep(holder, lambda: closed.append(clock()), 300.0) is not None
+        assert len(closed) == 1
+        assert ([one.settling for one in gate.holders()], gate.statistics().settling) == ([True], 1)
+        waiter = other.request(Priority.FOREGROUND)
+        gone = other.request(Priority.FOREGROUND)
+        await settled([waiter, gone])
+        other.leave(gone)
+        await waiter.granted()
+        assert clock() - closed[0] >= LEASE * 2.5 - 0.01
+        assert lost == []
+        assert gate.statistics().settling == 0
+        other.leave(waiter)
+
+
+@played
+async def test_a_slot_that_settles_is_released_by_a_drain(kind: str, store: Store) -> None:
+    async with gates(kind, store, 2) as shared:
+        gate, other = shared[0], shared[-1]
+        settlements = Settlements(gate, Metrics("test"), AfterLeave.FIRST_EVENT, 300.0)
+        holder = gate.request(Priority.FOREGROUND)
+        await holder.granted()
+        settlements.keep(holder, lambda: None, 300.0)
+        waiter = other.request(Priority.FOREGROUND)
+        await settled([waiter])
+        if kind == "redis":  # a drain of the one gate would turn its own waiter away
+            gate.drain()
+        settlements.drain()
+        await waiter.granted()
+        assert gate.statistics().in_use == (gate is other)
+        other.leave(waiter)
+
+
+@played
+async def test_a_slot_that_settles_and_is_taken_away(kind: str, store: Store) -> None:
+    """By the watchdog here: the router is closed, and the slot is not given back a second time."""
+    async with gates(kind, store, max_hold_seconds=0.5) as [gate]:
+        settlements = Settlements(gate, Metrics("test"), AfterLeave.FIRST_EVENT, 300.0)
+        holder = gate.request(Priority.FOREGROUND)
+        await holder.granted()
+        closed: list[bool] = []
+        settlements.keep(holder, lambda: closed.append(True), 300.0)
+        waiter = gate.request(Priority.FOREGROUND)
+        await waiter.granted()
+        assert closed == [True]
+        assert settlements.running == set()
+        assert gate.statistics().in_use == 1
+        gate.leave(waiter)
 
 
 @pytest.mark.parametrize("capacity", [1, 3])

@@ -8,6 +8,7 @@ import json
 import random
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 
 import pytest
 
+from eidproxy.tokens import Tokens
 from tests.callers import at_rest
-from tests.harness import CHAT, Dialled, Proxy, RawClient, ask, chat, free_port, request_bytes, until
+from tests.harness import CHAT, Answer, Dialled, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.stock import Stock
 from tests.tools import need
 from tests.tools import size as amount
-from tests.upstream import Router, stream
+from tests.upstream import Router, Stall, stream
 
 SMUGGLED = "smuggled-5d1e"
 INNER = request_bytes("POST", CHAT, chat(say=SMUGGLED))
@@ -666,3 +668,186 @@ def test_deadlines_of_the_edge(shared: tuple[Router, Proxy]) -> None:
     for took, got in (idle, kept):
         assert 14.8 < took < 16, took
         assert got == b""
+
+
+# --- Memory and time of strangers --------------------------------------------------------------------------------
+
+MIB = 1 << 20
+
+
+def grown(proxy: Proxy, idle: int) -> float:
+    """How much memory it has more than when it was idle, in MiB."""
+    return (proxy.rss() - idle) / MIB
+
+
+def refusal_of(client: RawClient) -> str | None:
+    """Why a request was refused that was not whole."""
+    head = client.read_head()
+    return Answer(head.status, head.headers, client.read_body(), client.clean).reason
+
+
+@pytest.mark.alone
+def test_unfinished_bodies_share_what_there_is(router: Router, many_files: None) -> None:
+    """Nearly a MiB each, and never the end: those that have been arriving longest make room, everybody is served."""
+    count = amount(300, 1400)
+    with Proxy(router) as proxy, contextlib.ExitStack() as closing:
+        honest(proxy, 0.3)
+        idle, most = proxy.rss(), 0.0
+        head = request_bytes("POST", CHAT, b"", {"Content-Length": str(MIB), "Content-Type": "application/json"})
+        clients = []
+        for number in range(count):
+            client = closing.enter_context(RawClient(proxy, timeout=20))
+            with contextlib.suppress(ConnectionError):
+                client.send(head + b" " * (MIB - 10))
+            clients.append(client)
+            if number % 20 == 0:
+                most = max(most, grown(proxy, idle))
+        assert ask(proxy, "POST", CHAT, chat()).told().done
+        most = max(most, grown(proxy, idle))
+        print(f"EIDPROXY {count} unfinished bodies of 1 MiB: {most:.0f} MiB over idle")
+        assert most < 160
+        assert refusal_of(clients[count // 2]) == "overloaded"
+        assert proxy.metric("eidproxy_requests_total", surface="proxy", mode="none", outcome="error",
+                            reason="overloaded") >= count - 80  # fmt: skip
+
+
+@pytest.mark.alone
+def test_slow_readers_share_what_there_is(router: Router, many_files: None) -> None:
+    """200 that ask for 4 MiB and read nothing: an honest caller has its answer at once."""
+    router.script = [*stream(["x" * 4000] * 1000)]
+    with Proxy(router, canaries=[]) as proxy, contextlib.ExitStack() as closing:
+        honest(proxy, 0.1)
+        idle = proxy.rss()
+        for _ in range(200):
+            client = closing.enter_context(RawClient(proxy, timeout=20, receive_buffer=4096))
+            client.send(request_bytes("POST", CHAT, chat("deep")))
+        router.wait_for(lambda: router.posts >= 200, 60)
+        last = -1
+        while proxy.rss() > last:  # until no more comes in
+            last = proxy.rss()
+            assert ask(proxy, "POST", CHAT, chat("daily"), timeout=60).told().done
+        print(f"EIDPROXY 200 slow readers: {grown(proxy, idle):.0f} MiB over idle")
+        assert grown(proxy, idle) < 160
+
+
+REFUSED_BY_HEAD: list[tuple[str, str, dict[str, str], str]] = [
+    ("POST", CHAT, {"Host": "elsewhere"}, "host_not_allowed"),
+    ("POST", CHAT, {"Authorization": "Bearer wrong"}, "unauthorized"),
+    ("POST", CHAT, {"Content-Type": "text/plain"}, "unsupported_media_type"),
+    ("POST", CHAT, {"X-Eid-Priority": "urgent"}, "invalid_priority"),
+    ("POST", CHAT, {"X-Eid-Progress": "perhaps"}, "invalid_request"),
+    ("POST", CHAT, {"Content-Length": "1048577"}, "body_too_large"),
+    ("POST", CHAT, {"Sec-Fetch-Site": "cross-site"}, "cross_site"),
+    ("POST", "/nothing", {}, "not_found"),
+    ("PUT", "/metrics", {}, "method_not_allowed"),
+    ("POST", "/api/eid/chat", {"Authorization": "Bearer none"}, "unauthorized"),
+    ("POST", "/api/eid/chat", {"Content-Type": "text/plain"}, "unsupported_media_type"),
+    ("POST", "/api/eid/chat", {"Content-Length": "900000"}, "body_too_large"),
+]
+
+
+def test_who_is_refused_by_the_head_gets_no_body_taken(router: Router, tmp_path: Path) -> None:
+    """The answer comes while no byte of the body was sent, and `Expect: 100-continue` is not encouraged."""
+    (tmp_path / "rules").write_text("Be kind.")
+    secret = "s" * 32
+    settings = {"EIDPROXY_CHAT_JWT_SECRET": secret, "EIDPROXY_CHAT_RULES_FILE": tmp_path / "rules"}
+    with Proxy(router, EIDPROXY_SERVER_API_KEY="key", **settings) as proxy:  # type: ignore[arg-type]
+        token = Tokens(secret, None, None, 0).issue("somebody", 600)
+        for method, path, given, reason in REFUSED_BY_HEAD:
+            key = token if path.startswith("/api") else "key"
+            usual = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "Content-Length": "1000"}
+            headers = {"Host": "localhost", **usual, **given, "Expect": "100-continue"}
+            with RawClient(proxy) as client:
+                client.send(request_bytes(method, path, None, headers))
+                assert refusal_of(client) == reason, (method, path, given)
+        reasons = {(line["surface"], line["reason"]) for line in proxy.log() if line["event"] == "request"}
+        assert {("chat", "unauthorized"), ("proxy", "unauthorized"), ("chat", "body_too_large")} <= reasons
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/metrics", {"Sec-Fetch-Site": "cross-site"}, 403),
+        ("GET", "/healthz", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ("GET", "/status", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403),
+        ("GET", "/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ("POST", "/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403),
+        ("GET", "/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
+        ("GET", "/status", {"Sec-Fetch-Site": "same-origin"}, 200),
+        ("GET", "/status", {"Sec-Fetch-Site": "none"}, 200),
+        ("GET", "/status", {}, 200),
+    ],
+)
+def test_a_page_of_another_site_may_follow_a_link_and_nothing_else(
+    shared: tuple[Router, Proxy], method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    answer = ask(shared[1], method, path, headers=headers)
+    assert answer.status == status
+    assert status == 200 or (answer.reason, answer.get("Connection")) == ("cross_site", "close")
+
+
+def _p99(took: list[float]) -> float:
+    return sorted(took)[int(len(took) * 0.99)] * 1e3
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("path", ["/metrics", "/status", "/readyz", "/"])
+def test_pages_in_a_loop_hold_up_nobody(router: Router, path: str) -> None:
+    """Fifty connections that ask for a page, and again: `/healthz`, and a slot whose caller leaves."""
+    router.script = [*stream(["a"])[:3], Stall()]
+    with Proxy(router) as proxy:
+        program = [sys.executable, "-c", ASK_AGAIN, str(proxy.port), path]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as flood:
+            assert flood.stdin is not None
+            assert flood.stdout is not None
+            flood.stdout.readline()  # each has had an answer
+            health, left, began_at = [], [], time.monotonic()
+            for _ in range(amount(60, 300)):
+                began = time.monotonic()
+                assert ask(proxy, "GET", "/healthz", timeout=60).status == 200
+                health.append(time.monotonic() - began)
+            for _ in range(amount(8, 30)):
+                client = RawClient(proxy, timeout=60)
+                client.send(request_bytes("POST", CHAT, chat("deep")))
+                client.read_head()
+                began = time.monotonic()
+                client.close()
+                router.wait_for(lambda: router.open_sockets == 0, 60)
+                left.append(time.monotonic() - began)
+            seconds = time.monotonic() - began_at
+            flood.stdin.close()
+            pages = int(flood.stdout.read())
+        print(f"EIDPROXY {path} on 50 connections, {pages} pages: /healthz p99 {_p99(health):.1f} ms, "
+              f"departures at most {max(left) * 1e3:.1f} ms")  # fmt: skip
+        if path == "/metrics":
+            one = proxy.get(path).body
+            assert proxy.get(path).body == one  # kept for a second
+    # Whoever asks for a page waits for a round of all fifty; who asks for another thing waits for no more than a few.
+    assert _p99(health) / 1e3 < max(3 * 50 * seconds / pages, 1.0)
+
+
+ASK_AGAIN = """
+import asyncio, sys
+async def one(port, path, counts, began):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while not closed.is_set():
+        writer.write(b"GET %b HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n" % path.encode())
+        head = (await reader.readuntil(b"\\r\\n\\r\\n")).lower()
+        await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\\r\\n")[0]))
+        counts.append(1)
+        began()
+async def main():
+    global closed
+    closed, counts = asyncio.Event(), []
+    left = 50
+    def began():
+        nonlocal left
+        left -= 1
+        if left == 0:
+            print("all", flush=True)
+    loop = asyncio.get_running_loop()
+    loop.run_in_executor(None, lambda: (sys.stdin.read(), loop.call_soon_threadsafe(closed.set)))
+    await asyncio.gather(*(one(int(sys.argv[1]), sys.argv[2], counts, began) for _ in range(50)))
+    print(len(counts))
+asyncio.run(main())
+"""

@@ -21,30 +21,42 @@ import uvloop
 from eidproxy import (
     admission,
     app,
+    chunk,
+    completion,
+    connection,
     countdown,
     endpoints,
     gate,
     logs,
     metrics,
+    progress,
     relay,
     sanitize,
-    server,
     sse,
+    stream,
     upstream,
     wire,
 )
 from eidproxy.app import Application
 from eidproxy.config import load
-from eidproxy.server import Connection
+from eidproxy.connection import Connection
 from tests.harness import CHAT, chat, request_bytes
 from tests.tools import size as amount
-from tests.upstream import Router, Stall, status, stream
+from tests.upstream import Router, Stall, status
+from tests.upstream import stream as answer
 
 PATH: list[type] = [
     *(admission.AdmissionQueue, endpoints.Endpoints, gate.LocalGate, gate.LocalPass, gate.MeanHold, logs.Log),
-    *(metrics.StreamCounters, metrics.Metrics, relay.Relay, sanitize.Sanitizer, sanitize.Completion, server.Connection),
-    *(server.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
-    *(metrics.Count, metrics.Distribution),
+    *(
+        metrics.StreamCounters,
+        metrics.Metrics,
+        relay.Relay,
+        sanitize.Sanitizer,
+        completion.Completion,
+        connection.Connection,
+    ),
+    *(connection.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
+    *(metrics.Count, metrics.Distribution, stream.Stream, relay.Splice, chunk.Frames, progress.Progress),
 ]
 
 GIVING_BACK = {
@@ -53,8 +65,8 @@ GIVING_BACK = {
     "LocalGate.leave",
     "Relay._leave_gate",
     "Relay.conclude",
-    "Relay.depart",
-    "Relay.out_of_time",
+    "Relay.on_disconnect",
+    "Relay.on_wall_clock",
 }
 """What gives back itself: when that fails, the watchdog takes the slot back, or the caller's end does."""
 
@@ -63,16 +75,21 @@ PURE = {
     *("AdmissionQueue._aged", "AdmissionQueue._grant", "AdmissionQueue._next", "Connection.__init__"),
     *(
         "Exchange.__init__",
-        "Exchange._let_go",
         "Exchange.abort",
         "Exchange.connection_made",
         "LocalPass.__init__",
-        "Relay._hang_up",
+        "Relay._close_upstream",
     ),
-    *("Connection.connection_lost", "Connection.connection_made", "Relay._sign_off", "Roster.depart"),
+    *("Connection.connection_lost", "Connection.connection_made", "Relay._detach", "Roster.depart"),
     *("Countdown._sweep", "Countdown.stop", "Wire.abort"),
 }
 """Assignments and the closing of the socket itself: failing before their first statement, they have not been called."""
+
+
+def test_the_names_exist() -> None:
+    """A list of names that no function has any more excuses nothing, and nobody would notice."""
+    known = {f"{kind.__name__}.{name}" for kind in PATH for name in vars(kind)}
+    assert known >= PURE | GIVING_BACK
 
 
 class Fault(Exception):
@@ -190,7 +207,7 @@ async def whole_answer(stage: Stage) -> None:
 
 async def leaver(stage: Stage) -> None:
     """One that leaves mid-stream with one behind it."""
-    stage.router.enqueue([*stream()[:3], Stall()])
+    stage.router.enqueue([*answer()[:3], Stall()])
     await asyncio.gather(stage.caller(chat(), {}, 100), stage.caller(chat(), {}))
 
 
@@ -198,13 +215,13 @@ async def router_fault(stage: Stage) -> None:
     """A status, and an error in the stream."""
     stage.router.enqueue(status(503, {"error_reason": "warming"}))
     await stage.caller(chat(), {})
-    stage.router.enqueue(stream(finish=None))
+    stage.router.enqueue(answer(finish=None))
     await stage.caller(chat(), {})
 
 
 async def out_of_time(stage: Stage) -> None:
     """A router that is silent until the deadline."""
-    stage.router.enqueue([*stream()[:2], Stall()])
+    stage.router.enqueue([*answer()[:2], Stall()])
     await stage.caller(chat(), {})
 
 

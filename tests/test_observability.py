@@ -42,6 +42,12 @@ LABELS: dict[str, dict[str, tuple[str, ...]]] = {
     "request_duration_seconds": {"mode": (*MODES, "none"), "outcome": OUTCOMES},
     "gate_slots": {},
     "gate_slots_in_use": {},
+    "gate_settling": {},
+    "gate_settle_seconds": {"end": ("first_event", "elapsed", "deadline", "draining")},
+    "upstream_state": {"mode": MODES, "state": ("live", "suspect", "wedged")},
+    "upstream_silent_ends_total": {"mode": MODES},
+    "upstream_wedges_total": {"mode": MODES},
+    "first_event_allowance_used_ratio": {"mode": MODES},
     "gate_queue_limit": {},
     "gate_queue_depth": {"priority": PRIORITIES},
     "gate_oldest_wait_seconds": {"priority": PRIORITIES},
@@ -72,17 +78,27 @@ LABELS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Every metric of the contract but `requests_total` and `build_info`, with all its label values."""
 
-HISTOGRAMS = {name for name in LABELS if name.endswith("_seconds")} - {"gate_oldest_wait_seconds", "start_time_seconds"}
+HISTOGRAMS = {name for name in LABELS if name.endswith(("_seconds", "_ratio"))}
+HISTOGRAMS -= {"gate_oldest_wait_seconds", "start_time_seconds"}
 
 REASONS = [
     *("none", "client_gone", "invalid_json", "invalid_request", "unsupported_field", "unsupported_content"),
-    *("invalid_priority", "unauthorized", "model_not_found", "not_found", "method_not_allowed"),
+    *("invalid_priority", "unauthorized", "cross_site", "model_not_found", "not_found", "method_not_allowed"),
     *("request_timeout", "body_too_large", "unsupported_media_type", "host_not_allowed", "headers_too_large"),
     *("system_role_forbidden", "message_too_long", "too_many_turns", "conversation_too_long"),
-    *("gate_queue_full", "gate_wait_timeout", "draining", "gate_unavailable", "macbook_unavailable", "warming"),
+    *(
+        "gate_queue_full",
+        "gate_wait_timeout",
+        "draining",
+        "overloaded",
+        "gate_unavailable",
+        "macbook_unavailable",
+        "warming",
+    ),
     *("editor_busy", "upstream_cold", "provider_not_configured", "upstream_502", "router_503", "router_http"),
     *("router_error", "router_ConnectError", "router_ConnectTimeout", "router_ReadError", "router_ReadTimeout"),
     *("router_WriteError", "router_WriteTimeout", "router_RemoteProtocolError", "upstream_truncated"),
+    *("upstream_silent", "upstream_wedged"),
     *("upstream_error", "upstream_protocol_error", "stream_deadline_exceeded", "rules_missing"),
     *("router_rejected", "egress_blocked", "internal_error", "other"),
 ]
@@ -206,7 +222,7 @@ def counted(endpoints, head):
         registry = endpoints.services.metrics.registry
         Endpoints.paths = Counter("eidproxy_paths_total", "By path.", ("path",), registry=registry)
     Endpoints.paths.labels(head.path).inc()
-    admit(endpoints, head)
+    return admit(endpoints, head)
 Endpoints.admit = counted
 """
 
@@ -240,6 +256,7 @@ def check_start(samples: dict[Sample, float]) -> None:
         "eidproxy_gate_slots",
         "eidproxy_gate_queue_limit",
         "eidproxy_gate_backend_up",
+        "eidproxy_upstream_state",
         "eidproxy_start_time_seconds",
         "eidproxy_build_info",
         # A second may have passed since the start.
@@ -247,6 +264,8 @@ def check_start(samples: dict[Sample, float]) -> None:
         "eidproxy_event_loop_lag_seconds_sum",
         "eidproxy_event_loop_lag_seconds_bucket",
     }, not_zero
+    states = {labels: value for (name, labels), value in samples.items() if name == "eidproxy_upstream_state"}
+    assert {dict(labels)["state"] for labels, value in states.items() if value} == {"live"}
     [info] = [dict(labels) for name, labels in samples if name == "eidproxy_build_info"]
     assert set(info) == {"version", "python"}
     started = next(value for (name, _), value in samples.items() if name == "eidproxy_start_time_seconds")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from eidproxy.errors import FINAL_STATUSES
 from tests.callers import at_rest, check_error, check_error_event, check_refusal
 from tests.harness import ANSWER_CANARY, CHAT, Answer, Proxy, RawClient, ask, chat, comments, request_bytes, until
 from tests.upstream import (
@@ -122,11 +123,12 @@ def test_probes(pair: Pair) -> None:
         assert answer.get("X-Request-Id")
     pair.router.hang_up()
     try:
+        until(lambda: pair.proxy.get("/readyz").status == 503)  # it may be a second old
         check_refusal(pair.proxy.get("/readyz"), 503, "router_ConnectError")
         assert pair.proxy.get("/healthz").status == 200
     finally:
         pair.router.listen()
-    assert pair.proxy.get("/readyz").status == 200
+    until(lambda: pair.proxy.get("/readyz").status == 200)
 
 
 def test_metrics_forms(pair: Pair) -> None:
@@ -159,6 +161,7 @@ def test_status_page(pair: Pair) -> None:
         "outcomes",
         "deadlines",
         "router",
+        "upstream",
     }
     gate = value["gate"]
     assert set(gate) == {"slots", "in_use", "queue_limit", "holders", "waiting", "mean_hold_seconds"}
@@ -171,6 +174,10 @@ def test_status_page(pair: Pair) -> None:
     assert value["streams"] == {"daily": 1, "deep": 0}
     assert value["deadlines"] == {"stream_seconds": 300, "gate_wait_seconds": 300}
     assert set(value["router"]) == {"reachable", "checked_seconds_ago"}
+    assert set(value["upstream"]) == {"daily", "deep"}
+    for state in value["upstream"].values():
+        assert state.pop("since_seconds") >= 0
+        assert state == {"state": "live", "silent_ends": 0, "next_trial_seconds": None}
     assert value["draining"] is False
 
 
@@ -567,7 +574,7 @@ def test_stream(pair: Pair) -> None:
     assert answer.body.endswith(b"data: [DONE]\n\n")
     assert b"\r" not in answer.body
     *events, _ = answer.events()
-    texts = ["", "Hello", " world", None]
+    texts = ["Hello", " world", None]
     assert len(events) == len(texts)
     for number, (item, text) in enumerate(zip(events, texts, strict=True)):
         value = item.json()
@@ -596,8 +603,14 @@ def test_non_stream(pair: Pair) -> None:
             "object": "chat.completion",
             "model": "daily",
             "choices": [
-                {"index": 0, "message": {"role": "assistant", "content": "Hello world"}, "finish_reason": "stop"}
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "Hello world", "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": "stop",
+                }
             ],
+            "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         }
     assert all(request.json["stream"] is True for request in pair.router.requests)
 
@@ -633,6 +646,7 @@ def test_reasoning_and_tool_calls(pair: Pair) -> None:
             "refusal": "no",
             "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}],
         },
+        "logprobs": None,
         "finish_reason": "tool_calls",
     }
 
@@ -640,11 +654,59 @@ def test_reasoning_and_tool_calls(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("word", "sent"),
     [(word, word) for word in ("stop", "length", "tool_calls", "content_filter", "function_call")]
-    + [("eos", "stop"), ("error", "stop"), ("", "stop")],
+    + [("eos", "stop"), ("max_tokens", "length"), ("Model_Length", "length")],
 )
 def test_finish_reasons(pair: Pair, word: str, sent: str) -> None:
     answer = pair.play(framed(said("x"), said(finish=word), DONE))
     assert (answer.told().finish_reason, answer.told().done) == (sent, True)
+
+
+@pytest.mark.parametrize("word", ["error", "ABORT", "aborted", "cancelled", "network_error"])
+def test_words_for_a_failure(pair: Pair, word: str) -> None:
+    answer = pair.play(framed(said("x"), said(finish=word), DONE))
+    check_error_event(answer, 503, "upstream_error")
+    assert answer.told().text == "x"
+    check_refusal(pair.play(framed(said("x"), said(finish=word), DONE), stream=False), 503, "upstream_error")
+
+
+@pytest.mark.parametrize("word", ["", "null", None])
+def test_no_finish_reason_is_no_end(pair: Pair, word: str | None) -> None:
+    check_error_event(pair.play(framed(said("x", word), said(finish=word), DONE)), 503, "upstream_truncated")
+
+
+def test_the_finish_reason_is_kept_back(pair: Pair) -> None:
+    """It leaves in the last chunk, which has an empty delta; what comes after it still counts."""
+    answer = pair.play(framed(said("a", "stop"), said("b", "length"), said("c"), said(finish="stop"), DONE))
+    choices = [item.json()["choices"][0] for item in answer.events()[:-1]]
+    assert [choice["delta"].get("content") for choice in choices] == ["a", "b", "c", None]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, None, "stop"]
+    assert choices[-1]["delta"] == {}
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [(Reset(), "router_ReadError"), (Stall(), "router_ReadTimeout"), (Fin(), None), (Send(chunk(DONE)), None)],
+)
+def test_after_late_text_only_the_router_s_own_end_makes_the_answer_whole(
+    pair: Pair, then: Step, reason: str | None
+) -> None:
+    script = [*framed(said("a", "stop"), said("b", "stop"), end=b""), then]
+    answer = pair.play(script if isinstance(then, Reset | Stall | Fin) else [*script, Stall()])
+    assert answer.told().text == "ab"
+    if reason is None:
+        assert (answer.told().finish_reason, answer.told().done) == ("stop", True)
+    else:
+        check_error_event(answer, 503, reason)
+
+
+def test_a_lone_role_is_no_first_event(pair: Pair) -> None:
+    """Servers send it before the model begins: what fails then is a status."""
+    role = completion_chunk({"role": "assistant"})
+    for streaming in (True, False):
+        answer = pair.play(framed(role, {"error": {"type": "server_error"}}, DONE), stream=streaming)
+        check_refusal(answer, 503, "upstream_error")
+        long = {"error": {"type": "dict", "message": "... 'type': 'exceed_context_size_error' ..."}}
+        check_refusal(pair.play(framed(role, long, DONE), stream=streaming), 400, "context_too_long")
 
 
 def test_what_is_dropped(pair: Pair) -> None:
@@ -660,8 +722,8 @@ def test_what_is_dropped(pair: Pair) -> None:
             completion_chunk(choices=[{"index": 1, "delta": {"content": "upstream-text"}}]),
             said("B"),
             said(finish="stop"),
-            event(said("upstream-text")),
             DONE,
+            event(said("upstream-text")),
         )
     )
     assert (answer.told().text, answer.told().done) == ("AB", True)
@@ -692,11 +754,10 @@ def test_linger_after_the_finish_reason(pair: Pair) -> None:
         client.send(request_bytes("POST", CHAT, chat()))
         client.read_head()
         events = client.events()
-        while b'"stop"' not in next(events):
-            pass
+        assert b'"x"' in next(events)
         began = time.monotonic()
         rest = b"".join(events)
-        assert 4.8 < time.monotonic() - began < 5.5
+        assert time.monotonic() - began > 4.5
         assert rest.endswith(b"data: [DONE]\n\n")
         assert client.clean
     # No keep-alive matters to who has the answer, but it must be nothing else than one.
@@ -722,7 +783,11 @@ def test_upstream_comments_are_a_sign_of_life(pair: Pair) -> None:
 
 def test_no_token_counts(pair: Pair) -> None:
     for streaming in (True, False):
-        assert b"usage" not in pair.post(chat(stream=streaming, stream_options={"include_usage": True})).body
+        answer = pair.post(chat(stream=streaming, stream_options={"include_usage": True}))
+        if streaming:
+            assert b"usage" not in answer.body
+        else:
+            assert set(answer.json()["usage"].values()) == {0}
         assert "stream_options" not in pair.router.requests[-1].json
 
 
@@ -758,7 +823,7 @@ def test_progress(pair: Pair) -> None:
         pair.router.release("go", 1)
         assert json.loads(next(events).removeprefix(b"data: "))["eid"]["position"] == 1
         pair.router.release("go", 1)
-        assert json.loads(next(events).removeprefix(b"data: "))["eid"] == {"state": "upstream"}
+        assert json.loads(next(events).removeprefix(b"data: "))["eid"] == {"state": "upstream", "elapsed_seconds": 0}
         pair.router.release("go")
         body = b"".join(events)
         assert body.endswith(b"data: [DONE]\n\n")
@@ -768,7 +833,7 @@ def test_progress(pair: Pair) -> None:
 def test_progress_when_nothing_waits(pair: Pair) -> None:
     for model in ("daily", "deep"):
         said_all = pair.play(stream(), model, X_Eid_Progress="1").told()
-        assert said_all.progress == [{"state": "upstream"}]
+        assert said_all.progress == [{"state": "upstream", "elapsed_seconds": 0}]
         assert (said_all.text, said_all.done) == ("Hello world", True)
 
 
@@ -781,7 +846,7 @@ def test_progress_needs_a_stream(pair: Pair) -> None:
 def test_progress_makes_failures_events(pair: Pair) -> None:
     answer = pair.play(status(503, {"error_reason": "warming"}), X_Eid_Progress="1")
     check_error_event(answer, 503, "warming")
-    assert answer.told().progress == [{"state": "upstream"}]
+    assert answer.told().progress == [{"state": "upstream", "elapsed_seconds": 0}]
     check_refusal(pair.post(chat("nope"), {"X-Eid-Progress": "1"}), 404, "model_not_found", "model")
 
 
@@ -821,10 +886,14 @@ STATUSES: list[tuple[int, object, int, str]] = [
     (503, {"error": {"type": "", "error_reason": None}, "error_reason": "warming"}, 503, "warming"),
     (503, {"error": {"type": "upstream_cold"}, "error_reason": "warming"}, 503, "upstream_cold"),
     (429, {"error": {"type": "rate_limited"}}, 503, "rate_limited"),
-    (503, {"error": {"type": "Upstream-Text"}}, 503, "router_error"),
-    (503, {"error": {"type": "Not ours"}, "error_reason": "warming"}, 503, "router_error"),
+    (503, {"error": {"type": "Upstream-Text"}}, 503, "router_503"),
+    (503, {"error": {"type": "Not ours"}, "error_reason": "warming"}, 503, "warming"),
+    (503, {"error": {"type": "server_error"}, "error_reason": "warming"}, 503, "warming"),
+    (503, {"error": {"type": "not ours"}, "error_reason": "warming"}, 503, "router_error"),
+    (413, {"error": {"message": "x exceeds the MAXIMUM context length"}}, 400, "context_too_long"),
+    (400, {"error": {"code": "context_length_exceeded", "message": "upstream-text"}}, 400, "context_too_long"),
     (404, {"error_reason": "x" * 65}, 503, "router_error"),
-    (502, {"error": {"type": "Not ours"}}, 503, "upstream_502"),
+    (502, {"error": {"type": "not ours"}}, 503, "upstream_502"),
     (502, {}, 503, "upstream_502"),
     (502, {"error_reason": "warming"}, 503, "warming"),
     (503, b"<html>upstream-text</html>", 503, "router_503"),
@@ -852,7 +921,7 @@ def test_router_status(pair: Pair, code: int, body: object, ours: int, reason: s
     location = [("Location", "http://127.0.0.1:9/")] if 300 <= code < 400 else []
     for streaming in (True, False):
         answer = pair.play(status(code, body, location), "deep", streaming)
-        check_refusal(answer, ours, reason)
+        check_refusal(answer, ours, reason, final=code in FINAL_STATUSES)
         assert b"upstream-text" not in answer.body.lower()
     assert pair.router.posts == 2
 
@@ -963,7 +1032,9 @@ def test_router_fault_after_the_first_event(pair: Pair, name: str) -> None:
 
 
 def test_events_before_an_error_in_the_same_read_are_passed_on(pair: Pair) -> None:
-    answer = pair.play([Send(stream_head() + chunk(event(said("A")) + event(said("B")) + event({"error": {}})))])
+    answer = pair.play(
+        [Send(stream_head() + chunk(event(said("A")) + event(said("B")) + event({"error": {"message": "x"}})))]
+    )
     check_error_event(answer, 503, "upstream_error")
     assert answer.told().text == "AB"
 
@@ -1039,7 +1110,9 @@ def test_outcomes_are_logged_and_counted(pair: Pair) -> None:
         line = logged_line(pair.proxy, answer.get("X-Request-Id"))
         assert (line["event"], line["outcome"], line["reason"]) == ("request", outcome, logged)
         assert line["status"] == answer.status
-        assert line["level"] == {"router_rejected": "error", "none": "info"}.get(logged, "warning")
+        assert line["level"] == {"router_rejected": "error", "router_http_404": "error", "none": "info"}.get(
+            logged, "warning"
+        )
         assert (line["surface"], line["mode"], line["priority"]) == ("proxy", "daily", "foreground")
 
 

@@ -29,7 +29,7 @@ def finished() -> bytes:
     return chunk(event(completion_chunk({"content": "whole"}))) + chunk(event(completion_chunk({}, "stop")))
 
 
-@pytest.mark.parametrize("word", ["client_gone", "draining", "stream_deadline_exceeded", "internal_error"])
+@pytest.mark.parametrize("word", ["client_gone", "draining", "stream_deadline_exceeded", "upstream_silent"])
 def test_a_word_of_the_router_is_none_of_ours(router: Router, proxy: Proxy, word: str) -> None:
     router.enqueue(status(503, {"error": {"type": word}}), [stream_head(), chunk(event({"error": {"type": word}}))])
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_a_request_is_freed_where_it_ends(router: Router, tmp_path: Path, model:
             ask(proxy, "POST", CHAT, chat(model, stream=False))
             router.enqueue(status(503))
             ask(proxy, "POST", CHAT, chat(model))
-            router.enqueue([*stream()[:2], Stall()])
+            router.enqueue([*stream()[:3], Stall()])
             with RawClient(proxy) as client:
                 client.send(request_bytes("POST", CHAT, chat(model)))
                 client.read_head()

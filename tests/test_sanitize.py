@@ -1,564 +1,379 @@
-"""The closed chunk: what may pass of an event, what is counted, what ends the stream, and the whole answer."""
+"""The filter of one stream: what may pass of an event, what is counted, how the stream stands."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
-from eidproxy.sanitize import (
-    Choice,
-    Completion,
-    Delta,
-    Sanitizer,
-    UpstreamFailed,
-    chunk_head,
-    progress_chunk,
-    rebuild,
-)
-from eidproxy.sse import ErrorData, EventParser
+from eidproxy.chunk import Delta
+from eidproxy.sanitize import Sanitizer
+from eidproxy.sse import ErrorData
 from eidproxy.vocabulary import FINISH_REASONS, Dropped, Stripped, TokenKind
-from tests import corpus, fuzz
-from tests.corpus.expect import split
-from tests.cost import cost
-
-HEAD = chunk_head("id-1", 1700000000, "daily")
-
-
-def event(delta: Any = None, **fields: Any) -> bytes:
-    """A chunk with one choice; `finish_reason` and `index` go into the choice, the rest beside it."""
-    choice: dict[str, Any] = {"index": 0, "delta": {} if delta is None else delta}
-    choice |= {name: fields.pop(name) for name in ("finish_reason", "index") if name in fields}
-    return json.dumps({"id": "x", "choices": [choice], **fields}).encode()
-
 
 NONE_STRIPPED = dict.fromkeys(Stripped, 0)
 
 
+def event(delta: Any = None, **fields: Any) -> bytes:
+    """A chunk of a model with one choice; `finish_reason` and `index` go into the choice, the rest beside it."""
+    choice: dict[str, Any] = {"index": 0, "delta": {} if delta is None else delta}
+    choice |= {name: fields.pop(name) for name in ("finish_reason", "index", "message") if name in fields}
+    choice |= {"error": fields.pop("choice_error")} if "choice_error" in fields else {}
+    return json.dumps({"id": "x", "choices": [choice], **fields}).encode()
+
+
+def begun() -> Sanitizer:
+    """One that has passed its first event on."""
+    sanitizer = Sanitizer("r")
+    assert sanitizer.read(event({"role": "assistant", "content": "first"})) is not None
+    return sanitizer
+
+
 def passes(data: bytes, sanitizer: Sanitizer | None = None) -> dict[str, Any] | None:
-    """The choice that the caller gets for an event."""
-    sanitizer = sanitizer or Sanitizer(HEAD)
-    choice = sanitizer.read(data)
-    if choice is None:
-        return None
-    frame = sanitizer.encode(choice)
-    assert frame.startswith(HEAD)
-    assert frame.endswith(b"]}\n\n")
-    (found,) = json.loads(frame.removeprefix(b"data: "))["choices"]
-    assert isinstance(found, dict)
+    """The delta that the caller gets for an event in the middle of a stream."""
+    delta = (sanitizer or begun()).read(data)
+    found: dict[str, Any] | None = None if delta is None else msgspec.to_builtins(delta)
     return found
 
 
-def choice(delta: Any, finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "finish_reason": finish_reason}
-
-
-# What a frame is made of
-
-
-def test_a_frame_byte_by_byte() -> None:
-    sanitizer = Sanitizer(HEAD)
-    found = sanitizer.read(event({"role": "assistant", "content": "일\n\u2028"}))
-    assert found is not None
-    assert sanitizer.encode(found) == (
-        b'data: {"id":"chatcmpl-id-1","object":"chat.completion.chunk","created":1700000000,"model":"daily",'
-        b'"choices":[{"index":0,"delta":{"role":"assistant","content":"' + "일\\n\u2028".encode() + b'"},'
-        b'"finish_reason":null}]}\n\n'
-    )
-
-
-def test_a_progress_chunk_byte_by_byte() -> None:
-    assert progress_chunk(HEAD, {"state": "queued", "position": 2, "eta_seconds": None}) == (
-        HEAD + b'],"eid":{"state":"queued","position":2,"eta_seconds":null}}\n\n'
-    )
-
+# What may pass
 
 DELTAS: dict[str, tuple[Any, Any]] = {
-    "empty": ({}, {}),
-    "null": (None, {}),
+    "empty": ({}, None),
+    "null": (None, None),
     "content": ({"content": "a"}, {"content": "a"}),
-    "empty content": ({"content": ""}, {"content": ""}),
-    "content null": ({"content": None}, {}),
-    "role": ({"role": "assistant"}, {"role": "assistant"}),
-    "another role": ({"role": "/models/qwen"}, {"role": "assistant"}),
-    "role null": ({"role": None, "content": "a"}, {"content": "a"}),
-    "reasoning_content": ({"reasoning_content": "r"}, {"reasoning_content": "r"}),
-    "reasoning": ({"reasoning": "r"}, {"reasoning_content": "r"}),
-    "both": ({"reasoning": "a", "reasoning_content": "b"}, {"reasoning_content": "b"}),
-    "both, one empty": ({"reasoning": "a", "reasoning_content": ""}, {"reasoning_content": ""}),
+    "empty content": ({"content": ""}, None),
+    "the role again": ({"role": "assistant"}, None),
+    "another role": ({"role": "/models/qwen", "content": "a"}, {"content": "a"}),
+    "reasoning": ({"reasoning": "r", "content": ""}, {"reasoning_content": "r"}),
     "refusal": ({"refusal": "no"}, {"refusal": "no"}),
     "unknown": ({"x": "canary", "content": "a", "audio": {"data": "x"}}, {"content": "a"}),
-    "no calls": ({"tool_calls": None}, {}),
-    "calls of none": ({"tool_calls": []}, {"tool_calls": []}),
+    "no calls": ({"tool_calls": []}, None),
+    "parts": ({"content": [{"type": "text", "text": "a"}]}, {"content": "a"}),
     "a call": (
-        {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}]},
-        {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+        {"tool_calls": [{"index": 3, "id": "c", "type": "mcp", "function": {"name": "f", "arguments": "{}"}, "x": 1}]},
+        {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
     ),
-    "a piece of a call": (
-        {"tool_calls": [{"index": 1, "function": {"arguments": '{"x'}}]},
-        {"tool_calls": [{"index": 1, "function": {"arguments": '{"x'}}]},
-    ),
-    "calls without an index": (
-        {"tool_calls": [{"function": {"name": "f"}}, {"index": None, "function": {"name": "g"}}]},
-        {"tool_calls": [{"index": 0, "function": {"name": "f"}}, {"index": 1, "function": {"name": "g"}}]},
-    ),
-    "a call of another type": (
-        {"tool_calls": [{"index": 0, "type": "mcp"}]},
-        {"tool_calls": [{"index": 0, "type": "function"}]},
-    ),
-    "a call of nothing": (
-        {"tool_calls": [{"function": None, "id": None, "type": None}]},
-        {"tool_calls": [{"index": 0}]},
-    ),
-    "a call with more": (
-        {"tool_calls": [{"index": 0, "x": "canary", "function": {"name": "f", "y": "canary"}}]},
-        {"tool_calls": [{"index": 0, "function": {"name": "f"}}]},
+    "a piece of no call": ({"tool_calls": [{"index": 1, "function": {"arguments": "canary"}}]}, None),
+    "all at once": (
+        {"content": "a", "reasoning": "b", "refusal": "c", "tool_calls": [{"id": "d", "function": {"name": "e"}}]},
+        {
+            "content": "a",
+            "reasoning_content": "b",
+            "refusal": "c",
+            "tool_calls": [{"index": 0, "id": "d", "type": "function", "function": {"name": "e", "arguments": ""}}],
+        },
     ),
 }
 
 
 @pytest.mark.parametrize(("delta", "wanted"), DELTAS.values(), ids=DELTAS.keys())
 def test_what_may_pass_of_a_delta(delta: Any, wanted: Any) -> None:
-    data = json.dumps({"choices": [{"delta": delta}]}).encode()
-    assert passes(data) == choice(wanted)
+    assert passes(json.dumps({"choices": [{"delta": delta}], "model": "m"}).encode()) == wanted
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b'{"choices":[{}]}',
-        b'{"choices":[{"index":null,"delta":null,"finish_reason":null}]}',
-        b'{"choices":[{"message":{"content":"canary"},"text":"canary","logprobs":{"content":[]}}]}',
-        b'{"choices":[{}],"model":"/models/canary","system_fingerprint":"canary","timings":{},"x":[[["canary"]]]}',
-        b' {"choices" : [ { } ] , "error" : null , "detail":null}\n',
-        b'{"choices":[{}],"x":"\xff"}',
-        b'{"choices":[{}],"x":1e999}',
-    ],
-)
-def test_an_empty_chunk_is_an_empty_chunk(data: bytes) -> None:
-    assert passes(data) == choice({})
-
-
-@pytest.mark.parametrize("reason", sorted(FINISH_REASONS))
-def test_finish_reasons(reason: str) -> None:
-    sanitizer = Sanitizer(HEAD)
-    assert passes(event(finish_reason=reason), sanitizer) == choice({}, reason)
-    assert sanitizer.finished
-    assert sanitizer.finish_reason == reason
-
-
-@pytest.mark.parametrize("reason", ["", "eos", "STOP", "stop ", "end_turn", "canary", "error", "null"])
-def test_another_finish_reason_is_stop(reason: str) -> None:
-    sanitizer = Sanitizer(HEAD)
-    assert passes(event({"content": "a"}, finish_reason=reason), sanitizer) == choice({"content": "a"}, "stop")
-    assert sanitizer.finish_reason == "stop"
+def test_a_message_is_read_where_no_delta_stands() -> None:
+    assert passes(b'{"model":"m","choices":[{"message":{"content":"a"}}]}') == {"content": "a"}
+    assert passes(event({"content": "a"}, message={"content": "canary"})) == {"content": "a"}
 
 
 def test_only_the_choice_of_index_0_is_read() -> None:
     other, ours = {"index": 1, "delta": {"content": "canary"}}, {"index": 0, "delta": {"content": "a"}}
     for choices in ([ours, other], [other, ours], [other, other, {"delta": {"content": "a"}}], [ours, ours]):
-        assert passes(json.dumps({"choices": choices}).encode()) == choice({"content": "a"})
-    sanitizer = Sanitizer(HEAD)
+        assert passes(json.dumps({"choices": choices}).encode()) == {"content": "a"}
+    sanitizer = begun()
     done = {"index": 1, "delta": {}, "finish_reason": "stop"}
-    assert passes(json.dumps({"choices": [other, done]}).encode(), sanitizer) is None
-    assert not sanitizer.finished
+    assert sanitizer.read(json.dumps({"choices": [other, done]}).encode()) is None
+    assert sanitizer.finish_reason is None
     assert sanitizer.dropped == {Dropped.EMPTY: 1}
 
 
-# What is dropped
-
-DROPPED: dict[str, tuple[bytes, Dropped]] = {
-    "nothing": (b"", Dropped.EMPTY),
-    "no choices": (b"{}", Dropped.EMPTY),
-    "choices null": (b'{"choices":null}', Dropped.EMPTY),
-    "choices empty": (b'{"choices":[],"usage":{}}', Dropped.EMPTY),
-    "text": (b"hello", Dropped.NOT_JSON),
-    "cut": (b'{"choices":[{"delta":{"content":"a"', Dropped.NOT_JSON),
-    "two objects": (b'{"choices":[]}{}', Dropped.NOT_JSON),
-    "NaN": (b'{"x":NaN}', Dropped.NOT_JSON),
-    "done in other letters": (b"[done]", Dropped.NOT_JSON),
-    "done and a blank": (b"[DONE] ", Dropped.NOT_JSON),
-    "not UTF-8": (b'{"choices":[{"delta":{"content":"\xff"}}]}', Dropped.NOT_JSON),
-    "a lone surrogate": (b'{"choices":[{"delta":{"content":"\\ud800"}}]}', Dropped.NOT_JSON),
-    "deep": (b'{"x":' + b"[" * 100_000, Dropped.NOT_JSON),
-    "deep where a type is wrong": (b'{"choices":5,"x":' + b"[" * 100_000, Dropped.NOT_JSON),
-    "wrong, then no JSON": (b'{"choices":5,', Dropped.NOT_JSON),
-    "null": (b"null", Dropped.NOT_OBJECT),
-    "number": (b"5", Dropped.NOT_OBJECT),
-    "string": (b'"[DONE]"', Dropped.NOT_OBJECT),
-    "true": (b"true", Dropped.NOT_OBJECT),
-    "array": (b'[{"choices":[]}]', Dropped.NOT_OBJECT),
-    "choices an object": (b'{"choices":{"0":{}}}', Dropped.NOT_OBJECT),
-    "choices a string": (b'{"choices":"canary"}', Dropped.NOT_OBJECT),
-    "a choice null": (b'{"choices":[null]}', Dropped.NOT_OBJECT),
-    "delta a string": (event("canary"), Dropped.NOT_OBJECT),
-    "delta a list": (event([]), Dropped.NOT_OBJECT),
-    "content a number": (event({"content": 5}), Dropped.NOT_OBJECT),
-    "content a list": (event({"content": [{"type": "text", "text": "canary"}]}), Dropped.NOT_OBJECT),
-    "finish_reason a number": (event(finish_reason=5), Dropped.NOT_OBJECT),
-    "finish_reason true": (event(finish_reason=True), Dropped.NOT_OBJECT),
-    "index a string": (event(index="0"), Dropped.NOT_OBJECT),
-    "index true": (event(index=True), Dropped.NOT_OBJECT),
-    "a call null": (event({"tool_calls": [None]}), Dropped.NOT_OBJECT),
-    "arguments an object": (event({"tool_calls": [{"function": {"arguments": {}}}]}), Dropped.NOT_OBJECT),
-    "wrong, and error null": (b'{"choices":5,"error":null,"detail":null}', Dropped.NOT_OBJECT),
-}
+# How a stream begins
 
 
-@pytest.mark.parametrize(("data", "kind"), DROPPED.values(), ids=DROPPED.keys())
-def test_an_event_is_dropped_and_counted(data: bytes, kind: Dropped) -> None:
-    sanitizer = Sanitizer(HEAD)
-    assert passes(data, sanitizer) is None
-    assert sanitizer.dropped == {kind: 1}
-    assert not sanitizer.finished
-    assert not sanitizer.said_done
-    assert passes(data, sanitizer) is None
-    assert sanitizer.dropped == {kind: 2}
+def test_the_role_stands_in_the_first_chunk_and_in_no_other() -> None:
+    sanitizer = Sanitizer("r")
+    assert passes(event({"content": "a"}), sanitizer) == {"role": "assistant", "content": "a"}
+    assert passes(event({"role": "assistant", "content": "b"}), sanitizer) == {"content": "b"}
 
 
-# What ends a stream
+@pytest.mark.parametrize(
+    "data",
+    [event({"role": "assistant"}), event({"content": ""}), event({"tool_calls": []}), event({"reasoning": ""}), b"{}"],
+)
+def test_an_event_that_says_nothing_is_no_first_event(data: bytes) -> None:
+    sanitizer = Sanitizer("r")
+    assert sanitizer.read(data) is None
+    assert not sanitizer.begun
+    assert passes(event({"reasoning": "a"}), sanitizer) == {"role": "assistant", "reasoning_content": "a"}
+    assert sanitizer.begun
+
+
+def test_a_finish_reason_is_a_first_event() -> None:
+    sanitizer = Sanitizer("r")
+    assert passes(event({"role": "assistant"}, finish_reason="stop"), sanitizer) == {"role": "assistant", "content": ""}
+    assert sanitizer.begun
+
+
+def test_the_beginning_of_a_character_is_a_first_event() -> None:
+    sanitizer = Sanitizer("r")
+    assert passes(b'{"id":1,"choices":[{"delta":{"content":"\xec"}}]}', sanitizer) == {
+        "role": "assistant",
+        "content": "",
+    }
+    assert passes(b'{"id":1,"choices":[{"delta":{"content":"\x8b\x9c."}}]}', sanitizer) == {"content": "시."}
+
+
+def test_thinking_is_told_from_speaking() -> None:
+    sanitizer = Sanitizer("r")
+    sanitizer.read(event({"reasoning": "a"}))
+    assert not sanitizer.has_text
+    sanitizer.read(event({"content": "a"}))
+    assert sanitizer.has_text
+
+
+LOADING = {"reasoning_content": "llama-swap loading model: canary"}
+
+
+def test_the_loading_state_of_llama_swap_is_left_out() -> None:
+    sanitizer = Sanitizer("r")
+    loading = json.dumps({"choices": [{"delta": LOADING}]}).encode()
+    assert sanitizer.read(loading) is None
+    assert not sanitizer.begun
+    assert passes(event({"content": "a"}), sanitizer) == {"role": "assistant", "content": "a"}
+    assert sanitizer.read(loading) is None
+    assert sanitizer.dropped == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"choices": [{"delta": LOADING}], "id": "x"},
+        {"choices": [{"delta": LOADING}], "object": "x"},
+        {"choices": [{"delta": LOADING}], "created": 1},
+        {"choices": [{"delta": LOADING}], "model": "m"},
+        {"choices": [{"delta": {**LOADING, "content": "a"}}]},
+        {"choices": [{"delta": {**LOADING, "refusal": "a"}}]},
+    ],
+)
+def test_what_a_model_thinks_is_no_loading_state(data: Any) -> None:
+    assert (passes(json.dumps(data).encode()) or {})["reasoning_content"] == LOADING["reasoning_content"]
+
+
+# How a stream ends
+
+
+@pytest.mark.parametrize("word", sorted(FINISH_REASONS))
+def test_finish_reasons_are_kept_back(word: str) -> None:
+    sanitizer = begun()
+    assert passes(event({"content": "a"}, finish_reason=word), sanitizer) == {"content": "a"}
+    assert sanitizer.finish_reason == word
+    assert sanitizer.is_trusted
+
+
+@pytest.mark.parametrize("word", [None, "", "null", "NULL", " ", 5, True, []])
+def test_what_is_no_finish_reason(word: Any) -> None:
+    sanitizer = begun()
+    assert passes(event({"content": "a"}, finish_reason=word), sanitizer) == {"content": "a"}
+    assert sanitizer.finish_reason is None
+    assert not sanitizer.is_trusted
+
+
+@pytest.mark.parametrize(
+    ("word", "meaning"),
+    [
+        *(("max_tokens", "length"), ("MAX_LENGTH", "length"), ("model_length", "length"), ("Length", "length")),
+        *(("STOP", "stop"), (" stop ", "stop"), ("eos", "stop"), ("end_turn", "stop"), ("canary", "stop")),
+        ("TOOL_CALLS", "tool_calls"),
+    ],
+)
+def test_words_for_the_same(word: str, meaning: str) -> None:
+    sanitizer = begun()
+    sanitizer.read(event(finish_reason=word))
+    assert sanitizer.finish_reason == meaning
+
+
+@pytest.mark.parametrize("word", ["error", "abort", "Aborted", "CANCELLED", "network_error"])
+def test_words_for_a_failure(word: str) -> None:
+    sanitizer = begun()
+    assert passes(event({"content": "a"}, finish_reason=word), sanitizer) == {"content": "a"}
+    assert sanitizer.failure == "upstream_error"
+    sanitizer = Sanitizer("r")
+    assert sanitizer.read(event({"content": "canary"}, finish_reason=word)) is None  # so that it is a real status
+    assert (sanitizer.failure, sanitizer.begun) == ("upstream_error", False)
+
+
+def test_of_several_finish_reasons_the_last_one_counts() -> None:
+    sanitizer = begun()
+    for word in ("stop", "stop", "length"):
+        assert passes(event({"content": "a"}, finish_reason=word), sanitizer) == {"content": "a"}
+    assert sanitizer.finish_reason == "length"
+
+
+def test_after_text_that_came_late_a_finish_reason_is_not_trusted() -> None:
+    sanitizer = begun()
+    sanitizer.read(event(finish_reason="stop"))
+    assert passes(event({}, usage={}), sanitizer) is None
+    assert sanitizer.is_trusted
+    assert passes(event({"content": "a"}), sanitizer) == {"content": "a"}
+    assert sanitizer.is_late
+    assert not sanitizer.is_trusted
+    sanitizer.read(event(finish_reason="stop"))
+    assert not sanitizer.is_trusted
+
+
+@pytest.mark.parametrize("delta", [{"reasoning": "a"}, {"refusal": "a"}, {"tool_calls": [{"function": {"name": "f"}}]}])
+def test_whatever_comes_late_counts(delta: Any) -> None:
+    sanitizer = begun()
+    sanitizer.read(event(finish_reason="stop"))
+    assert sanitizer.read(event(delta)) is not None
+    assert sanitizer.is_late
+
+
+@pytest.mark.parametrize("data", [b"[DONE]", b"[DONE] ", b" [DONE]", b"\t[DONE]"])
+def test_done(data: bytes) -> None:
+    sanitizer = begun()
+    assert sanitizer.read(data) is None
+    assert sanitizer.said_done
+    assert sanitizer.dropped == {}
+    assert not sanitizer.is_trusted
+
+
+def test_what_waits_for_the_rest_of_a_character_is_told_at_the_end() -> None:
+    sanitizer = begun()
+    delta = b'"content":"a\xec","reasoning":"\\ud83d","refusal":"x"'
+    call = b'"tool_calls":[{"id":"c","function":{"name":"f","arguments":"\xf0"}}]'
+    assert sanitizer.read(b'{"id":1,"choices":[{"delta":{' + delta + b"," + call + b"}}]}") is not None
+    assert not sanitizer.is_plain
+    rest = sanitizer.close()
+    assert msgspec.to_builtins(rest) == {
+        "content": "\ufffd",
+        "reasoning_content": "\ufffd",
+        "tool_calls": [{"index": 0, "function": {"arguments": "\ufffd"}}],
+    }
+    assert sanitizer.is_plain
+    assert sanitizer.close() is None
+
+
+def test_a_second_event_of_calls() -> None:
+    sanitizer = begun()
+    for arguments in ("[", "]"):
+        call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": arguments}}
+        assert sanitizer.read(event({"tool_calls": [call]})) is not None
+
+
+def test_only_texts_wait() -> None:
+    sanitizer = begun()
+    sanitizer.read(b'{"id":1,"choices":[{"delta":{"content":"a\xec"}}]}')
+    assert sanitizer.close() == Delta(content="\ufffd")
+
+
+# Errors
 
 FAILURES: dict[str, tuple[bytes, str]] = {
     "an object": (b'{"error":{"message":"canary","type":"warming"}}', "warming"),
     "an object without a word": (b'{"error":{"message":"canary","code":500}}', "upstream_error"),
-    "an empty object": (b'{"error":{}}', "upstream_error"),
     "a string": (b'{"error":"canary"}', "upstream_error"),
-    "an empty string": (b'{"error":""}', "upstream_error"),
     "a string and a reason": (b'{"error":"canary","error_reason":"editor_busy"}', "editor_busy"),
-    "of OpenAI": (b'{"error":{"message":"x","type":"server_error","param":null,"code":null}}', "server_error"),
-    "of a type outside the alphabet": (b'{"error":{"type":"Internal Error"}}', "upstream_error"),
+    "of a general word": (b'{"error":{"message":"x","type":"server_error"}}', "upstream_error"),
+    "of a class": (b'{"error":{"type":"Internal Error"}}', "upstream_error"),
     "beside choices": (b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"error":{"type":"a"}}', "a"),
-    "beside a choice of error": (b'{"error":{"type":"a"},"choices":[{"finish_reason":"error"}]}', "a"),
     "beside strange choices": (b'{"choices":5,"error":{"type":"warming"}}', "warming"),
-    "a string beside strange choices": (b'{"choices":"canary","error":"canary"}', "upstream_error"),
-    "detail": (b'{"detail":"canary"}', "upstream_error"),
-    "detail a list": (b'{"detail":[{"loc":["canary"]}]}', "upstream_error"),
+    "detail": (b'{"detail":[{"loc":["canary"]}]}', "upstream_error"),
     "detail beside strange choices": (b'{"choices":5,"detail":"canary"}', "upstream_error"),
-    "message beside": (b'{"error":{"message":"x"},"message":"canary"}', "upstream_error"),
     "a word of ours": (b'{"error":{"type":"client_gone"}}', "client_gone"),
     "an error event": (ErrorData(b'{"error":{"type":"warming"}}'), "warming"),
     "an error event of a chunk": (ErrorData(event({"content": "a"})), "upstream_error"),
-    "an error event of text": (ErrorData(b"canary"), "upstream_error"),
     "an error event of nothing": (ErrorData(b""), "upstream_error"),
     "an error event that says done": (ErrorData(b"[DONE]"), "upstream_error"),
+    "an object named error (vllm-project/vllm#10463)": (b'{"object":"error","message":"x"}', "upstream_error"),
+    "fields of an error": (b'{"choices":null,"error_type":"X","error_message":"y"}', "upstream_error"),
+    "in the choice": (event({"content": ""}, choice_error={"message": "x", "type": "warming"}), "upstream_error"),
 }
 
 
 @pytest.mark.parametrize(("data", "reason"), FAILURES.values(), ids=FAILURES.keys())
 def test_an_error_in_any_dialect(data: bytes, reason: str) -> None:
-    sanitizer = Sanitizer(HEAD)
-    with pytest.raises(UpstreamFailed) as caught:
-        sanitizer.read(data)
-    assert caught.value.reason == reason
-    assert str(caught.value) == reason
-    assert not sanitizer.finished
-    assert not sanitizer.said_done
+    for sanitizer in (Sanitizer("r"), begun()):
+        assert sanitizer.read(data) is None
+        assert sanitizer.failure == reason
+        assert not sanitizer.said_done
 
 
 @pytest.mark.parametrize(("data", "reason"), FAILURES.values(), ids=FAILURES.keys())
 def test_an_error_after_the_finish_reason_changes_nothing(data: bytes, reason: str) -> None:
-    sanitizer = Sanitizer(HEAD)
+    sanitizer = begun()
     sanitizer.read(event(finish_reason="length"))
     assert sanitizer.read(data) is None
-    assert (sanitizer.finish_reason, sanitizer.said_done, sanitizer.dropped) == ("length", False, {})
+    assert (sanitizer.finish_reason, sanitizer.failure, sanitizer.dropped) == ("length", None, {})
+    sanitizer.read(event({"content": "late"}))
+    sanitizer.read(data)
+    assert sanitizer.failure == reason
 
 
-def test_nothing_passes_after_the_finish_reason_but_counts() -> None:
-    sanitizer = Sanitizer(HEAD)
-    sanitizer.read(event(finish_reason="stop"))
-    assert sanitizer.read(event({"content": "canary"}, finish_reason="length", model="m")) is None
-    assert sanitizer.finish_reason == "stop"
-    usage = {"prompt_tokens": 3, "completion_tokens": 4}
-    assert sanitizer.read(event({}, usage=usage)) is None
-    assert sanitizer.tokens == {TokenKind.PROMPT: 3, TokenKind.COMPLETION: 4}
-    assert sanitizer.stripped[Stripped.MODEL] == 1
-    assert sanitizer.read(b"[DONE]") is None
-    assert sanitizer.said_done
+@pytest.mark.parametrize("nothing", [None, False, "", {}])
+def test_an_error_that_says_nothing_is_none(nothing: Any) -> None:
+    for where in ("error", "detail", "choice_error"):
+        assert passes(event({"content": "a"}, **{where: nothing})) == {"content": "a"}
 
 
-# The usual event
+def test_an_error_before_the_first_event_may_be_about_the_context() -> None:
+    data = b'{"error":{"type":"exceed_context_size_error"}}'
+    for sanitizer, reason in ((Sanitizer("r"), "context_too_long"), (begun(), "exceed_context_size_error")):
+        sanitizer.read(data)
+        assert sanitizer.failure == reason
 
 
-USUAL: dict[str, bytes] = {
-    "content": event({"content": "일\n\u2028"}, model="m"),
-    "with the role again": event({"role": "assistant", "content": "a"}, model="m"),
-    "nothing": event({}, model="m"),
-    "reasoning": event({"reasoning_content": "a", "content": None}, model="m"),
-    "a refusal": event({"refusal": "a"}, model="m"),
-    "with nulls": event({"content": "a", "tool_calls": None, "reasoning": None}, finish_reason=None, model="m"),
-    "with null errors": event({"content": "a"}, model="m", error=None, detail=None),
-    "with facts": event({"content": "a", "logprobs": "canary"}, model="m", system_fingerprint="canary", created=1),
-    "without an index": b'{"model":"m","choices":[{"delta":{"content":"a"}}]}',
-    "a delta twice": b'{"model":"m","choices":[{"delta":{"content":"a"},"delta":{"content":"b"}}]}',
-}
-
-UNUSUAL: dict[str, bytes] = {
-    "without a model": event({"content": "a"}),
-    "with usage": event({"content": "a"}, model="m", usage={"prompt_tokens": 1}),
-    "with usage null": event({"content": "a"}, model="m", usage=None),
-    "the end": event({}, model="m", finish_reason="stop"),
-    "an empty end": event({}, model="m", finish_reason=""),
-    "an error": event({"content": "a"}, model="m", error="canary"),
-    "a detail": event({"content": "a"}, model="m", detail=[]),
-    "another role": event({"role": "user", "content": "a"}, model="m"),
-    "reasoning by its other name": event({"reasoning": "a"}, model="m"),
-    "a call": event({"tool_calls": [{}]}, model="m"),
-    "no calls": event({"tool_calls": []}, model="m"),
-    "another index": event({"content": "a"}, model="m", index=1),
-    "an index of null": event({"content": "a"}, model="m", index=None),
-    "a delta of null": b'{"model":"m","choices":[{"index":0,"delta":null}]}',
-    "no delta": b'{"model":"m","choices":[{"index":0}]}',
-    "no choice": b'{"model":"m","choices":[]}',
-    "choices of null": b'{"model":"m","choices":null}',
-    "two choices": b'{"model":"m","choices":[{"delta":{}},{"delta":{}}]}',
-    "a strange model": event({"content": "a"}, model=5),
-    "content of a strange type": event({"content": 5}, model="m"),
-    "done": b"[DONE]",
-    "nothing": b"",
-    "no JSON": b"{",
-    "no UTF-8": b'{"model":"m","choices":[{"delta":{"content":"\xff"}}]}',
-    "deep": b'{"x":' + b"[" * 100_000,
-}
-
-
-@pytest.mark.parametrize("data", USUAL.values(), ids=USUAL.keys())
-def test_a_usual_event_is_rebuilt_to_the_same(data: bytes) -> None:
-    sanitizer = Sanitizer(HEAD)
-    sanitizer.read(event({"role": "assistant"}))
-    found = sanitizer.read(data)
-    assert found is not None
-    frame = rebuild(HEAD, data)
-    assert frame == sanitizer.encode(found)
-    assert b"canary" not in frame
-    assert (sanitizer.finished, sanitizer.said_done, sanitizer.dropped, sanitizer.tokens) == (False, False, {}, {})
-    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 1}  # what its caller counts for it
-
-
-@pytest.mark.parametrize("data", UNUSUAL.values(), ids=UNUSUAL.keys())
-def test_another_event_is_for_the_sanitizer(data: bytes) -> None:
-    assert rebuild(HEAD, data) is None
-
-
-# What is counted
+# What is dropped and counted
 
 
 @pytest.mark.parametrize(
-    ("usage", "tokens"),
+    ("data", "kind"),
     [
-        ({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}, (3, 4)),
-        ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}}, (3, 0)),
-        ({}, (0, 0)),
-        ({"prompt_tokens": 10**9, "completion_tokens": 0}, (10**9, 0)),
-        ({"prompt_tokens": 10**9 + 1, "completion_tokens": 1}, None),
-        ({"prompt_tokens": 10**400, "completion_tokens": 1}, None),
-        ({"prompt_tokens": -1, "completion_tokens": 1}, None),
-        ({"prompt_tokens": 1.5, "completion_tokens": 1}, None),
-        ({"prompt_tokens": "3", "completion_tokens": 1}, None),
-        ({"prompt_tokens": None, "completion_tokens": 1}, None),
-        ({"prompt_tokens": True, "completion_tokens": 1}, None),
-        (None, None),
-        ([], None),
-        ("canary", None),
-        (5, None),
+        (b"", Dropped.EMPTY),
+        (b"{}", Dropped.EMPTY),
+        (b'{"choices":null}', Dropped.EMPTY),
+        (b'{"choices":[],"usage":{}}', Dropped.EMPTY),
+        (b"hello", Dropped.NOT_JSON),
+        (b"[done]", Dropped.NOT_JSON),
+        (b'"[DONE]"', Dropped.NOT_OBJECT),
+        (b'{"choices":{"0":{}}}', Dropped.NOT_OBJECT),
+        (event("canary"), Dropped.NOT_OBJECT),
     ],
 )
-def test_usage_is_counted_and_costs_nobody_the_text(usage: Any, tokens: tuple[int, int] | None) -> None:
-    sanitizer = Sanitizer(HEAD)
-    assert passes(event({"content": "a"}, usage=usage), sanitizer) == choice({"content": "a"})
-    wanted = {} if tokens is None else dict(zip(TokenKind, tokens, strict=True))
-    assert sanitizer.tokens == wanted
-    assert sanitizer.stripped[Stripped.USAGE] == 1
+def test_an_event_is_dropped_and_counted(data: bytes, kind: Dropped) -> None:
+    sanitizer = begun()
+    for count in (1, 2):
+        assert sanitizer.read(data) is None
+        assert sanitizer.dropped == {kind: count}
+    assert sanitizer.finish_reason is None
+    assert not sanitizer.said_done
 
 
-def test_usage_in_a_chunk_of_its_own() -> None:
-    sanitizer = Sanitizer(HEAD)
-    assert sanitizer.read(b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}') is None
+def test_usage_is_counted_and_costs_nobody_the_text() -> None:
+    sanitizer = begun()
+    usage = {"prompt_tokens": 3, "completion_tokens": 4}
+    assert passes(event({"content": "a"}, usage=usage), sanitizer) == {"content": "a"}
+    assert sanitizer.tokens == {TokenKind.PROMPT: 3, TokenKind.COMPLETION: 4}
+    assert passes(event({"content": "b"}, usage="canary"), sanitizer) == {"content": "b"}
     assert sanitizer.read(b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":5}}') is None
     assert sanitizer.tokens == {TokenKind.PROMPT: 1, TokenKind.COMPLETION: 5}
-    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.USAGE: 2}
-    assert sanitizer.dropped == {Dropped.EMPTY: 2}
-
-
-def test_deep_usage_is_no_fault() -> None:
-    sanitizer = Sanitizer(HEAD)
-    assert passes(b'{"choices":[{}],"usage":{"x":' + b"[" * 900 + b"]" * 900 + b"}}", sanitizer) == choice({})
-    assert sanitizer.tokens == {TokenKind.PROMPT: 0, TokenKind.COMPLETION: 0}
-
-
-def test_stripped_fields_are_counted_in_the_first_event_and_the_last() -> None:
-    sanitizer = Sanitizer(HEAD)
-    sanitizer.read(event({"content": "a"}, model="m"))
-    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 1}
-    sanitizer.read(event({"content": "a"}, model="m", timings={}))
-    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 2}
-    sanitizer.read(event({"x": 1, "y": 2}, model="m", timings={}, finish_reason="stop"))
-    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 3, Stripped.OTHER: 3}
-    sanitizer = Sanitizer(HEAD)
-    sanitizer.read(b'{"x":1,"choices":[{"logprobs":null},{"index":1,"z":1,"delta":null}]}')
-    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.OTHER: 3}
-
-
-def spelled(*choices: dict[str, Any]) -> list[bytes]:
-    """Frames of these choices."""
-    return [HEAD + json.dumps(choice, separators=(",", ":")).encode() + b"]}\n\n" for choice in choices]
-
-
-def test_the_events_of_one_read() -> None:
-    sanitizer = Sanitizer(HEAD)
-    assert sanitizer.frames([]) == []
-    events = [
-        event({"role": "assistant"}, model="m", a=1),
-        event({"content": "a"}, model="m", a=1),  # usual from here
-        event({"reasoning": "b"}, model="m", a=1),
-        b"{}",
-        event({"content": "c"}, model="m", a=1),
-        event({}, finish_reason="stop", model="m", a=1),
-        event({"content": "canary"}, model="m", a=1),
-        b"[DONE]",
-        event({"content": "canary"}, model="m", a=1),
-    ]
-    assert sanitizer.frames(events) == spelled(
-        choice({"role": "assistant"}),
-        choice({"content": "a"}),
-        choice({"reasoning_content": "b"}),
-        choice({"content": "c"}),
-        choice({}, "stop"),
-    )
-    assert sanitizer.said_done
-    assert sanitizer.stripped == {Stripped.MODEL: 6, Stripped.USAGE: 0, Stripped.OTHER: 2}  # the first's and the last's
+    assert sanitizer.stripped[Stripped.USAGE] == 3
     assert sanitizer.dropped == {Dropped.EMPTY: 1}
 
 
-@pytest.mark.parametrize("error", [b'{"error":{"type":"warming"}}', ErrorData(event({"content": "a"}, model="m"))])
-def test_what_comes_before_an_error_is_kept(error: bytes) -> None:
-    sanitizer = Sanitizer(HEAD)
-    with pytest.raises(UpstreamFailed) as caught:
-        sanitizer.frames(
-            [event({}), event({"content": "a"}, model="m"), error, event({"content": "canary"}, model="m")]
-        )
-    assert caught.value.frames == spelled(choice({}), choice({"content": "a"}))
-
-
-def test_done() -> None:
-    sanitizer = Sanitizer(HEAD)
-    assert not sanitizer.said_done
-    assert sanitizer.read(b"[DONE]") is None
-    assert sanitizer.said_done
-    assert not sanitizer.finished
-    assert sanitizer.dropped == {}
-
-
-def test_a_number_without_end_in_an_index_is_no_fault_of_ours() -> None:
-    data = b'{"choices":[{"delta":{"tool_calls":[{"index":' + b"9" * 4000 + b"}]}}]}"
-    found = passes(data)
-    assert found is None or found["delta"]["tool_calls"][0]["index"] >= 0
-
-
-# Recordings
-
-
-@pytest.mark.parametrize("name", corpus.STREAMS)
-def test_a_recording_tells_its_caller_what_it_told_its_reader(name: str) -> None:
-    _, _, body = split(corpus.raw(name))
-    sanitizer, completion, text = Sanitizer(HEAD), Completion(), b""
-    frames = 0
-    for data in EventParser().feed(body):
-        found = sanitizer.read(data)
-        if found is not None:
-            frames += 1
-            text += sanitizer.encode(found)
-            completion.add(found)
-    wanted = corpus.EXPECTED[name]
-    whole = json.loads(completion.encode("id-1", 1, "daily", sanitizer.finish_reason))
-    (only,) = whole["choices"]
-    assert only["message"]["content"] == wanted["text"]
-    assert only["message"].get("reasoning_content", "") == wanted["reasoning"]
-    assert only["finish_reason"] == wanted["finish_reason"]
-    assert sanitizer.said_done == wanted["done"]
-    assert frames <= wanted["chunks"]
-    chunks = [json.loads(data) for data in EventParser().feed(body) if data.startswith(b"{")]
-    told = {chunk.get(name, "keepalive") for chunk in chunks for name in ("id", "model", "system_fingerprint")}
-    for betrayed in ("fingerprint", "usage", "prompt_tokens", *told):
-        assert betrayed.encode() not in text
-
-
-# The whole answer
-
-
-def whole(*choices: Choice, finish_reason: str | None = "stop") -> dict[str, Any]:
-    completion = Completion()
-    for one in choices:
-        completion.add(one)
-    found: dict[str, Any] = json.loads(completion.encode("id-1", 1700000000, "deep", finish_reason))
-    return found
-
-
-def read(*deltas: Any) -> list[Choice]:
-    sanitizer = Sanitizer(HEAD)
-    found = [sanitizer.read(event(delta)) for delta in deltas]
-    return [one for one in found if one is not None]
-
-
-def test_a_whole_answer() -> None:
-    found = whole(*read({"role": "assistant", "content": ""}, {"content": "Hel"}, {"content": "lo"}), Choice())
-    assert found == {
-        "id": "chatcmpl-id-1",
-        "object": "chat.completion",
-        "created": 1700000000,
-        "model": "deep",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
-    }
-
-
-def message(*deltas: Any) -> dict[str, Any]:
-    found = whole(*read(*deltas))["choices"][0]["message"]
-    assert isinstance(found, dict)
-    assert found.pop("role") == "assistant"
-    return found
-
-
-def test_nothing_said_is_an_empty_text() -> None:
-    assert message() == {"content": ""}
-    assert message({}) == {"content": ""}
-
-
-def test_reasoning_and_refusal() -> None:
-    deltas = [{"reasoning": "a"}, {"reasoning_content": "b", "content": "c"}, {"refusal": "d"}, {"refusal": "e"}]
-    assert message(*deltas) == {"content": "c", "reasoning_content": "ab", "refusal": "de"}
-
-
-def test_calls_are_put_together_by_their_index() -> None:
-    deltas = [
-        {"tool_calls": [{"index": 1, "id": "b", "type": "function", "function": {"name": "g", "arguments": ""}}]},
-        {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{"}}]},
-        {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": "[]"}}, {"index": 0}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]},
-    ]
-    calls = [
-        {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
-        {"id": "b", "type": "function", "function": {"name": "g", "arguments": "[]"}},
-    ]
-    assert message(*deltas) == {"content": None, "tool_calls": calls}
-    assert message({"content": "c"}, *deltas) == {"content": "c", "tool_calls": calls}
-
-
-def test_the_size_is_what_is_held() -> None:
-    completion = Completion()
-    for one in read(
-        {"content": "일상", "reasoning": "ab", "refusal": "c", "role": "assistant"},
-        {"tool_calls": [{"id": "x", "function": {"name": "f", "arguments": "{}"}}, {"function": {"name": "g"}}]},
-    ):
-        completion.add(one)
-    completion.add(Choice(delta=Delta()))
-    assert completion.size == 7
-
-
-# Cost
-
-
-@pytest.mark.parametrize("data", [b"data\n\n", b"data:1\n\n", b"data:x\n\n", b'data: {"choices":[{}]}\n\n'], ids=repr)
-def test_no_read_of_small_events_holds_the_loop(data: bytes) -> None:
-    piece = (data * (256_000 // len(data) + 1))[:256_000]
-
-    assert cost(lambda: fuzz.run([piece])) < 0.08
+def test_stripped_fields_are_counted_in_the_first_event_and_the_first_that_ends() -> None:
+    sanitizer = Sanitizer("r")
+    sanitizer.read(event({"role": "assistant"}, model="m", timings={}))
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 1}
+    sanitizer.read(event({"content": "a"}, model="m", timings={}))
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 2, Stripped.OTHER: 1}
+    sanitizer.read(event({"content": "a"}, model="m", timings={}))
+    for _ in range(2):
+        sanitizer.read(event({"x": 1, "y": 2}, model="m", timings={}, finish_reason="stop"))
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 5, Stripped.OTHER: 4}
+    sanitizer = Sanitizer("r")
+    sanitizer.read(event({"x": 1}, finish_reason="stop"))
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.OTHER: 1}

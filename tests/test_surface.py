@@ -128,7 +128,7 @@ def test_an_answer_streams_with_progress_and_the_composed_message(chat: Chat) ->
     assert answer.status == 200
     assert answer.get("Server-Timing") is None
     events = answer.events()
-    assert events[0].json()["eid"] == {"state": "upstream"}
+    assert events[0].json()["eid"] == {"state": "upstream", "elapsed_seconds": 0}
     assert answer.told().text == f"{ANSWER_CANARY} well"
     assert [event.data for event in events][-1] == "[DONE]"
     sent = chat.router.requests[-1].json

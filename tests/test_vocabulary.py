@@ -22,6 +22,9 @@ SETS: dict[str, str] = {
     "Dropped": "not_json not_object empty too_large",
     "Stripped": "model usage other",
     "TokenKind": "prompt completion",
+    "UpstreamState": "live suspect wedged",
+    "AfterLeave": "release settle first_event",
+    "SettleEnd": "first_event elapsed deadline draining",
 }
 
 

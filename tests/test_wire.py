@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,7 +13,8 @@ from functools import partial
 import pytest
 import uvloop
 
-from eidproxy.wire import Readers, Wire
+from eidproxy import wire as wire_module
+from eidproxy.wire import EpollPoller, Readers, SelectorPoller, Wire
 
 
 def played(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -66,6 +68,12 @@ class Heard(asyncio.Protocol):
         while not reached():
             self.news.clear()
             await self.news.wait()
+
+
+@pytest.fixture(autouse=True, params=[EpollPoller, SelectorPoller] if hasattr(select, "epoll") else [SelectorPoller])
+def _poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test over both selectors; the second is the one of macOS."""
+    monkeypatch.setattr(wire_module, "default_poller", request.param)
 
 
 @contextmanager
@@ -271,3 +279,74 @@ async def test_more_than_a_look_finds_are_all_served() -> None:
         for wire, far in zip(wires, fars, strict=True):
             wire.abort()
             far.close()
+
+
+@played
+async def test_a_turn_has_an_end_and_each_has_its_turn() -> None:
+    """Ten that always have something to say: each look costs 4 ms of the clock, and a turn has 10."""
+    now = 0.0
+
+    class Flood(Heard):
+        """Counts its turns."""
+
+        def data_received(self, data: bytes) -> None:
+            nonlocal now
+            now += 0.004
+            served.append(fars_of[self])
+            fars_of[self].send(b"x")  # it can be read again at once
+            self.news.set()
+
+    served: list[socket.socket] = []
+    turns: list[int] = []
+    fars_of: dict[Flood, socket.socket] = {}
+    loop = asyncio.get_running_loop()
+    readers = Readers(loop, clock=lambda: now)
+    wires = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(10):
+            heard = Flood()
+            wires.append(Wire(readers, heard, *listener.getsockname()))
+            fars_of[heard] = listener.accept()[0]
+            wires[-1].open()
+        for far in fars_of.values():
+            far.send(b"x")
+        serve = readers._serve
+        while len(turns) < 100:
+            before = len(served)
+            serve()
+            turns.append(len(served) - before)
+        assert set(turns) <= {1, 2, 3}  # three times 4 ms are over 10; one may be what a look before had left
+        counts = [served.count(far) for far in fars_of.values()]
+        assert max(counts) - min(counts) <= 1, counts
+        for wire in wires:
+            wire.abort()
+        for far in fars_of.values():
+            far.close()
+
+
+@played
+async def test_what_is_unread_can_be_asked_for() -> None:
+    with joined() as (wire, heard, far):
+        assert not wire.unread()
+        far.send(b"x")
+        assert wire.unread()  # before any turn of the loop
+        await heard.until(lambda: heard.data == b"x")
+        assert not wire.unread()
+        far.close()
+        assert wire.unread()  # the end counts
+        wire.abort()
+        assert not wire.unread()
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_the_peer_of_an_abort_hears_an_end_or_a_reset(is_reset: bool) -> None:
+    async def test() -> None:
+        with joined() as (wire, _, far):
+            wire.abort(reset=is_reset)
+            if is_reset:
+                with pytest.raises(ConnectionResetError):
+                    far.recv(1)
+            else:
+                assert far.recv(1) == b""
+
+    uvloop.run(test())

@@ -90,27 +90,29 @@ def said(output: bytes) -> Said:
     assert rest == b"", rest
     for number, frame in enumerate(frames):
         assert frame.startswith(HEAD), frame
-        assert b"\n" not in frame and b"\r" not in frame, frame
+        assert not {b"\n", b"\r"} & {frame[at : at + 1] for at in range(len(frame))}, frame
         chunk = json.loads(frame[6:])
         assert set(chunk) == _CHUNK_FIELDS, frame
         (choice,) = chunk["choices"]
         assert list(choice) == ["index", "delta", "finish_reason"], frame
         delta = choice["delta"]
         assert (choice["index"], choice["finish_reason"]) == (0, None), frame
-        assert set(delta) <= _DELTA_FIELDS and delta, frame
+        assert delta, frame
+        assert set(delta) <= _DELTA_FIELDS, frame
         assert delta.pop("role", None) == (None if number else "assistant"), frame
         for name in texts:
             texts[name] += delta.get(name, "")
         for call in delta.get("tool_calls", []):
             if "id" in call:
-                assert call["type"] == "function" and call["index"] == len(calls), frame
+                assert (call["type"], call["index"]) == ("function", len(calls)), frame
                 calls.append([call["id"], call["function"]["name"], ""])
             else:
-                assert set(call) == {"index", "function"} and set(call["function"]) == {"arguments"}, frame
+                assert (set(call), set(call["function"])) == ({"index", "function"}, {"arguments"}), frame
             assert call["index"] < len(calls), frame
             calls[call["index"]][2] += call["function"]["arguments"]
     assert len({id for id, _, _ in calls}) == len(calls), calls
-    return Said(*texts.values(), [(id, name, arguments) for id, name, arguments in calls])
+    told = [(id, name, arguments) for id, name, arguments in calls]
+    return Said(texts["content"], texts["reasoning_content"], texts["refusal"], told)
 
 
 def _even(text: str) -> str:
@@ -217,12 +219,15 @@ class Grammar:
         self.frames = 0
         self.early = 0.0
         """How often a chunk that is not the last has a finish reason, in the stream at hand."""
+        self.calling = 0.0
+        """How often a chunk has tool calls."""
         self.recorded = recorded()
 
     def stream(self) -> bytes:
         """One stream: a few frames, mostly good ones, an end of some kind."""
         rng = self.rng
         self.early = rng.choice([0, 0, 0.05, 0.5, 1])
+        self.calling = rng.choice([0.1, 0.1, 0.9])
         style = rng.choice([[b"\n"], [b"\n"], [b"\r\n"], [b"\r"], [b"\n", b"\r\n", b"\r"]])
         body = bytearray(b"\xef\xbb\xbf" if rng.random() < 0.1 else b"")
         for _ in range(rng.randrange(1, 25)):
@@ -297,7 +302,7 @@ class Grammar:
             delta["role"] = rng.choice(["assistant", self._canary("role"), "", None])
         if rng.random() < 0.1:
             delta[rng.choice(["content", "reasoning", "reasoning_content"])] = self._parts()
-        if rng.random() < 0.2:
+        if rng.random() < self.calling:
             delta["tool_calls"] = [self._call() for _ in range(rng.randrange(3))]
         if finish is None and rng.random() < self.early:
             finish = rng.choice(_FINISH)
@@ -363,7 +368,7 @@ class Grammar:
         if rng.random() < 0.3:
             call["type"] = rng.choice(["function", self._canary("type"), None])
         if rng.random() < 0.9:
-            arguments = rng.choice(["", "{}", '{"a":', "1}", self._text(), None, {"a": [1, {"b": "x"}]}, []])
+            arguments: Any = rng.choice(["", "{}", '{"a":', "1}", self._text(), None, {"a": [1, {"b": "x"}]}, []])
             call["function"] = rng.choice(
                 [{"name": rng.choice(["f", "g"]), "arguments": arguments}, {"arguments": arguments}, {}, None]
             )

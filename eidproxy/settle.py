@@ -1,0 +1,97 @@
+"""What is kept of a request whose caller left in the prefill: its slot, and with `first_event` its router too.
+
+A model server goes on with a prefill after its caller left, so the next request would run beside it, or behind it on
+its own deadline. The operator chooses what is worth more (contract, 6, `gate.after_leave`).
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from eidproxy.gate import Gate, Pass
+from eidproxy.metrics import Metrics
+from eidproxy.vocabulary import AfterLeave, SettleEnd
+
+
+class Settlement:
+    """One slot that is kept, until `finish`."""
+
+    __slots__ = ("_began_at", "_claim", "_close", "_keeper", "_timer")
+
+    def __init__(self, keeper: "Settlements", claim: Pass | None, close: Callable[[], None]) -> None:
+        self._keeper = keeper
+        self._claim = claim
+        self._close = close
+        self._timer: asyncio.TimerHandle | None = None
+        self._began_at = keeper.loop.time()
+
+    def finish(self, end: SettleEnd) -> None:
+        """Close the router's connection and give the slot on, in this order. Only the first call counts."""
+        if self not in self._keeper.running:
+            return
+        self._keeper.running.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            self._close()
+        finally:  # whatever fails, the slot goes on
+            if self._claim is not None:
+                self._claim.lost = None
+                self._keeper.gate.leave(self._claim)
+            self._keeper.metrics.gate_settle[end].observe(self._keeper.loop.time() - self._began_at)
+
+    def _begin(self, seconds: float, end: SettleEnd) -> None:
+        self._timer = self._keeper.loop.call_later(seconds, self.finish, end)
+        if self._claim is not None:
+            self._claim.settling = True
+            self._claim.lost = self._lose
+
+    def _lose(self, _reason: str) -> None:
+        """The slot was taken away, by a lease that ran out or the watchdog: there is nothing to wait for any more."""
+        self.finish(SettleEnd.ELAPSED)
+
+
+class Settlements:
+    """All of them, of one process."""
+
+    def __init__(self, gate: Gate, metrics: Metrics, after_leave: AfterLeave, settle_seconds: float) -> None:
+        self.gate = gate
+        self.metrics = metrics
+        self.loop = asyncio.get_running_loop()
+        self.running: set[Settlement] = set()
+        self._after_leave = after_leave
+        self._settle_seconds = settle_seconds
+        self._draining = False
+
+    def keep(self, claim: Pass | None, close: Callable[[], None], seconds_left: float) -> Settlement | None:
+        """Keep what a departed caller had, instead of closing and leaving. None: nothing is kept, do both at once.
+
+        To be asked when a caller left after its request was written and before the first event. `close` resets the
+        router's connection: it is called here with `settle`, else before the slot is given back. `seconds_left` are
+        those until the wall clock. With `first_event` the connection stays open, and its owner calls `finish` with
+        FIRST_EVENT when the first data event came or the router ended the answer. A `deep` request has no claim, so
+        only `first_event` means anything for it.
+        """
+        if self._after_leave is AfterLeave.RELEASE or self._draining or seconds_left <= 0:
+            return None
+        closes_now = self._after_leave is AfterLeave.SETTLE
+        if closes_now and claim is None:
+            return None
+        settlement = Settlement(self, claim, _closed if closes_now else close)
+        self.running.add(settlement)
+        if self._settle_seconds <= seconds_left:
+            settlement._begin(self._settle_seconds, SettleEnd.ELAPSED)
+        else:
+            settlement._begin(seconds_left, SettleEnd.DEADLINE)
+        if closes_now:
+            close()
+        return settlement
+
+    def drain(self) -> None:
+        """End all of them, and keep nothing from now on."""
+        self._draining = True
+        for settlement in list(self.running):
+            settlement.finish(SettleEnd.DRAINING)
+
+
+def _closed() -> None:
+    """The connection is closed already."""

@@ -1,0 +1,128 @@
+"""How long a router may be silent: the first-event allowance and the pause between events (contract, 6).
+
+A long prefill, a cold load, a tool call that is sent whole and a hang look the same from outside. What tells them
+apart is the size of the prompt, a comment that changes, and time.
+
+Times are seconds of the caller's clock and arguments throughout; nothing here waits.
+"""
+
+import math
+from typing import NamedTuple
+
+_MAX_COMMENT_BYTES = 256
+"""How much of a comment is kept to compare the next one with. It is never told."""
+
+_DEPARTURE_SECONDS = 60.0
+"""A caller that leaves earlier than this says nothing about the router: people have little patience."""
+
+_SILENT_REASONS = frozenset({"upstream_silent", "router_ReadTimeout", "stream_deadline_exceeded"})
+_CALLER_LEFT = "client_gone"
+
+
+class SilenceLimits(NamedTuple):
+    """The settings that bound silence, in seconds."""
+
+    first_event: float
+    first_event_per_kib: float
+    read_timeout: float
+    deadline: float
+    """The wall clock of a request, from its grant."""
+
+    def allowance(self, request_bytes: int, *, generates_unseen: bool) -> float:
+        """Seconds from the last byte of the request written to its first event.
+
+        `generates_unseen` says that `tools` or a JSON `response_format` was asked for: servers write nothing while they
+        generate those (mlx_lm.server a tool call, vllm-mlx a JSON answer), so the wall clock alone counts.
+        """
+        if generates_unseen:
+            return self.deadline
+        return min(self.first_event + self.first_event_per_kib * request_bytes / 1024, self.deadline)
+
+
+class SilenceClock:
+    """The silence of one router's answer. It begins when the last byte of the request was written."""
+
+    __slots__ = (
+        "_comment",
+        "_deadline_at",
+        "_heard_at",
+        "_paused",
+        "_read_timeout",
+        "_sent_at",
+        "_was_deaf",
+        "allowance",
+        "first_event_at",
+    )
+
+    def __init__(
+        self, limits: SilenceLimits, request_bytes: int, *, generates_unseen: bool, sent_at: float, deadline_at: float
+    ) -> None:
+        self.allowance = limits.allowance(request_bytes, generates_unseen=generates_unseen)
+        """Seconds that the first event may take."""
+        self.first_event_at: float | None = None
+        self._read_timeout = math.inf if generates_unseen else limits.read_timeout
+        self._sent_at = sent_at
+        self._deadline_at = deadline_at
+        self._heard_at = -math.inf
+        self._comment: bytes | None = None
+        self._paused = False
+        self._was_deaf = False
+
+    def event(self, now: float) -> None:
+        """Note a data event. A lone role before the first event is none (contract, 4)."""
+        if self.first_event_at is None:
+            self.first_event_at = now
+        self._heard_at = now
+
+    def comment(self, text: bytes, now: float) -> bool:
+        """Note a comment and return whether it is a sign of life: it differs from the one before it.
+
+        mlx_lm.server counts its prefill up; a router's constant ping goes on before a dead model.
+        """
+        kept = bytes(text[:_MAX_COMMENT_BYTES])
+        changed = self._comment is not None and kept != self._comment
+        self._comment = kept
+        if changed:
+            self._heard_at = now
+        return changed
+
+    def pause(self) -> None:
+        """Stop the clock: the caller reads too slowly, so the router is not read and cannot be heard."""
+        self._paused = True
+        self._was_deaf = self._was_deaf or self.first_event_at is None
+
+    def resume(self, now: float) -> None:
+        """Listen again. What was not heard meanwhile is not held against the router."""
+        self._paused = False
+        self._heard_at = now
+
+    @property
+    def due_at(self) -> float:
+        """When the router will have been silent for too long. Infinity where the wall clock ends the request first."""
+        if self._paused:
+            return math.inf
+        due_at = self._heard_at + self._read_timeout
+        if self.first_event_at is None:
+            due_at = max(due_at, self._sent_at + self.allowance)
+        return due_at if due_at < self._deadline_at else math.inf
+
+    def reason(self, now: float) -> str | None:
+        """Why the request ends now, or None while the router may still be silent."""
+        if now < self.due_at:
+            return None
+        return "upstream_silent" if self.first_event_at is None else "router_ReadTimeout"
+
+    def used_ratio(self, now: float) -> float:
+        """The share of the allowance that was used up to now: over 1 when a changing comment extended it."""
+        return (now - self._sent_at) / self.allowance
+
+    def is_silent_end(self, reason: str, now: float) -> bool:
+        """Whether a request that ends now for this reason is evidence that the router hangs (contract, 6).
+
+        Comments do not count against it, changing ones neither: sse-starlette's pings hold the time of day.
+        """
+        if self.first_event_at is not None or self._was_deaf:
+            return False
+        if reason == _CALLER_LEFT:
+            return now - self._sent_at >= max(self.allowance / 2, _DEPARTURE_SECONDS)
+        return reason in _SILENT_REASONS

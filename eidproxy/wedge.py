@@ -1,0 +1,196 @@
+"""The wedge guard: whether the model server behind a mode hangs, and who may still ask it (contract, 6).
+
+Evidence of life is a data event of any request. Evidence of a hang is a request that got none for as long as it was
+allowed (`SilenceClock.is_silent_end`). Connect errors and error statuses are neither: they cost their callers nothing.
+
+While the server is wedged nobody is let through but one real request at a time, the trial. There is no request of our
+own making: it would cost a slot, throw away a one-slot server's cache, and stand in a log that it does not belong to.
+
+    state \\ event | HEARD   SILENT    SILENT_AGAIN   ASKED_WHEN_DUE   TRIAL_SILENT   TRIAL_ENDED
+    LIVE          | -       SUSPECT   WEDGED         -                -              -
+    SUSPECT       | LIVE    -         WEDGED         -                -              -
+    WEDGED        | LIVE    -         -              TRIAL            -              -
+    TRIAL         | LIVE    -         -              -                WEDGED         WEDGED
+
+SILENT is a silent end, SILENT_AGAIN the one that makes `wedge_after` of them in a row. A trial is due `retry_seconds`
+after SILENT_AGAIN or TRIAL_SILENT. TRIAL_ENDED is a trial that ended without a word: its caller left, it never got a
+connection, a status came. It does not begin that time anew, so the next request is the trial.
+
+*In a row* is by the order in which requests end, with no sign of life between, and a request counts only when it was
+sent after the last sign of life: what was asked before is slow, not unanswered.
+
+Requests that were at the router when it became wedged go on; an event of theirs is a sign of life like any other.
+
+Each mode has a guard of its own, and each replica: none knows of another's. Times are seconds of the caller's clock
+and arguments throughout.
+"""
+
+import math
+from enum import Enum, auto
+from typing import NamedTuple
+
+from eidproxy.vocabulary import UpstreamState
+
+
+class State(Enum):
+    """The rows of the table. WEDGED is between two trials."""
+
+    LIVE = auto()
+    SUSPECT = auto()
+    WEDGED = auto()
+    TRIAL = auto()
+
+
+class Event(Enum):
+    """The columns of the table."""
+
+    HEARD = auto()
+    SILENT = auto()
+    SILENT_AGAIN = auto()
+    ASKED_WHEN_DUE = auto()
+    TRIAL_SILENT = auto()
+    TRIAL_ENDED = auto()
+
+
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    State.LIVE: {Event.SILENT: State.SUSPECT, Event.SILENT_AGAIN: State.WEDGED},
+    State.SUSPECT: {Event.HEARD: State.LIVE, Event.SILENT_AGAIN: State.WEDGED},
+    State.WEDGED: {Event.HEARD: State.LIVE, Event.ASKED_WHEN_DUE: State.TRIAL},
+    State.TRIAL: {Event.HEARD: State.LIVE, Event.TRIAL_SILENT: State.WEDGED, Event.TRIAL_ENDED: State.WEDGED},
+}
+"""The table above. An event that a state does not name changes nothing."""
+
+_SHOWN = {
+    State.LIVE: UpstreamState.LIVE,
+    State.SUSPECT: UpstreamState.SUSPECT,
+    State.WEDGED: UpstreamState.WEDGED,
+    State.TRIAL: UpstreamState.WEDGED,
+}
+
+
+class GuardStatistics(NamedTuple):
+    """What a guard knows, for `/status` and the metrics."""
+
+    state: UpstreamState
+    since_seconds: float
+    silent_ends: int
+    """In a row."""
+    next_trial_seconds: float | None
+    """0: the next request is the trial. None: nothing is refused, or a trial is at the router."""
+    silent_ends_total: int
+    wedges_total: int
+
+
+class Passage:
+    """One request's way past the guard: `enter` hands it out, `leave` takes it back, whatever became of the request."""
+
+    __slots__ = ("left", "sent_at")
+
+    def __init__(self) -> None:
+        self.sent_at = math.inf
+        """When the request was sent to the router."""
+        self.left = False
+
+
+class WedgeGuard:
+    """The guard of one mode.
+
+    A request calls `enter` before it asks for a slot, `send` right before it is written to the router and `leave` when
+    its connection to the router is closed, or when it ends without one. `hear` is called for each data event.
+    """
+
+    def __init__(self, wedge_after: int, retry_seconds: float, now: float) -> None:
+        """Begin as live. With `wedge_after` 0 the guard counts, and never stops anybody."""
+        self._wedge_after = wedge_after
+        self._retry_seconds = retry_seconds
+        self._state = State.LIVE
+        self._since = now
+        self.is_live = True
+        """Whether nothing is held against the server. While it is, `hear` does no more than set `heard_at`."""
+        self.heard_at = -math.inf
+        """When the last data event came."""
+        self._silent_ends = 0
+        self._retry_at = math.inf
+        self._trial: Passage | None = None
+        self._silent_ends_total = 0
+        self._wedges_total = 0
+
+    @property
+    def state(self) -> UpstreamState:
+        """The state as everybody is told it: a trial changes nothing for anybody else."""
+        return _SHOWN[self._state]
+
+    def enter(self, now: float) -> Passage | None:
+        """Let a request in, as the trial when one is due. None: refuse it with `upstream_wedged`."""
+        if self._state in (State.LIVE, State.SUSPECT):
+            return Passage()
+        if self._state is State.TRIAL or now < self._retry_at:
+            return None
+        self._trial = Passage()
+        self._change(Event.ASKED_WHEN_DUE, now)
+        return self._trial
+
+    def send(self, passage: Passage, now: float) -> bool:
+        """Whether a request that was let in may still be written to the router. False: refuse it as `enter` does."""
+        if self.state is UpstreamState.WEDGED and passage is not self._trial:
+            return False
+        passage.sent_at = now
+        return True
+
+    def hear(self, now: float) -> bool:
+        """Note a data event, whoever's. Returns whether `state` changed: it is live now."""
+        self.heard_at = now
+        if self.is_live:
+            return False
+        self._silent_ends = 0
+        self._trial = None
+        return self._change(Event.HEARD, now)
+
+    def leave(self, passage: Passage, now: float, *, silent: bool) -> bool:
+        """Note the end of a request. Returns whether `state` changed; leaving twice does nothing.
+
+        `silent` is what `SilenceClock.is_silent_end` says of it. Once the state is wedged, everybody that was let in
+        and has not been sent is to be refused.
+        """
+        if passage.left:
+            return False
+        passage.left = True
+        is_trial = passage is self._trial
+        if is_trial:
+            self._trial = None
+        self._silent_ends_total += silent
+        if not silent or not self._wedge_after or passage.sent_at < self.heard_at:
+            return is_trial and self._change(Event.TRIAL_ENDED, now)
+        self._silent_ends += 1
+        if is_trial:
+            self._retry_at = now + self._retry_seconds
+            return self._change(Event.TRIAL_SILENT, now)
+        if self._silent_ends == self._wedge_after:
+            self._wedges_total += 1
+            self._retry_at = now + self._retry_seconds
+            return self._change(Event.SILENT_AGAIN, now)
+        return self._change(Event.SILENT, now)
+
+    def retry_seconds(self, now: float) -> float:
+        """What to tell somebody who is refused: seconds to the next trial. While one runs, as if it failed now."""
+        return self._retry_seconds if self._state is State.TRIAL else max(self._retry_at - now, 0.0)
+
+    def statistics(self, now: float) -> GuardStatistics:
+        """What the guard knows."""
+        return GuardStatistics(
+            state=self.state,
+            since_seconds=now - self._since,
+            silent_ends=self._silent_ends,
+            next_trial_seconds=self.retry_seconds(now) if self._state is State.WEDGED else None,
+            silent_ends_total=self._silent_ends_total,
+            wedges_total=self._wedges_total,
+        )
+
+    def _change(self, event: Event, now: float) -> bool:
+        before = self.state
+        self._state = TRANSITIONS[self._state].get(event, self._state)
+        self.is_live = self._state is State.LIVE
+        if self.state is before:
+            return False
+        self._since = now
+        return True
