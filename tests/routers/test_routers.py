@@ -130,6 +130,18 @@ def told_directly(router: Server) -> list[str]:
     return [*told, KEY, "litellm", "llama", "mlx", "timings", "system_fingerprint", "cached_tokens"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_router_itself_tells(zoo: Zoo, stream: bool) -> None:
+    """Control: an answer that did not come through eidproxy does not pass."""
+    key = {"Authorization": f"Bearer {KEY}"}
+    answer = ask(("127.0.0.1", zoo.router.port), "POST", CHAT, chat("mac-mini-default", stream), key, timeout=60)
+    assert answer.status == 200
+    unnamed = Answer(200, [], answer.body, clean=True)
+    for told in (answer, unnamed):
+        with pytest.raises(AssertionError):
+            zoo.sound(told)
+
+
 @pytest.mark.parametrize("mode", ["daily", "deep"])
 def test_text(zoo: Zoo, mode: str) -> None:
     """Letters that are cut over tokens arrive whole, in a stream and without one."""
