@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_settings_to_take_out(router: Router, proxy: Proxy) -> None:
         parts = [{"type": field, field: {"url": "data:,"}}]
         answer = ask(proxy, "POST", CHAT, chat("daily", messages=[{"role": "user", "content": parts}]))
         assert (answer.status, answer.reason) == (400, "unsupported_content")
-    stays = {"user": "u", "seed": 1, "store": False, "metadata": {"a": "b"}, "reasoning_effort": "low"}
+    stays: dict[str, Any] = {"user": "u", "seed": 1, "store": False, "metadata": {"a": "b"}, "reasoning_effort": "low"}
     stays |= {"verbosity": "low", "service_tier": "auto", "parallel_tool_calls": True, "stream_options": {}}
     assert ask(proxy, "POST", CHAT, chat("daily", **stays)).told().done
     assert not stays.keys() - {"stream_options"} & router.requests[-1].json.keys()

@@ -116,7 +116,7 @@ def zoo(request: pytest.FixtureRequest, place: Path) -> Iterator[Zoo]:
         yield Zoo(kind, router, daily, proxy, [*told_directly(router), str(place), str(daily.port), str(router.port)])
 
 
-def proxied(router: Server, key: str = KEY, **settings: object) -> Proxy:
+def proxied(router: Server, key: str = KEY, **settings: Any) -> Proxy:
     """eidproxy in front of a router."""
     return Proxy(router.url, canaries=[KEY, str(router.place)], EIDPROXY_ROUTER_API_KEY=key, **settings)
 
