@@ -197,12 +197,8 @@ def test_json(zoo: Zoo, mode: str, form: str) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_long_prompt(zoo: Zoo, stream: bool) -> None:
     """One over the context is the caller's fault. mlx_lm.server checks nothing: there it is only a long prefill."""
-    said = "word " * 8000
-    answer = zoo.ask(chat("daily", stream, say=said))
-    if zoo.kind == "mlx_lm.server":
-        assert answer.status == 200
-    else:
-        check_refusal(answer, 400, "context_too_long")
+    if zoo.kind != "mlx_lm.server":
+        check_refusal(zoo.ask(chat("daily", stream, say="word " * 8000)), 400, "context_too_long")
     answer = zoo.ask(chat("daily", stream, say="word " * 1000))
     text = answer.told().text if stream else answer.json()["choices"][0]["message"]["content"]
     assert text == TEXT
