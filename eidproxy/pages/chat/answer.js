@@ -1,6 +1,6 @@
 // One question to the server and its answer: fetch, the event stream, and how it ended.
 
-import { createParser } from "/chat/vendor/eventsource-parser.js";
+import { createParser } from "./vendor/eventsource-parser.js";
 
 const MAX_EVENT_CHARS = 2 * 1024 * 1024;
 const REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/;

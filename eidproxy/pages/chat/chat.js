@@ -1,26 +1,26 @@
 // The page: who is here, which conversation is open, what is under way, and what every button does.
 
-import { copyText } from "/chat/clipboard.js";
-import { Composer } from "/chat/composer.js";
-import * as values from "/chat/conversation.js";
-import { $, download, fill } from "/chat/dom.js";
-import { List } from "/chat/list.js";
-import { Log } from "/chat/log.js";
-import { Login, choose } from "/chat/login.js";
-import { NOTICES } from "/chat/notices.js";
-import { Progress } from "/chat/progress.js";
-import { Run } from "/chat/run.js";
-import { Scroll } from "/chat/scroll.js";
-import { readConfig, readWaiting } from "/chat/server.js";
-import * as session from "/chat/session.js";
-import { openStore } from "/chat/store.js";
-import english from "/chat/strings.en.js";
-import korean from "/chat/strings.ko.js";
-import { hideToast, say, toast } from "/chat/toast.js";
+import { copyText } from "./clipboard.js";
+import { Composer } from "./composer.js";
+import * as values from "./conversation.js";
+import { $, download, fill } from "./dom.js";
+import { List } from "./list.js";
+import { Log } from "./log.js";
+import { Login, choose } from "./login.js";
+import { NOTICES } from "./notices.js";
+import { Progress } from "./progress.js";
+import { Run } from "./run.js";
+import { Scroll } from "./scroll.js";
+import { readConfig, readWaiting } from "./server.js";
+import * as session from "./session.js";
+import { openStore } from "./store.js";
+import english from "./strings.en.js";
+import korean from "./strings.ko.js";
+import { hideToast, say, toast } from "./toast.js";
 
-/** @typedef {import("/chat/conversation.js").Turn} Turn */
-/** @typedef {import("/chat/conversation.js").Conversation} Conversation */
-/** @typedef {import("/chat/session.js").Person} Person */
+/** @typedef {import("./conversation.js").Turn} Turn */
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {import("./session.js").Person} Person */
 
 // How often an answer that is coming is kept: what a tab that crashes can lose.
 const KEEP_MS = 300;
@@ -32,7 +32,7 @@ const UNDO_MS = 15_000;
 
 class Chat {
   words = session.preference("language", ["ko", "en"]) === "en" ? english : korean;
-  /** @type {import("/chat/server.js").Config} */
+  /** @type {import("./server.js").Config} */
   config = { title: null, caps: values.CAPS };
   /** @type {Person | null} whose conversations are shown, also after their token has run out */
   person = null;
@@ -44,14 +44,14 @@ class Chat {
   turns = [];
   /** @type {Map<string, Run>} what is under way, by conversation */
   runs = new Map();
-  /** @type {import("/chat/log.js").Event | null} */
+  /** @type {import("./log.js").Event | null} */
   event = null;
   /** @type {"full" | null} */
   trouble = null;
   finished = false;
   tab = session.tabName(values.newId);
 
-  /** @param {import("/chat/store.js").Store} store */
+  /** @param {import("./store.js").Store} store */
   constructor(store) {
     this.store = store;
     const words = () => this.words;
@@ -528,7 +528,7 @@ class Chat {
   }
 
   /** Another tab has written something, or this person has logged out there. */
-  #heard(/** @type {import("/chat/store.js").News} */ { owner, conversation, gone }) {
+  #heard(/** @type {import("./store.js").News} */ { owner, conversation, gone }) {
     if (owner !== this.person?.owner) return;
     if (gone) {
       this.#forget();

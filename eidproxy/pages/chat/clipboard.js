@@ -1,6 +1,6 @@
 // Copying, also where the browser withholds its interface for it.
 
-import { element } from "/chat/dom.js";
+import { element } from "./dom.js";
 
 /** Copy `text`. Raises what the browser raises when it refuses. */
 export async function copyText(/** @type {string} */ text) {

@@ -1,10 +1,10 @@
 // The question field: what is written, how long it may be, which key sends it.
 
-import { cleaned, codePoints } from "/chat/conversation.js";
-import { $, fill } from "/chat/dom.js";
-import { keepPreference, preference } from "/chat/session.js";
+import { cleaned, codePoints } from "./conversation.js";
+import { $, fill } from "./dom.js";
+import { keepPreference, preference } from "./session.js";
 
-/** @typedef {typeof import("/chat/strings.ko.js").default} Words */
+/** @typedef {typeof import("./strings.ko.js").default} Words */
 
 // The counter appears when a question comes near the cap.
 const COUNTER_FROM = 0.8;

@@ -1,10 +1,10 @@
 // The list of conversations: search, rename, save, delete, export and import.
 
-import { titleOf } from "/chat/conversation.js";
-import { $, button, element, fill, icon } from "/chat/dom.js";
+import { titleOf } from "./conversation.js";
+import { $, button, element, fill, icon } from "./dom.js";
 
-/** @typedef {import("/chat/conversation.js").Conversation} Conversation */
-/** @typedef {typeof import("/chat/strings.ko.js").default} Words */
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {typeof import("./strings.ko.js").default} Words */
 
 // So many are drawn; the others come with a button.
 const STEP = 60;

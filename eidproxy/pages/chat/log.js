@@ -1,13 +1,13 @@
 // The conversation on the page: one article for each turn, made anew only when something in it changed.
 
-import { versions } from "/chat/conversation.js";
-import { button, element, fill, icon } from "/chat/dom.js";
-import { NOTICES } from "/chat/notices.js";
-import { Painting } from "/chat/paint.js";
+import { versions } from "./conversation.js";
+import { button, element, fill, icon } from "./dom.js";
+import { NOTICES } from "./notices.js";
+import { Painting } from "./paint.js";
 
-/** @typedef {import("/chat/conversation.js").Turn} Turn */
-/** @typedef {import("/chat/run.js").Run} Run */
-/** @typedef {typeof import("/chat/strings.ko.js").default} Words */
+/** @typedef {import("./conversation.js").Turn} Turn */
+/** @typedef {import("./run.js").Run} Run */
+/** @typedef {typeof import("./strings.ko.js").default} Words */
 
 /** What has just happened to a turn: it is read out, and the wait the server asked for is counted down. */
 /** @typedef {{turn: string, seconds: number | null, readyAt: number | null}} Event */
@@ -149,7 +149,7 @@ export class Log {
   }
 
   #notice(/** @type {Scene} */ { words, event }, /** @type {Turn} */ turn, /** @type {State} */ { last }) {
-    const { kind, requestId } = /** @type {import("/chat/conversation.js").Ending} */ (turn.notice);
+    const { kind, requestId } = /** @type {import("./conversation.js").Ending} */ (turn.notice);
     const { quiet, refused } = NOTICES[kind];
     const { title, body } = /** @type {Record<string, {title: string, body: string}>} */ (words.notices)[kind];
     // Once the conversation has gone on, one line is enough.
@@ -219,7 +219,7 @@ function stateOf(/** @type {Scene} */ scene, /** @type {Turn} */ turn, /** @type
 
 /** The actions a turn's notice offers, the main one first. */
 function buttonsOf(/** @type {Turn} */ turn) {
-  const { kind } = /** @type {import("/chat/conversation.js").Ending} */ (turn.notice);
+  const { kind } = /** @type {import("./conversation.js").Ending} */ (turn.notice);
   const names = NOTICES[kind].buttons.filter((name) => (name !== "edit" && name !== "resume") || !!turn.answer === (name === "resume"));
   // Whatever stopped an answer, the part that came can be continued.
   if (turn.answer && !NOTICES[kind].refused && !names.includes("resume") && !kind.startsWith("login")) names.push("resume");

@@ -1,11 +1,11 @@
 // Logging in and out: a token is taken only after the server has taken it, and nobody's place is taken unasked.
 
-import { check } from "/chat/answer.js";
-import { $, fill } from "/chat/dom.js";
-import { devicePerson, keepPreference, personOf, preference } from "/chat/session.js";
+import { check } from "./answer.js";
+import { $, fill } from "./dom.js";
+import { devicePerson, keepPreference, personOf, preference } from "./session.js";
 
-/** @typedef {import("/chat/session.js").Person} Person */
-/** @typedef {typeof import("/chat/strings.ko.js").default} Words */
+/** @typedef {import("./session.js").Person} Person */
+/** @typedef {typeof import("./strings.ko.js").default} Words */
 
 const dialog = /** @type {HTMLDialogElement} */ ($("login"));
 const field = /** @type {HTMLTextAreaElement} */ ($("token"));

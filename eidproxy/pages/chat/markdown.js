@@ -2,7 +2,7 @@
 // markdown-it; what becomes of each token is decided here, and nothing else can come out: no markup of the text's own, no
 // picture, no address that is loaded. Nothing here touches the document.
 
-import MarkdownIt from "/chat/vendor/markdown-it.js";
+import MarkdownIt from "./vendor/markdown-it.js";
 
 /**
  * One element to be: its name, its attributes, its children.

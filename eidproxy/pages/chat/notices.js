@@ -103,7 +103,7 @@ const BY_STATUS = { 400: "invalid", 401: "login", 413: "too_long", 422: "invalid
  * of the answer came, `resume` whether it was to continue a part that is there, `wasAccepted` whether the server took the
  * token before.
  *
- * @param {import("/chat/answer.js").Outcome} outcome
+ * @param {import("./answer.js").Outcome} outcome
  * @param {{mode: string, hasText: boolean, resume: boolean, wasAccepted: boolean}} asked
  * @returns {string | null}
  */

@@ -1,11 +1,11 @@
 // The text of an answer on the page. While it grows only its last block is made anew, and of that only what differs is
 // touched, so a selection elsewhere survives; a long text is drawn over several frames, so no text holds the tab.
 
-import { blocks, parts, plain } from "/chat/markdown.js";
+import { blocks, parts, plain } from "./markdown.js";
 
-/** @typedef {import("/chat/markdown.js").Node} Node */
-/** @typedef {import("/chat/markdown.js").Labels} Labels */
-/** @typedef {import("/chat/markdown.js").Outline} Outline */
+/** @typedef {import("./markdown.js").Node} Node */
+/** @typedef {import("./markdown.js").Labels} Labels */
+/** @typedef {import("./markdown.js").Outline} Outline */
 
 // How much text is parsed in one step, and how long drawing may take of one frame. One step is about 20 ms at its worst.
 const STEP = 32 * 1024;

@@ -1,9 +1,9 @@
 // What is said while an answer is awaited: one line, or a card while it waits for its turn; with a clock beside it.
 
-import { $, element, fill } from "/chat/dom.js";
+import { $, element, fill } from "./dom.js";
 
-/** @typedef {import("/chat/run.js").Run} Run */
-/** @typedef {typeof import("/chat/strings.ko.js").default} Words */
+/** @typedef {import("./run.js").Run} Run */
+/** @typedef {typeof import("./strings.ko.js").default} Words */
 
 const TICK_MS = 500;
 // A clock that has only just begun says nothing.

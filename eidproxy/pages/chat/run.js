@@ -1,11 +1,11 @@
 // One question under way: asking, waiting, asking again while something is made ready, until there is an answer or a
 // reason why not. It knows nothing of the page; whoever starts it is told of every change.
 
-import { ask } from "/chat/answer.js";
-import { NOTICES, noticeOf } from "/chat/notices.js";
+import { ask } from "./answer.js";
+import { NOTICES, noticeOf } from "./notices.js";
 
-/** @typedef {import("/chat/conversation.js").Turn} Turn */
-/** @typedef {import("/chat/answer.js").Outcome} Outcome */
+/** @typedef {import("./conversation.js").Turn} Turn */
+/** @typedef {import("./answer.js").Outcome} Outcome */
 /** @typedef {"thinking" | "queued" | "next" | "reasoning" | "streaming" | "warming" | "cold"} Phase */
 
 // How long it goes on asking again by itself while a model is being made ready.
@@ -77,7 +77,7 @@ export class Run {
     }
   }
 
-  /** @param {import("/chat/answer.js").Progress} news */
+  /** @param {import("./answer.js").Progress} news */
   #hear({ state, position, eta_seconds: eta, elapsed_seconds: elapsed }) {
     if (this.text !== "") return;
     const since = Date.now() - (typeof elapsed === "number" && elapsed > 0 ? elapsed * 1000 : 0);

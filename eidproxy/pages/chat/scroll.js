@@ -1,6 +1,6 @@
 // The page follows the answer as long as its end is in view; a button leads back.
 
-import { $ } from "/chat/dom.js";
+import { $ } from "./dom.js";
 
 const NEAR_PX = 64;
 

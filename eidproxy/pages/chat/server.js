@@ -1,8 +1,8 @@
 // What the server tells the page, beside answers: its caps and its name, and how many questions wait.
 
-import { CAPS } from "/chat/conversation.js";
+import { CAPS } from "./conversation.js";
 
-/** @typedef {{title: string | null, caps: import("/chat/conversation.js").Caps}} Config */
+/** @typedef {{title: string | null, caps: import("./conversation.js").Caps}} Config */
 
 async function get(/** @type {string} */ path) {
   const response = await fetch(path, { headers: { Accept: "application/json" }, redirect: "error" });

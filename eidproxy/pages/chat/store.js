@@ -4,11 +4,11 @@
 // Every turn is a record of its own and only the tab that asks writes it, so tabs that ask side by side add to one another.
 // A conversation's own record is changed within one transaction, which the browser runs one after the other.
 
-import { takenTurn } from "/chat/conversation.js";
+import { takenTurn } from "./conversation.js";
 
-/** @typedef {import("/chat/conversation.js").Turn} Turn */
-/** @typedef {import("/chat/conversation.js").Conversation} Conversation */
-/** @typedef {import("/chat/conversation.js").Shelf} Shelf */
+/** @typedef {import("./conversation.js").Turn} Turn */
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {import("./conversation.js").Shelf} Shelf */
 
 /**
  * Why nothing is kept: the browser keeps nothing (a private window may), or a newer page than this one wrote it.

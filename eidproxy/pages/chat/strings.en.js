@@ -1,6 +1,6 @@
 // English: the second language of the page. The same keys as the Korean dictionary.
 
-/** @type {typeof import("/chat/strings.ko.js").default} */
+/** @type {typeof import("./strings.ko.js").default} */
 export default {
   language: "en",
   page: {

@@ -1,6 +1,6 @@
 // A short word on what was just done, with the way back.
 
-import { $, button, element } from "/chat/dom.js";
+import { $, button, element } from "./dom.js";
 
 const SHOWN_MS = 12_000;
 
