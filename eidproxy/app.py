@@ -9,22 +9,42 @@ from importlib.metadata import version
 from typing import Any
 
 import httpx
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from eidproxy.admission import AdmissionQueue
 from eidproxy.chat import Defaults
-from eidproxy.config import Settings
-from eidproxy.endpoints import CHAT_API, CHAT_PAGE, LIVE_FILES, Endpoints, build_pages, taken_by_the_relay
-from eidproxy.gate import Gate, LocalGate
+from eidproxy.config import ChatSettings, Settings
+from eidproxy.endpoints import (
+    CHAT_API,
+    CHAT_CONFIG,
+    CHAT_STATE,
+    Endpoints,
+    build_pages,
+    json_response,
+    taken_by_the_relay,
+)
+from eidproxy.gate import Gate, GateStatistics, LocalGate
+from eidproxy.history import History
 from eidproxy.logs import Event, Log
 from eidproxy.metrics import Metrics, loop_lag_sampler
-from eidproxy.pages import CHAT_POLICY, STATUS_POLICY, page_routes
+from eidproxy.pages import chat_routes, live_route
 from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.resolver import Resolver
 from eidproxy.server import Roster, Server, connection_limit
-from eidproxy.surface import ChatSurface
+from eidproxy.status import (
+    ROW_SECONDS,
+    Deadlines,
+    GateStatus,
+    HolderStatus,
+    RouterStatus,
+    Status,
+    WaiterStatus,
+)
+from eidproxy.surface import ChatSurface, unreadable_files
 from eidproxy.upstream import EgressBlocked, Upstream
-from eidproxy.vocabulary import Mode, Phase
+from eidproxy.vocabulary import Mode, Phase, Priority, WaitOutcome
 
 VERSION = version("eidproxy")
 
@@ -87,12 +107,39 @@ def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
     )
 
 
-def _page_routes(chat: bool) -> list[Route]:
-    routes = page_routes("status", path="/", prefix=LIVE_FILES, policy=STATUS_POLICY)
-    if chat:
-        routes += page_routes("chat", path=CHAT_PAGE, prefix=CHAT_PAGE, policy=CHAT_POLICY)
-        routes.append(Route(CHAT_API, taken_by_the_relay, methods=["POST"]))
-    return routes
+def _page_routes(chat: ChatSettings, gate: Gate) -> list[Route]:
+    if not chat.enabled:
+        return [live_route(has_chat=False)]
+    config = {
+        "title": chat.title,
+        "max_message_chars": chat.max_message_chars,
+        "max_messages": chat.max_messages,
+        "max_total_chars": chat.max_total_chars,
+    }
+
+    async def show_config(_: Request) -> Response:
+        return json_response(config)
+
+    async def show_state(_: Request) -> Response:
+        return json_response(chat_state(gate.statistics()))
+
+    return [
+        live_route(has_chat=True),
+        Route(CHAT_API, taken_by_the_relay, methods=["POST"]),
+        Route(CHAT_CONFIG, show_config),
+        Route(CHAT_STATE, show_state),
+        *chat_routes(chat.title),
+    ]
+
+
+def chat_state(statistics: GateStatistics) -> dict[str, Any]:
+    """What a person who asks now would meet: how many are before them, and the seconds until their turn if known."""
+    before = statistics.depth[Priority.FOREGROUND]
+    eta: int | None = 0
+    if before or statistics.in_use >= statistics.slots:
+        hold = statistics.mean_hold_seconds
+        eta = None if hold is None else round(hold * (before + 1) / statistics.slots)
+    return {"waiting": before, "eta_seconds": eta}
 
 
 class Application:
@@ -107,6 +154,10 @@ class Application:
         self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc)
         self.upstream = build_upstream(settings)
         self.gate = build_gate(settings, self.metrics, self.log)
+        self.history = History(
+            {priority: self.metrics.gate_wait[priority, WaitOutcome.GRANTED] for priority in Priority},
+            self.metrics.first_token,
+        )
         self.metrics.queue_states = self.gate.statistics
         self.running: set[Relay] = set()
         self.roster = Roster(connection_limit())
@@ -132,7 +183,7 @@ class Application:
             ready=self.ready,
             status=self.status,
             created=int(time.time()),
-            extra=_page_routes(settings.chat.enabled),
+            extra=_page_routes(settings.chat, self.gate),
         )
         defaults = Defaults(settings.models.max_tokens, settings.models.temperature)
         self.endpoints = Endpoints(
@@ -154,11 +205,18 @@ class Application:
         """See `server.Process`."""
         self._loop.set_exception_handler(self._unexpected)
         loop_lag_sampler(self.metrics, self._loop.call_later, self._loop.time)
+        self._loop.call_later(ROW_SECONDS, self._sample_history)
         # What was built until now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
         self.log.state(Event.STARTED, version=VERSION, port=self.server.port)
+        for setting in unreadable_files(self.settings.chat):
+            self.log.alarm(Event.RULES_MISSING, setting=setting)
+
+    def _sample_history(self) -> None:
+        self.history.sample(sum(self.gate.statistics().depth.values()))
+        self._loop.call_later(ROW_SECONDS, self._sample_history)
 
     async def drain(self) -> None:
         """See `server.Process`."""
@@ -213,7 +271,7 @@ class Application:
             reason = "gate_unavailable"
         return reason
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """What `/status` tells."""
         now = self._loop.time()
         upstream, statistics = self.upstream, self.gate.statistics()
@@ -221,36 +279,33 @@ class Application:
         if age is None or age > _CHECK_SECONDS:
             self._in_background(self._look_at_router())
         in_progress = self.metrics.in_progress
-        return {
-            "version": VERSION,
-            "uptime_seconds": round(now - self._started_at, 3),
-            "draining": self.endpoints.draining,
-            "gate": {
-                "slots": statistics.slots,
-                "in_use": statistics.in_use,
-                "queue_limit": statistics.queue_limit,
-                "holders": [
-                    {"mode": Mode.DAILY, "priority": holder.priority, "age_seconds": round(holder.age_seconds, 3)}
+        return Status(
+            version=VERSION,
+            uptime_seconds=round(now - self._started_at, 3),
+            draining=self.endpoints.draining,
+            gate=GateStatus(
+                slots=statistics.slots,
+                in_use=statistics.in_use,
+                queue_limit=statistics.queue_limit,
+                holders=[
+                    HolderStatus(Mode.DAILY, holder.priority, round(holder.age_seconds, 3))
                     for holder in self.gate.holders()
                 ],
-                "waiting": [
-                    {
-                        "priority": waiter.priority,
-                        "position": waiter.position,
-                        "age_seconds": round(waiter.age_seconds, 3),
-                    }
+                waiting=[
+                    WaiterStatus(waiter.priority, waiter.position, round(waiter.age_seconds, 3))
                     for waiter in self.gate.waiters()
                 ],
-                "mean_hold_seconds": _rounded(statistics.mean_hold_seconds),
-            },
-            "streams": {mode: in_progress[mode, Phase.UPSTREAM] + in_progress[mode, Phase.STREAMING] for mode in Mode},
-            "outcomes": self.metrics.outcomes(),
-            "deadlines": {
-                "stream_seconds": self.settings.stream.deadline_seconds,
-                "gate_wait_seconds": self.settings.gate.wait_timeout_seconds,
-            },
-            "router": {"reachable": upstream.reachable, "checked_seconds_ago": _rounded(age)},
-        }
+                mean_hold_seconds=_rounded(statistics.mean_hold_seconds),
+            ),
+            streams={mode: in_progress[mode, Phase.UPSTREAM] + in_progress[mode, Phase.STREAMING] for mode in Mode},
+            outcomes=self.metrics.outcomes(),
+            deadlines=Deadlines(
+                stream_seconds=self.settings.stream.deadline_seconds,
+                gate_wait_seconds=self.settings.gate.wait_timeout_seconds,
+            ),
+            router=RouterStatus(reachable=upstream.reachable, checked_seconds_ago=_rounded(age)),
+            history=list(self.history.rows),
+        )
 
     async def _look_at_router(self) -> None:
         if not self.endpoints.draining:

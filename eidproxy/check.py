@@ -9,8 +9,7 @@ import click
 import httpx
 
 from eidproxy.config import ChatSettings, Loaded, Settings, shown
-from eidproxy.errors import Refusal
-from eidproxy.surface import read_text
+from eidproxy.surface import unreadable_files
 from eidproxy.tokens import Tokens
 
 _FEW_DESCRIPTORS = 1024
@@ -121,14 +120,11 @@ async def _about_gate(settings: Settings) -> list[Finding]:
 def _about_chat(chat: ChatSettings) -> list[Finding]:
     if not chat.enabled:
         return [ok("chat surface: off (it needs chat.jwt_secret and chat.rules_file)")]
-    found = [ok("chat surface: on")]
-    for name, path in (("persona_file", chat.persona_file), ("rules_file", chat.rules_file)):
-        try:
-            if path is not None:
-                read_text(path)
-        except Refusal:
-            found.append(warn(f"chat.{name}: cannot be read now: until it can, requests get 503 rules_missing"))
-    return found
+    unreadable = [
+        fail(f"{setting}: cannot be read, so every question gets 503 rules_missing: write the file, or let it be read")
+        for setting in unreadable_files(chat)
+    ]
+    return unreadable or [ok("chat surface: on")]
 
 
 async def _about_edge(settings: Settings, public_url: str) -> list[Finding]:

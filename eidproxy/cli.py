@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-import re
 import resource
 import socket
 import stat
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -169,14 +169,13 @@ def demo(once: bool, port: int) -> None:
 @click.option("--public-url", metavar="URL", help="try the stream through the edge in front, too")
 @_setting_flags
 def check(config: Path | None, public_url: str | None, **flags: str | None) -> None:
-    """Show the settings with their origin, what would be dialled, and whether it would work. Exit 0 or 78."""
+    """Show the settings with their origin, what would be dialled, and whether it would work.
+
+    Exit 0, 1 when something would fail, 78 when the settings are wrong.
+    """
     from eidproxy.check import check as report
 
-    sys.exit(0 if report(_load(config, flags), public_url) else EX_CONFIG)
-
-
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    sys.exit(0 if report(_load(config, flags), public_url) else 1)
 
 
 @cli.command()
@@ -212,24 +211,67 @@ def top(once: bool, url: str | None, interval: float, config: Path | None) -> No
         sys.exit(1)
 
 
-@cli.command()
-@click.option("--sub", required=True, metavar="NAME", help="the subject")
-@click.option("--ttl", default="1h", show_default=True, metavar="TIME", help="how long it is valid: 90s, 15m, 1h, 7d")
-@_setting_flags
-def token(sub: str, ttl: str, config: Path | None, **flags: str | None) -> None:
-    """Issue a token for the chat surface, for development."""
-    from eidproxy.tokens import Tokens
+def _duration(_: click.Context, __: click.Parameter, text: str) -> float:
+    from eidproxy.tokens import parse_duration
 
-    chat = _load(config, flags).settings.chat
-    duration = _DURATION.fullmatch(ttl)
-    if chat.jwt_secret is None:
-        click.echo("eidproxy: chat.jwt_secret is not set: there is nothing to sign with", err=True)
-        sys.exit(EX_CONFIG)
-    if duration is None or not sub or not sub.isprintable():
-        click.echo("eidproxy: --ttl is a number with s, m, h or d; --sub a printable name", err=True)
-        sys.exit(2)
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _place(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
+    from eidproxy.tokens import parse_place
+
+    try:
+        return None if url is None else parse_place(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@cli.command()
+@click.option("--sub", required=True, metavar="NAME", help="whose token it is; each person should have their own")
+@click.option(
+    "--ttl",
+    default="1h",
+    show_default=True,
+    metavar="TIME",
+    callback=_duration,
+    help="how long it is valid: a number with s, m, h, d or w",
+)
+@click.option(
+    "--url", metavar="URL", callback=_place, help="where the chat is: print a link that logs in, not the token alone"
+)
+@click.option("--qr", is_flag=True, help="show the link as a QR code, too, for a phone's camera")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")
+def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) -> None:
+    """Issue a token for the chat, or a link that logs a person in.
+
+    The secret is that of the server: EIDPROXY_CHAT_JWT_SECRET, EIDPROXY_CHAT_JWT_SECRET_FILE or the settings file. It
+    needs no router and no running eidproxy.
+
+    \b
+    eidproxy token --sub 엄마 --ttl 90d --url https://chat.example --qr
+    """
+    from eidproxy.tokens import Tokens, login_link, qr_code
+
+    if not sub or not sub.isprintable():
+        raise click.BadParameter("must be a name that can be printed", param_hint="--sub")
+    if qr and url is None:
+        raise click.UsageError("--qr needs --url: the code holds the link")
+    # Router and rules are none of its business: what stands here serves only to have the settings accepted.
+    chat = _load(config, {"router__url": "http://router", "chat__rules_file": "rules"}).settings.chat
+    assert chat.jwt_secret is not None  # noqa: S101  # rules without a secret are a fault of the settings
     issuer = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds)
-    click.echo(issuer.issue(sub, float(duration[1]) * _UNITS[duration[2]]))
+    issued = issuer.issue(sub, ttl)
+    if url is None:
+        click.echo(issued)
+        return
+    click.echo(login_link(url, issued))
+    if qr:
+        click.echo(qr_code(login_link(url, issued), colour=sys.stdout.isatty()))
+    until = datetime.now().astimezone() + timedelta(seconds=ttl)
+    click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Whoever opens this link is {sub}.", err=True)
 
 
 @cli.command(name="version")

@@ -26,6 +26,7 @@ SecondsOrNever = Annotated[float, Meta(ge=0, le=_WEEK)]
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 Word = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[!-~]+\Z")]
 Secret = Annotated[str, Meta(min_length=1, extra={"secret": True})]
+Title = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A\S(?:[^\x00-\x1f\x7f]*\S)?\Z")]
 Key = Annotated[str, Meta(min_length=1, pattern=r"\A[!-~]+\Z", extra={"secret": True})]  # it stands in a header
 
 
@@ -110,6 +111,7 @@ class ChatSettings(Struct, frozen=True, kw_only=True):
     jwt_leeway_seconds: SecondsOrNever = 0.0
     persona_file: str | None = None
     rules_file: str | None = None
+    title: Title = "이드"
     max_message_chars: Count = 8000
     max_messages: Count = 40
     max_total_chars: Count = 32000

@@ -20,15 +20,18 @@ from eidproxy.errors import Refusal, metric_reason
 from eidproxy.http1 import RequestHead
 from eidproxy.logs import RequestLine
 from eidproxy.metrics import Metrics
+from eidproxy.pages import for_browser
 from eidproxy.relay import Relay, RelayServices
 from eidproxy.server import Connection
+from eidproxy.status import Status
 from eidproxy.surface import ChatSurface
 from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Priority, Surface
 
 CHAT_COMPLETIONS = "/v1/chat/completions"
 CHAT_API = "/api/eid/chat"
 CHAT_PAGE = "/chat"
-LIVE_FILES = "/live"
+CHAT_CONFIG = "/chat/config"
+CHAT_STATE = "/chat/state"
 
 _PROBES = frozenset({"/healthz", "/readyz"})
 _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
@@ -74,13 +77,20 @@ class Endpoints:
 
     def admit(self, head: RequestHead) -> None:
         """See `server.Service`."""
-        if head.path in _PROBES:
-            return
+        if head.path not in _PROBES:
+            try:
+                self._admit(head)
+            except Refusal as refusal:
+                raise self._shown(refusal, head) from None
+
+    def _admit(self, head: RequestHead) -> None:
         if head.host not in self._allowed_hosts:
             raise Refusal("host_not_allowed")
         is_chat = head.path in (CHAT_API, CHAT_PAGE) or head.path.startswith(CHAT_PAGE + "/")
         if self._api_key is not None and not (is_chat and self._chat is not None):
             self._authorize(head)
+        if self._chat is not None and head.path == CHAT_STATE:
+            self._chat.authorize(head)
         if head.method == "POST" and head.path in (CHAT_COMPLETIONS, CHAT_API) and self.draining:
             raise Refusal("draining")
 
@@ -105,6 +115,12 @@ class Endpoints:
     def fault(self, where: str, error: BaseException) -> None:
         """See `server.Service`."""
         self.services.log.fault(where, error)
+
+    def _shown(self, refusal: Refusal, head: RequestHead) -> Refusal:
+        """The refusal as a page instead of JSON, when a person in a browser went to an address."""
+        if head.method in ("GET", "HEAD") and b"text/html" in head.headers.get(b"accept", b""):
+            return for_browser(refusal, head.path, has_chat=self._chat is not None)
+        return refusal
 
     def _authorize(self, head: RequestHead) -> None:
         scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
@@ -177,7 +193,7 @@ class Endpoints:
         try:
             await self._pages(scope, receive, send)
             if status == 404:
-                raise Refusal("not_found")
+                raise self._shown(Refusal("not_found"), head)
             if status == 405:
                 allow = b"".join(value for name, value in headers if name == b"Allow")
                 raise Refusal("method_not_allowed", allow=b", ".join(sorted(allow.split(b", "))))
@@ -189,7 +205,7 @@ class Endpoints:
             self.fault("page", error)
             status, reason = 500, "internal_error"
             connection.refuse(Refusal(reason))
-        if reason != "none" or not (head.path in _UNLOGGED or head.path.startswith((CHAT_PAGE, LIVE_FILES))):
+        if reason != "none" or not (head.path in _UNLOGGED or head.path.startswith(CHAT_PAGE)):
             surface = Surface.CHAT if head.path in (CHAT_API, CHAT_PAGE) else Surface.PROXY
             if head.path not in _PROBES:
                 self._record(connection, surface, status, reason)
@@ -254,7 +270,7 @@ def build_pages(
     *,
     metrics: Metrics,
     ready: Callable[[], Awaitable[str | None]],
-    status: Callable[[], dict[str, Any]],
+    status: Callable[[], Status],
     created: int,
     extra: list[Route],
 ) -> Router:

@@ -147,6 +147,8 @@ class Refusal(Exception):
     rule is `Retry.LATER`; `allow` names the methods that a path does take.
     """
 
+    content_type = b"application/json"
+
     def __init__(
         self, reason: str, param: str | None = None, *, retry_seconds: float | None = None, allow: bytes = b""
     ) -> None:

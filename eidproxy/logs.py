@@ -39,6 +39,7 @@ class Event(StrEnum):
     GATE_AVAILABLE = "gate_available"
     GATE_UNAVAILABLE = "gate_unavailable"
     EGRESS_BLOCKED = "egress_blocked"
+    RULES_MISSING = "rules_missing"
 
 
 _ERRORS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rules_missing"})

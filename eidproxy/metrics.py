@@ -78,21 +78,21 @@ class Count:
 class Distribution:
     """One series of a histogram: how many values fell between two bounds, and their sum."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count one value, in the unit of the metric's name."""
-        self.counts[bisect_left(self._bounds, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, as they are exposed."""
-        names = (*map(str, map(float, self._bounds)), "+Inf")
+        names = (*map(str, map(float, self.bounds)), "+Inf")
         return list(zip(names, accumulate(self.counts), strict=True))
 
 

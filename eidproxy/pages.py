@@ -1,12 +1,19 @@
 """The pages a browser loads: the files of a folder, read once at start and served from memory.
 
-    page_routes("status", path="/", prefix="/live", policy=STATUS_POLICY)
+- `chat_routes` serves the chat page and its files. Each file has two names: `/chat/<digest>/<file>`, which the page
+  uses and which may be kept for ever, and `/chat/<file>`, which is asked for anew each time (service worker, manifest).
+- `live_view` is one document with style, script and icon inside, so that the view can ask for the API key before it
+  has been shown one.
+- `for_browser` turns a refusal into a page for whoever typed an address.
 
-serves `pages/status/status.html` at `/` and every other file of the folder below `/live/`. Nothing is looked up on the
-disk for a request, so no spelling of a path leads out of the folder.
+Nothing is looked up on the disk for a request, so no spelling of a path leads out of a folder.
 """
 
-from collections.abc import Awaitable, Callable
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,18 +21,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-STATUS_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""What the live view may load and speak to: its own origin alone, no markup can widen it."""
+from eidproxy.errors import Refusal
 
 CHAT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; font-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
+    "manifest-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types eid-worker"
 )
-"""The same for the chat page, where text of a model is shown: no string can become markup or script either."""
+"""What the chat page may load and speak to: its own origin alone. No string can become markup or script.
+
+Trusted Types count the address of a service worker as script, so one policy is allowed: `eid-worker` of offline.js,
+which gives the same constant whatever it is asked for.
+"""
+
+SECURITY_HEADERS = {
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""Beside the policy, on everything a browser is given."""
+
+IMMUTABLE = "public, max-age=31536000, immutable"
+REVALIDATED = "no-cache"
 
 _FOLDER = Path(__file__).parent / "pages"
 
@@ -37,8 +54,14 @@ _TYPES = {
     ".png": "image/png",
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
+    ".webmanifest": "application/manifest+json",
     ".woff2": "font/woff2",
 }
+
+_ALWAYS_ASKED_FOR = frozenset({"sw.js", "manifest.webmanifest"})
+"""Files whose address may not change: browsers come back to it."""
+
+_REFERENCE = re.compile(r'(?<==")/chat/([^"]+)(?=")')
 
 
 class StaticFile(NamedTuple):
@@ -46,6 +69,13 @@ class StaticFile(NamedTuple):
 
     body: bytes
     content_type: str
+
+
+class Document(NamedTuple):
+    """A page that needs nothing but itself, and the policy that says so."""
+
+    body: bytes
+    policy: str
 
 
 def load_pages(folder: Path) -> dict[str, StaticFile]:
@@ -57,26 +87,225 @@ def load_pages(folder: Path) -> dict[str, StaticFile]:
     }
 
 
-def page_routes(name: str, *, path: str, prefix: str, policy: str) -> list[Route]:
-    """Routes for the page `<name>.html` at `path` and the other files of its folder below `prefix`."""
-    files = load_pages(_FOLDER / name)
-    page = files.pop(f"{name}.html")
+# The chat page
+
+
+def chat_routes(title: str, folder: Path = _FOLDER / "chat") -> list[Route]:
+    """Routes of the chat page, its files, its manifest and its service worker."""
+    files = load_pages(folder)
+    page = files.pop("chat.html")
+    digest = _digest(files)
+    kept = [f"/chat/{digest}/{name}" for name in files if _is_needed_offline(name)]
+    files |= {
+        "manifest.webmanifest": _named(files["manifest.webmanifest"], title),
+        "sw.js": _with_list(files["sw.js"], digest, ["/chat", *kept]),
+    }
+    worker = {"service-worker-allowed": "/chat"}  # by itself its scope would be /chat/, which the page is not in
     return [
-        Route(path, _serve(page, policy)),
-        *(Route(f"{prefix}/{inner}", _serve(file, policy)) for inner, file in files.items()),
+        Route("/chat", _serve(_with_digest(page, digest, files), REVALIDATED)),
+        *(Route(f"/chat/{digest}/{name}", _serve(file, IMMUTABLE)) for name, file in files.items()),
+        *(
+            Route(f"/chat/{name}", _serve(file, REVALIDATED, worker if name == "sw.js" else {}))
+            for name, file in files.items()
+        ),
     ]
 
 
-def _serve(file: StaticFile, policy: str) -> Callable[[Request], Awaitable[Response]]:
+def _digest(files: Mapping[str, StaticFile]) -> str:
+    """One digest for all files of a page: their references to each other may then stay relative."""
+    digest = hashlib.sha256()
+    for name, file in files.items():
+        digest.update(f"{name} {len(file.body)}\n".encode() + file.body)
+    return digest.hexdigest()[:12]
+
+
+def _is_needed_offline(name: str) -> bool:
+    return name not in _ALWAYS_ASKED_FOR and not name.endswith((".png", ".txt"))
+
+
+def _with_digest(page: StaticFile, digest: str, files: Mapping[str, StaticFile]) -> StaticFile:
+    def lasting(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"/chat/{digest}/{name}" if name in files and name not in _ALWAYS_ASKED_FOR else match[0]
+
+    return page._replace(body=_REFERENCE.sub(lasting, page.body.decode()).encode())
+
+
+def _named(manifest: StaticFile, title: str) -> StaticFile:
+    value = json.loads(manifest.body) | {"name": title, "short_name": title}
+    return manifest._replace(body=json.dumps(value, ensure_ascii=False).encode())
+
+
+def _with_list(worker: StaticFile, digest: str, paths: list[str]) -> StaticFile:
+    body = worker.body
+    for old, new in ((b'"digest"', json.dumps(digest)), (b'["files"]', json.dumps(paths))):
+        if body.count(old) != 1:
+            raise ValueError(f"sw.js: {old.decode()} must stand there once")
+        body = body.replace(old, new.encode())
+    return worker._replace(body=body)
+
+
+def _serve(
+    file: StaticFile, caching: str, more: Mapping[str, str] | None = None
+) -> Callable[[Request], Awaitable[Response]]:
     headers = {
         "content-type": file.content_type,
-        "content-security-policy": policy,
-        "cross-origin-resource-policy": "same-origin",
-        "referrer-policy": "no-referrer",
-        "x-content-type-options": "nosniff",
+        "content-security-policy": CHAT_POLICY,
+        "cache-control": caching,
+        "etag": f'"{hashlib.sha256(file.body).hexdigest()[:24]}"',
+        **SECURITY_HEADERS,
+        **(more or {}),
     }
 
-    async def serve(_: Request) -> Response:
+    async def serve(request: Request) -> Response:
+        if _has_it(request, headers["etag"]):
+            return Response(status_code=304, headers=headers)
         return Response(file.body, headers=headers)
 
     return serve
+
+
+def _has_it(request: Request, tag: str) -> bool:
+    """Whether the caller's copy is this one (RFC 9110, 13.1.2: weak comparison, since an edge that compresses may
+    have made the tag weak).
+    """
+    given = request.headers.get("if-none-match", "")
+    return any(one.strip().removeprefix("W/") == tag for one in given.split(","))
+
+
+# Documents
+
+
+def inlined(page: str, files: Mapping[str, StaticFile]) -> Document:
+    """A page with its style sheets, scripts and icon inside, and a policy that permits those and no others."""
+    sources: dict[str, list[str]] = {"style": [], "script": []}
+
+    def embed(tag: str, name: str) -> str:
+        body = files[name].body
+        sources[tag].append(f"'sha256-{base64.b64encode(hashlib.sha256(body).digest()).decode()}'")
+        return f"<{tag}>{body.decode()}</{tag}>"
+
+    page = re.sub(r'<link rel="stylesheet" href="([^"]+)">', lambda match: embed("style", match[1]), page)
+    page = re.sub(r'<script src="([^"]+)"></script>', lambda match: embed("script", match[1]), page)
+    icon = base64.b64encode(files["icon.svg"].body).decode()
+    page = page.replace('href="icon.svg"', f'href="data:image/svg+xml;base64,{icon}"')
+    directives = [f"{tag}-src {' '.join(hashes)}; " for tag, hashes in sources.items() if hashes]
+    policy = (
+        f"default-src 'none'; {''.join(directives)}connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return Document(page.encode(), policy)
+
+
+def _document(name: str) -> Document:
+    files = load_pages(_FOLDER / name)
+    return inlined(files[f"{name}.html"].body.decode(), files)
+
+
+_REFUSAL = _document("refusal")
+_LIVE_VIEW = _document("status")
+_LIVE_VIEW_WITHOUT_CHAT = _LIVE_VIEW._replace(body=re.sub(rb'<a id="chat".*?</a>\s*', b"", _LIVE_VIEW.body))
+
+
+def live_view(*, has_chat: bool) -> Document:
+    """The live view. It leads to the chat, where there is one."""
+    return _LIVE_VIEW if has_chat else _LIVE_VIEW_WITHOUT_CHAT
+
+
+def live_route(*, has_chat: bool) -> Route:
+    """The route of the live view."""
+    document = live_view(has_chat=has_chat)
+
+    async def show(_: Request) -> Response:
+        return Response(document.body, headers=dict(_document_headers(document)))
+
+    return Route("/", show)
+
+
+def _document_headers(document: Document) -> list[tuple[str, str]]:
+    return [
+        ("content-type", _TYPES[".html"]),
+        ("content-security-policy", document.policy),
+        *SECURITY_HEADERS.items(),
+    ]
+
+
+# Refusals
+
+
+class ShownRefusal(Refusal):
+    """A refusal as a browser shows it: the same status and the same headers, a page instead of JSON."""
+
+    def __init__(self, refusal: Refusal, document: Document) -> None:
+        super().__init__(refusal.reason, refusal.param, retry_seconds=refusal.retry_seconds)
+        self.content_type = _TYPES[".html"].encode()
+        self._refusal = refusal
+        self._document = document
+
+    @property
+    def status(self) -> int:
+        """See `Refusal.status`."""
+        return self._refusal.status
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """See `Refusal.headers`."""
+        own = [(name.title().encode(), value.encode()) for name, value in _document_headers(self._document)[1:]]
+        return [*self._refusal.headers(), *own]
+
+    def body(self, request_id: str) -> bytes:  # noqa: ARG002  # it stands in the header
+        """See `Refusal.body`."""
+        return self._document.body
+
+
+class _Words(NamedTuple):
+    """What a page says about a refusal: Korean first, English beside it."""
+
+    title: str
+    text: str
+    english_title: str
+    english: str
+
+
+_WORDS = {
+    "not_found": _Words(
+        "여기에는 아무것도 없어요",
+        "주소를 다시 확인해 주세요.",
+        "There is nothing here",
+        "Please check the address.",
+    ),
+    "unauthorized": _Words(
+        "열쇠가 필요해요",
+        "이 주소는 API 키가 있어야 열 수 있어요. 첫 화면에서 키를 입력할 수 있어요.",
+        "A key is needed",
+        "This address asks for the API key. The live view has a field for it.",
+    ),
+}
+_CHAT_IS_OFF = _Words(
+    "대화 화면이 꺼져 있어요",
+    "관리자에게 대화 화면을 켜 달라고 말해 주세요.",
+    "The chat is not switched on",
+    "Ask the operator: it needs chat.jwt_secret and chat.rules_file.",
+)
+_OTHER = _Words(
+    "이 주소는 열 수 없어요",
+    "주소를 다시 확인해 주세요.",
+    "This address cannot be opened",
+    "Please check the address.",
+)
+
+
+def for_browser(refusal: Refusal, path: str, *, has_chat: bool) -> Refusal:
+    """The refusal as a page. The live view without its key is the view itself, which then asks for it."""
+    if refusal.reason == "unauthorized" and path == "/":
+        return ShownRefusal(refusal, live_view(has_chat=has_chat))
+    is_chat = path == "/chat" or path.startswith("/chat/")
+    words = _CHAT_IS_OFF if is_chat and not has_chat else _WORDS.get(refusal.reason, _OTHER)
+    text = _REFUSAL.body.decode()
+    for name, value in words._asdict().items():
+        text = text.replace(f"{{{name}}}", value)
+    text = text.replace("{reason}", refusal.reason)
+    target, korean, english = (
+        ("/chat", "대화로 가기", "Go to the chat") if has_chat else ("/", "첫 화면으로", "Live view")
+    )
+    text = text.replace("{target}", target).replace("{link}", korean).replace("{english_link}", english)
+    return ShownRefusal(refusal, _REFUSAL._replace(body=text.encode()))

@@ -402,15 +402,17 @@ class Connection(asyncio.Protocol):
         return self._state in (State.BUSY, State.FLUSHING)
 
     def _answer(self, status: int, headers: Headers, body: bytes) -> bytes:
-        lines = [_STATUS_LINES[status]]
+        lines, caching = [_STATUS_LINES[status]], b"no-store"
         for name, value in headers:
-            lines.append(b"%b: %b\r\n" % (name, value))
+            if name == b"Cache-Control":
+                caching = value
+            else:
+                lines.append(b"%b: %b\r\n" % (name, value))
         if not self._keep_alive:
             lines.append(b"Connection: close\r\n")
-        lines.append(
-            b"X-Request-Id: %b\r\nCache-Control: no-store\r\nContent-Length: %d\r\n\r\n"
-            % (self.request_id.encode(), len(body))
-        )
+        if status != http.HTTPStatus.NOT_MODIFIED:  # its length would have to be that of the whole (RFC 9110, 8.6)
+            lines.append(b"Content-Length: %d\r\n" % len(body))
+        lines.append(b"X-Request-Id: %b\r\nCache-Control: %b\r\n\r\n" % (self.request_id.encode(), caching))
         if not self._is_head_request:
             lines.append(body)
         return b"".join(lines)
@@ -418,7 +420,7 @@ class Connection(asyncio.Protocol):
     def _write_refusal(self, refusal: Refusal) -> None:
         if refusal.status < 500:
             self._keep_alive = False
-        headers = [(b"Content-Type", b"application/json"), *refusal.headers()]
+        headers = [(b"Content-Type", refusal.content_type), *refusal.headers()]
         self._transport.write(self._answer(refusal.status, headers, refusal.body(self.request_id)))
 
     def _finish(self, flush_seconds: float | None) -> None:

@@ -96,6 +96,18 @@ def check_messages(value: Any, caps: Caps) -> list[Object]:
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
+def unreadable_files(chat: ChatSettings) -> list[str]:
+    """The settings of the files that the surface needs and cannot read now; none when it is off."""
+    faults = []
+    for name, path in (("chat.persona_file", chat.persona_file), ("chat.rules_file", chat.rules_file)):
+        try:
+            if chat.enabled and path is not None:
+                read_text(path)
+        except Refusal:
+            faults.append(name)
+    return faults
+
+
 def read_text(path: str) -> str:
     """A small text file, whole. Raises Refusal `rules_missing` when it is not there, not text or blank.
 

@@ -1,4 +1,4 @@
-"""Who may use the chat surface: a JWT that could not have been meant otherwise.
+"""Who may use the chat surface: a JWT that could not have been meant otherwise, and the link that carries it.
 
 PyJWT checks the signature and the times. What it takes beyond that (padding, odd numbers, repeated claims, header
 fields it ignores) is refused before, so that a token has one reading. Every fault is the same `unauthorized`.
@@ -6,11 +6,13 @@ fields it ignores) is refused before, so that a token has one reading. Every fau
 
 import base64
 import binascii
+import io
 import json
 import math
 import re
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import jwt
 
@@ -20,10 +22,13 @@ _MAX_TOKEN_BYTES = 4096
 _MAX_KID_BYTES = 128
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _HEADER_FIELDS = frozenset({"alg", "typ", "kid"})
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_MAX_SECONDS = 10 * 366 * 86_400.0
 
 
 class Tokens:
-    """Checks tokens against one secret, and issues them for development."""
+    """Checks tokens against one secret, and issues them."""
 
     def __init__(self, secret: str, audience: str | None, issuer: str | None, leeway_seconds: float) -> None:
         self._secret = secret.encode()
@@ -61,7 +66,7 @@ class Tokens:
         return subject
 
     def issue(self, subject: str, seconds: float) -> str:
-        """A token for development."""
+        """A token that is valid for so long from now."""
         now = int(time.time())
         claims: dict[str, Any] = {"sub": subject, "iat": now, "exp": now + math.ceil(seconds)}
         if self._audience is not None:
@@ -121,3 +126,50 @@ def _check_claims(claims: dict[str, Any], audience: str | None) -> None:
             raise Refusal("unauthorized")
     if audience is not None and claims.get("aud") not in (audience, [audience]):
         raise Refusal("unauthorized")
+
+
+# The link
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90s`, `15m`, `1h`, `7d` or `2w`; a number alone is seconds. Raises ValueError."""
+    match = _DURATION.fullmatch(text)
+    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 0 < seconds <= _MAX_SECONDS:
+        raise ValueError("must be a number with s, m, h, d or w, at most ten years: 90s, 15m, 1h, 90d")
+    return seconds
+
+
+def parse_place(url: str) -> str:
+    """The address of an eidproxy or of its edge, without a slash at the end; `/chat` may stand there.
+
+    Raises ValueError.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    plain = not (parts.query or parts.fragment or "@" in parts.netloc or port == 0)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain or not url.isprintable() or " " in url:
+        raise ValueError("must be http:// or https://, a host and perhaps a port: https://chat.example")
+    return url.rstrip("/").removesuffix("/chat").rstrip("/")
+
+
+def login_link(url: str, token: str) -> str:
+    """A link that logs in. The token stands behind `#`, which a browser keeps to itself."""
+    return f"{url}/chat#token={token}"
+
+
+def qr_code(text: str, *, colour: bool) -> str:
+    """A QR code of half blocks, for a terminal: a block is light, a blank is dark.
+
+    With `colour` each line says so; without, a terminal with a light ground shows the code inverted, which not every
+    camera reads.
+    """
+    import segno
+
+    out = io.StringIO()
+    segno.make(text, micro=False, error="l", boost_error=False).terminal(out, border=2, compact=True)
+    lines = out.getvalue().splitlines()
+    return "\n".join(f"\x1b[97;40m{line}\x1b[0m" if colour else line for line in lines)

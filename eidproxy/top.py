@@ -1,4 +1,4 @@
-"""`eidproxy top`: what the live view shows, in a terminal. It asks `/status` and, each five seconds, `/metrics`.
+"""`eidproxy top`: what the live view shows, in a terminal. It asks `/status`, and once whether there is a chat.
 
 The answer is read into closed types and only printable ASCII is taken, so a server that is not eidproxy cannot speak
 to the terminal. Everything but `watch` and `Screen` takes values and returns values.
@@ -14,130 +14,38 @@ import sys
 import termios
 import time
 import tty
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, NamedTuple, TextIO
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TextIO
 
 import httpx
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET
 
 from eidproxy.config import Settings
+from eidproxy.status import ROWS, GateStatus, Spread, Status
 
-_METRICS_SECONDS = 5.0
 _PATIENCE_SECONDS = 5.0
-_WINDOW = 60
-"""Samples of a trend that are kept: five minutes of them."""
-
 _MAX_ANSWER_BYTES = 4 << 20
 _LATE = 0.9
 """The part of a deadline after which an age is shown as late."""
 
+_ANOTHER_PROCESS_SECONDS = 1.0
+"""How much later than before a process must have begun, by our clock and its uptime, to be another one."""
+
 _UNREADABLE = "does not answer like eidproxy"
 
-# \Z and not $, which would let a line end pass.
-Word = Annotated[str, Meta(pattern=r"^[ -~]{0,64}\Z")]
-
-
-class Holder(Struct):
-    """One slot in use."""
-
-    mode: Word
-    priority: Word
-    age_seconds: float
-
-
-class Waiter(Struct):
-    """One place in the queue."""
-
-    priority: Word
-    position: int
-    age_seconds: float
-
-
-class GateStatus(Struct):
-    """The gate."""
-
-    slots: int
-    in_use: int
-    queue_limit: int
-    holders: list[Holder]
-    waiting: list[Waiter]
-    mean_hold_seconds: float | None
-
-
-class Deadlines(Struct):
-    """How long a request may take and wait."""
-
-    stream_seconds: float
-    gate_wait_seconds: float
-
-
-class RouterStatus(Struct):
-    """The last look at the router."""
-
-    reachable: bool | None
-    checked_seconds_ago: float | None
-
-
-class Status(Struct):
-    """The answer of `/status` (contract, 2)."""
-
-    version: Word
-    uptime_seconds: float
-    draining: bool
-    gate: GateStatus
-    streams: dict[Word, int]
-    outcomes: dict[Word, int]
-    deadlines: Deadlines
-    router: RouterStatus
-
-
-class Total(NamedTuple):
-    """What a histogram has added up."""
-
-    seconds: float = 0.0
-    requests: int = 0
-
-    @property
-    def mean(self) -> float | None:
-        """Seconds, or None when nothing was counted."""
-        return self.seconds / self.requests if self.requests else None
-
-
-class Trend:
-    """One histogram of `/metrics` over time."""
-
-    def __init__(self, title: str, family: str, labels: str) -> None:
-        self.title = title
-        self._names = [f"\neidproxy_{family}_seconds_{part}{{{labels}}} " for part in ("sum", "count")]
-        self.total: Total | None = None
-        self.samples: deque[Total] = deque(maxlen=_WINDOW)
-
-    def add(self, text: str, *, is_new: bool = False) -> None:
-        """Take what a scrape says; what came since the last one, or since a new process began, is a sample."""
-        seconds, count = (_value(text, name) for name in self._names)
-        last, self.total = self.total, Total(seconds, int(count))
-        if last is not None:
-            last = Total() if is_new else last
-            self.samples.append(Total(seconds - last.seconds, self.total.requests - last.requests))
-
-    @property
-    def recent(self) -> Total:
-        """The sum of the samples."""
-        return Total(sum(one.seconds for one in self.samples), sum(one.requests for one in self.samples))
-
-
-def _value(text: str, name: str) -> float:
-    start = text.find(name)
-    try:
-        return float(text[start + len(name) :].split("\n", 1)[0]) if start >= 0 else 0.0
-    except ValueError:
-        raise TopError(_UNREADABLE) from None
+_TRENDS = (
+    ("wait, foreground", "gate_wait", "foreground"),
+    ("wait, background", "gate_wait", "background"),
+    ("first word, daily", "first_token", "daily"),
+    ("first word, deep", "first_token", "deep"),
+)
+"""What is shown of a row of the history: its title, the field of the row and the key in it."""
 
 
 class View:
-    """All that is known about the proxy: its last answer, what was seen before, what is wrong now."""
+    """All that is known about the proxy: its last answer, what was counted before the view, what is wrong now."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -146,38 +54,21 @@ class View:
         self.answered_at = 0.0
         self.opened: dict[str, int] = {}
         """The outcomes when the view was opened."""
-        self.started: float | None = None
-        """When the process that answers began, as /metrics has it."""
-        self.depths: deque[int] = deque(maxlen=_WINDOW)
-        waits = [(f"gate wait, {word}", "gate_wait", f'outcome="granted",priority="{word}"') for word in _PRIORITIES]
-        firsts = [(f"first token, {word}", "time_to_first_token", f'mode="{word}"') for word in ("daily", "deep")]
-        self.trends = [Trend(*words) for words in (*waits, *firsts)]
+        self.started_at = 0.0
+        """When the process that answered began."""
+        self.has_chat: bool | None = None
+        """Whether it serves the chat page; None before it was asked."""
+        self.shows_help = False
 
     def show(self, status: Status, now: float) -> None:
         """Take an answer of `/status`."""
+        started_at = now - status.uptime_seconds
         if self.status is None:
             self.opened = status.outcomes
-        self.status, self.fault, self.answered_at = status, None, now
-        self.depths.append(len(status.gate.waiting))
-
-    def scraped(self, text: str) -> None:
-        """Take an answer of `/metrics`."""
-        started = _value(text, "\neidproxy_start_time_seconds ")
-        is_new = self.started is not None and started != self.started
-        self.started = started
-        if is_new:
+        elif started_at > self.started_at + _ANOTHER_PROCESS_SECONDS:
             self.opened = {}
-        for trend in self.trends:
-            trend.add(text, is_new=is_new)
-
-    def may_be_new(self, status: Status) -> bool:
-        """Whether another process may have given this answer than the one before."""
-        return self.fault is not None or (
-            self.status is not None and status.uptime_seconds < self.status.uptime_seconds
-        )
-
-
-_PRIORITIES = ("foreground", "background")
+        self.status, self.fault = status, None
+        self.answered_at, self.started_at = now, started_at
 
 
 class TopError(Exception):
@@ -253,18 +144,23 @@ async def _get(client: httpx.AsyncClient, path: str) -> bytes:
     return bytes(body)
 
 
-async def ask(client: httpx.AsyncClient, view: View, with_metrics: bool) -> bool:
-    """Ask once and tell the view. Whether `/metrics` was asked too. Raises TopError."""
-    body = await _get(client, "status")
+async def ask(client: httpx.AsyncClient, view: View) -> None:
+    """Ask once and tell the view. Raises TopError."""
     try:
-        status = msgspec.json.decode(body, type=Status)
+        status = msgspec.json.decode(await _get(client, "status"), type=Status)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise TopError(_UNREADABLE) from None
-    with_metrics = with_metrics or view.may_be_new(status)
-    if with_metrics:
-        view.scraped((await _get(client, "metrics")).decode("utf-8", "replace"))
+    if view.has_chat is None:
+        view.has_chat = await _has_chat(client)
     view.show(status, time.monotonic())
-    return with_metrics
+
+
+async def _has_chat(client: httpx.AsyncClient) -> bool:
+    try:
+        await _get(client, "chat/config")
+    except TopError:
+        return False
+    return True
 
 
 # Words
@@ -315,8 +211,16 @@ class Look(NamedTuple):
     unicode: bool = True
 
 
-_STYLES = {"": "", "bold": "1", "dim": "2", "good": "1;32", "warn": "1;33", "bad": "1;31"}
+_STYLES = {"": "", "bold": "1", "dim": "2", "good": "1;32", "warn": "1;33", "bad": "1;31", "alarm": "1;7;31"}
 _COLOURS = re.compile(";3[0-9]")
+_WIDE = 120
+"""From so many columns on, what is now stands beside what was."""
+
+_GAP = 3
+_FEWEST_NOW = 9
+"""Lines for what is now that are left however small the window is: they hold the first who waits."""
+
+_FEWEST_CHART_ROWS, _MOST_CHART_ROWS = 3, 12
 
 Span = tuple[str, str]
 Line = list[Span]
@@ -340,13 +244,19 @@ def _bar(part: float, width: int, look: Look) -> str:
     return on * full + off * (width - full)
 
 
-def _spark(values: Sequence[float], width: int, look: Look) -> str:
-    steps = "▁▂▃▄▅▆▇█" if look.unicode else "_.-=+*%#"
-    values = list(values)[-max(width, 1) :]
-    top = max(values, default=0.0)
-    return "".join(
-        " " if value <= 0 else steps[min(int(value / top * len(steps)), len(steps) - 1)] for value in values
-    ).rjust(min(width, _WINDOW))
+def chart(values: Sequence[float], width: int, height: int, *, unicode: bool = True) -> list[str]:
+    """Columns, the newest at the right edge, stretched to `width`; the highest takes all of `height` lines."""
+    steps = " ▁▂▃▄▅▆▇█" if unicode else " _.-=+*%#"
+    most = len(steps) - 1
+    rows = min(width, ROWS)
+    shown = [0.0] * (rows - len(values)) + list(values)[-rows:]
+    top = max(shown, default=0.0)
+    heights = [max(round(value / top * height * most), 1) if value > 0 else 0 for value in shown]
+    columns = [heights[at * rows // width] for at in range(width)]
+    return [
+        "".join(steps[min(max(column - floor, 0), most)] for column in columns)
+        for floor in range((height - 1) * most, -1, -most)
+    ]
 
 
 def render(view: View, look: Look, now: float) -> list[str]:
@@ -355,115 +265,199 @@ def render(view: View, look: Look, now: float) -> list[str]:
     return lines if look.rows is None else lines[: look.rows]
 
 
-def _lines(view: View, look: Look, now: float) -> Iterable[Line]:
+def _lines(view: View, look: Look, now: float) -> list[Line]:
     status = view.status
-    yield _title(view, now)
-    if view.fault is not None:
-        yield [(f"{view.fault}; trying again: {view.name}", "bad")]
-    elif status is not None and status.draining:
-        yield [("running answers are finished, new requests are refused", "warn")]
-    else:
-        yield [(view.name, "dim")]
+    head = _head(view, look, now)
+    if view.shows_help:
+        return [*head, [], *([(line, "")] for line in _HELP)]
     if status is None:
-        return
-    gate, limits = status.gate, status.deadlines
-    width = min(max((look.columns or 80) - 52, 4), 30)
-
-    def aged(place: str, who: str, value: float, most: float) -> Line:
-        style = "warn" if value > _LATE * most else ""
-        return [
-            (f"  {place:<5}{who:<22}", ""),
-            (f"{age(value):>12}  ", style),
-            (_bar(value / most, width, look), style),
-        ]
-
-    top: list[Line] = [
-        [],
-        _fact(
-            "Gate", f"{gate.in_use} of {gate.slots} in use, a slot is held {seconds(gate.mean_hold_seconds)} on average"
-        ),
-        *(aged("", f"{one.mode}, {one.priority}", one.age_seconds, limits.stream_seconds) for one in gate.holders[:8]),
-        *_waiting(view, gate, look),
-    ]
-    waiters = [
-        aged(f"#{one.position}", one.priority, one.age_seconds, limits.gate_wait_seconds) for one in gate.waiting
-    ]
-    facts: list[Line] = [
-        _fact("Streams", ", ".join(f"{mode} {count}" for mode, count in status.streams.items())),
-        _fact("Router", *_router(status)),
-        _fact("Deadlines", f"an answer {limit(limits.stream_seconds)}, a wait {limit(limits.gate_wait_seconds)}"),
-        [],
-        *_trends(view, look),
-        [],
-    ]
-    total = sum(status.outcomes.values())
-    outcomes = [_outcome(reason, count, view, look) for reason, count in _ordered(status.outcomes)]
-    head = [_fact("Outcomes", f"{total} ended" if total else "no request has ended yet")]
-    # What may be long shares the rows that are left: outcomes keep three, waiters get the rest.
-    room = None if look.rows is None else max(look.rows - 2 - len(top) - len(facts) - len(head), 2)
-    shown = _cut(waiters, None if room is None else max(room - min(len(outcomes), 3), 1))
-    rest = None if room is None else max(room - len(shown), 1)
-    yield from (*top, *shown, *facts, *head, *_cut(outcomes, rest))
+        return head
+    columns = look.columns or 80
+    room = None if look.rows is None else look.rows - len(head) - 1
+    if view.fault is not None:
+        # Nobody knows what is so now, and nothing must look as if it were.
+        return [*head, [], *_then(view, status, look, columns, room)]
+    if room is None or columns < _WIDE:
+        now_lines, then_lines = _stacked(view, status, look, columns, room)
+        return [*head, [], *now_lines, *then_lines]
+    width = (columns - _GAP) // 2
+    left = _now(status, look, width, room)
+    right = _then(view, status, look, columns - width - _GAP, room)
+    return [*head, [], *_beside(left, right, width + _GAP)]
 
 
-def _title(view: View, now: float) -> Line:
-    status = view.status
+def _stacked(view: View, status: Status, look: Look, columns: int, room: int | None) -> tuple[list[Line], list[Line]]:
+    """What is now above what was. When there is too little room, the queue and the outcomes are cut."""
+    now_lines = _now(status, look, columns, None)
+    then_lines = _then(view, status, look, columns, None)
+    if room is None:
+        return [*now_lines, []], then_lines
+    spare = room - len(now_lines) - len(then_lines)
+    if spare > 0:
+        return [*now_lines, []], _then(view, status, look, columns, len(then_lines) + spare - 1)
+    # The trends and three outcomes stay as long as the queue still shows who is next.
+    least = min(len(then_lines), 1 + len(_TRENDS) + 1 + 3)
+    now_lines = _now(status, look, columns, max(room - least, _FEWEST_NOW))
+    return now_lines, _then(view, status, look, columns, max(room - len(now_lines), 1))
+
+
+def _beside(left: list[Line], right: list[Line], at: int) -> Iterator[Line]:
+    for row in range(max(len(left), len(right))):
+        line = left[row] if row < len(left) else []
+        gap = at - sum(len(text) for text, _ in line)
+        yield [*line, (" " * gap, ""), *(right[row] if row < len(right) else [])]
+
+
+def _head(view: View, look: Look, now: float) -> list[Line]:
+    status, (word, style, reason) = view.status, _verdict(view)
     line: Line = [("eidproxy", "bold")]
     if status is not None:
-        line.append((f" {status.version}  ", ""))
-        if view.fault is not None:
-            line.append((f"last answer {length(now - view.answered_at)} ago  ", ""))
-        else:
-            line.append((f"up {length(status.uptime_seconds)}  ", ""))
-    else:
-        line.append(("  ", ""))
+        line.append((f" {status.version}", ""))
+    line += [("  ", ""), (f" {word} " if style == "alarm" else word, style), ("  ", "")]
+    if status is not None and view.fault is not None:
+        line.append((f"last answer {length(now - view.answered_at)} ago", ""))
+    elif status is not None:
+        line.append((f"up {length(status.uptime_seconds)}", ""))
+    keys = "? help  q quit"
+    used = sum(len(text) for text, _ in line)
+    if look.columns is not None and look.columns - used > len(keys) + 2:
+        line.append((keys.rjust(look.columns - used), "dim"))
+    if reason:
+        return [line, [(reason, "bad" if style == "alarm" else "warn")]]
+    chat = f"   chat {view.name}/chat" if view.has_chat and not view.name.startswith("/") else ""
+    return [line, [(view.name + chat, "dim")]]
+
+
+def _verdict(view: View) -> tuple[str, str, str]:
+    """The word of the head, its style, and the reason when something is wrong."""
+    status = view.status
     if view.fault is not None:
-        line.append(("unreachable", "bad"))
-    elif status is None:
-        line.append(("connecting", "dim"))
-    else:
-        line.append(("draining", "warn") if status.draining else ("live", "good"))
-    return line
+        return "unreachable", "alarm", f"{view.fault}; trying again: {view.name}"
+    if status is None:
+        return "connecting", "dim", ""
+    if status.draining:
+        return "draining", "warn", "running answers are finished, new requests are refused"
+    if status.router.reachable is False:
+        looked = length(status.router.checked_seconds_ago or 0.0)
+        return "router down", "alarm", f"the router does not answer (looked {looked} ago): every request is refused"
+    upstream = {} if status.upstream is UNSET else status.upstream
+    stuck = [mode for mode, one in upstream.items() if one.state == "wedged"]
+    if stuck:
+        waits = min(upstream[mode].next_trial_seconds or 0.0 for mode in stuck)
+        trial = f"in {length(waits)}" if waits > 0 else "with the next request"
+        return "model stuck", "alarm", f"{', '.join(stuck)} takes requests and says nothing; next trial {trial}"
+    return "live", "good", ""
+
+
+_HELP = (
+    "Answering    requests that the model works on now, and for how long;",
+    "             a typical answer is the mean of the last ten or so",
+    "Waiting      requests in the queue, #1 is next; the longest fills its bar",
+    "wait         from asking to the turn",
+    "first word   from asking to the first text of the answer",
+    "95 % in      95 of 100 requests of the last five minutes took no longer",
+    "Ended        how requests ended; + is since this view was opened",
+    "",
+    "q, Ctrl-C    leave",
+    "Ctrl-Z       suspend",
+    "?            back",
+)
 
 
 def _fact(name: str, text: str, style: str = "") -> Line:
     return [(f"{name:<11}", "bold"), (text, style)]
 
 
-def _waiting(view: View, gate: GateStatus, look: Look) -> Iterable[Line]:
-    line = _fact("Waiting", f"{len(gate.waiting)} of at most {gate.queue_limit}")
-    if look.ansi and any(view.depths):
-        line.append((f"  {_spark(view.depths, 30, look).lstrip()}", "dim"))
-    yield line
-    classes = []
-    for priority in _PRIORITIES:
-        ages = [one.age_seconds for one in gate.waiting if one.priority == priority]
-        if ages:
-            classes.append(f"{priority} {len(ages)}, oldest {age(max(ages))}")
-    if classes:
-        yield [("  " + "; ".join(classes), "")]
+def _now(status: Status, look: Look, width: int, room: int | None) -> list[Line]:
+    """Who is answered, who waits, and the router, in at most `room` lines."""
+    gate, limits = status.gate, status.deadlines
+    ages = [one.age_seconds for one in gate.holders] + [one.age_seconds for one in gate.waiting]
+    longest = max(ages, default=0.0) or 1.0
+
+    def aged(place: str, who: str, value: float, most: float) -> Line:
+        style = "warn" if value > _LATE * most else ""
+        bar = _bar(value / longest, max(width - 38, 4), look)
+        return [(f"  {place:<4}{who:<18}", ""), (f"{age(value):>12}  ", style), (bar, style)]
+
+    answering = f"{gate.in_use} of {gate.slots}"
+    if gate.mean_hold_seconds is not None:
+        answering += f", typical answer {seconds(gate.mean_hold_seconds)}"
+    lines = [_fact("Answering", answering)]
+    lines += [aged("", one.priority, one.age_seconds, limits.stream_seconds) for one in gate.holders[:8]]
+    lines.append(_waiting(gate))
+    running = ", ".join(_running(mode, count, status) for mode, count in status.streams.items())
+    facts: list[Line] = [
+        _fact("Router", *_router(status)),
+        _fact("Answers", running),
+        _fact("Limits", f"an answer {limit(limits.stream_seconds)}, a wait {limit(limits.gate_wait_seconds)}"),
+    ]
+    waiters = [
+        aged(f"#{one.position}", one.priority, one.age_seconds, limits.gate_wait_seconds) for one in gate.waiting
+    ]
+    left = None if room is None else max(room - len(lines) - len(facts), 1)
+    lines += [*_cut(waiters, left), *facts]
+    height = 0 if room is None or not look.ansi else min(room - len(lines) - 2, _MOST_CHART_ROWS)
+    depths = [float(row.waiting) for row in status.history]
+    if height < _FEWEST_CHART_ROWS or not any(depths):
+        return lines
+    title: Line = [(f"Waiting in the last five minutes, at most {max(depths):.0f}", "bold")]
+    return [*lines, [], title, *([(text, "dim")] for text in chart(depths, width, height, unicode=look.unicode))]
+
+
+def _waiting(gate: GateStatus) -> Line:
+    text = f"{len(gate.waiting)} (room for {gate.queue_limit})"
+    if gate.waiting:
+        counts = Counter(one.priority for one in gate.waiting)
+        classes = [f"{count} {priority}" for priority, count in sorted(counts.items(), reverse=True)]
+        text += f": {', '.join(classes)}, oldest {age(max(one.age_seconds for one in gate.waiting))}"
+    return _fact("Waiting", text)
+
+
+def _running(mode: str, count: int, status: Status) -> str:
+    upstream = None if status.upstream is UNSET else status.upstream.get(mode)
+    if upstream is None or upstream.state == "live":
+        return f"{mode} {count}"
+    return f"{mode} {count} ({upstream.state} {length(upstream.since_seconds or 0.0)})"
 
 
 def _router(status: Status) -> tuple[str, str]:
     reachable, ago = status.router.reachable, status.router.checked_seconds_ago
-    word = "not tried yet" if reachable is None else "reachable" if reachable else "unreachable"
-    told = word if ago is None or status.draining else f"{word}, {length(ago)} ago"
+    word = "not tried yet" if reachable is None else "reachable" if reachable else "down"
+    told = word if ago is None or status.draining else f"{word}, looked {length(ago)} ago"
     return told, "bad" if reachable is False else ""
 
 
-def _trends(view: View, look: Look) -> Iterable[Line]:
-    if look.ansi:
-        yield [(f"{'Mean of':<24}{'5 minutes':>12}{'the start on':>14}", "bold")]
-    else:
-        yield [(f"{'Mean since the start':<24}{'':>12}{'requests':>10}", "bold")]
-    for trend in view.trends:
-        ever = trend.total or Total()
-        if look.ansi:
-            room = (look.columns or 80) - 53
-            spark = _spark([one.mean or 0.0 for one in trend.samples], room, look)
-            yield [(f"{trend.title:<24}{seconds(trend.recent.mean):>12}{seconds(ever.mean):>14}  {spark}", "")]
-        else:
-            yield [(f"{trend.title:<24}{seconds(ever.mean):>12}{ever.requests:>10}", "")]
+def _then(view: View, status: Status, look: Look, width: int, room: int | None) -> list[Line]:
+    """The last five minutes and how requests ended, in at most `room` lines; the charts take what is to spare."""
+    outcomes = [_outcome(reason, count, view, look) for reason, count in _ordered(status.outcomes)]
+    total = sum(status.outcomes.values())
+    head = _fact("Ended", f"{total} requests" if total else "no request has ended yet")
+    fixed = 1 + len(_TRENDS) + 1
+    spare = 0 if room is None else room - fixed - len(outcomes) - 1
+    height = min(max(spare, 0) // len(_TRENDS), _MOST_CHART_ROWS) if look.ansi else 0
+    lines: list[Line] = [[(f"{'Last five minutes':<20}{'mean':>9}{'95 % in':>10}{'count':>8}", "bold")]]
+    for title, kind, name in _TRENDS:
+        lines += _trend(title, [getattr(row, kind).get(name) for row in status.history], look, width, height)
+    if spare > height * len(_TRENDS):
+        lines.append([])
+    lines.append(head)
+    return [*lines, *_cut(outcomes, None if room is None else max(room - len(lines), 1))]
+
+
+def _trend(title: str, spreads: Sequence[Spread | None], look: Look, width: int, height: int) -> Iterator[Line]:
+    """One line with its figures and, when `height` is 0, its chart beside them; else the chart follows below."""
+    count = sum(one.count for one in spreads if one)
+    total = sum(one.count * (one.mean_seconds or 0.0) for one in spreads if one)
+    last = spreads[-1] if spreads else None
+    mean = seconds(total / count) if count else "-"
+    p95 = seconds(last.p95_seconds) if count and last else "-"
+    line: Line = [(f"{title:<20}{mean:>9}{p95:>10}{count:>8}", "")]
+    values = [(one.mean_seconds or 0.0) if one else 0.0 for one in spreads]
+    if look.ansi and height == 0 and width > 56:
+        line.append(("  " + chart(values, width - 49, 1, unicode=look.unicode)[0], ""))
+    yield line
+    if height:
+        yield from ([(text, "dim")] for text in chart(values, width, height, unicode=look.unicode))
 
 
 def _ordered(outcomes: dict[str, int]) -> list[tuple[str, int]]:
@@ -516,11 +510,21 @@ class Screen:
         lines = render(view, look, time.monotonic())
         self._write("\x1b[H" + "\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J")
 
-    def on_key(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-        """Call `stop` when q is pressed, or when the terminal is gone."""
+    def on_key(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], None], view: View) -> None:
+        """Call `stop` when q is pressed, or when the terminal is gone; show or hide the help when ? is."""
         keys = self._keys
+
+        def pressed() -> None:
+            assert keys is not None  # noqa: S101  # it is read from
+            typed = os.read(keys, 64)
+            if typed in (b"", b"q", b"Q"):
+                stop()
+            elif typed == b"?" or view.shows_help:
+                view.shows_help = not view.shows_help
+                self.draw(view)
+
         if keys is not None:
-            loop.add_reader(keys, lambda: stop() if os.read(keys, 64) in (b"", b"q", b"Q") else None)
+            loop.add_reader(keys, pressed)
 
     def _write(self, text: str) -> None:
         self._output.write(text)
@@ -540,7 +544,7 @@ async def show_once(client: httpx.AsyncClient, name: str, output: TextIO) -> Non
     """Print the view once, as plain text. Raises TopError."""
     view = View(name)
     async with client:
-        await ask(client, view, with_metrics=True)
+        await ask(client, view)
     look = Look(unicode=_is_unicode(output))
     output.write("\n".join(render(view, look, time.monotonic())) + "\n")
 
@@ -557,11 +561,9 @@ async def watch(client: httpx.AsyncClient, name: str, interval: float, output: T
         screen.draw(view)
 
     async def poll() -> None:
-        metrics_at = -_METRICS_SECONDS
         while True:
             try:
-                if await ask(client, view, loop.time() - metrics_at >= _METRICS_SECONDS):
-                    metrics_at = loop.time()
+                await ask(client, view)
             except TopError as error:
                 if error.is_final:
                     raise
@@ -575,7 +577,7 @@ async def watch(client: httpx.AsyncClient, name: str, interval: float, output: T
             loop.add_signal_handler(number, stopped.set)
         loop.add_signal_handler(signal.SIGWINCH, screen.draw, view)
         loop.add_signal_handler(signal.SIGTSTP, suspend)
-        screen.on_key(loop, stopped.set)
+        screen.on_key(loop, stopped.set, view)
         screen.draw(view)
         async with client:
             tasks = {loop.create_task(poll()), loop.create_task(stopped.wait())}

@@ -159,6 +159,7 @@ def test_status_page(pair: Pair) -> None:
         "outcomes",
         "deadlines",
         "router",
+        "history",
     }
     gate = value["gate"]
     assert set(gate) == {"slots", "in_use", "queue_limit", "holders", "waiting", "mean_hold_seconds"}

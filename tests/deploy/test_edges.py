@@ -56,9 +56,10 @@ SECURITY_HEADERS = {
 class Edge:
     """A TLS server in front of eidproxy."""
 
-    def __init__(self, name: str, port: int, authority: Path) -> None:
+    def __init__(self, name: str, port: int, http_port: int, authority: Path) -> None:
         self.name = name
         self.port = port
+        self.http_port = http_port
         self.authority = authority
         self.tls = ssl.create_default_context(cafile=str(authority))
 
@@ -78,20 +79,20 @@ class Edge:
 def caddy(upstream: Proxy, home: Path) -> Iterator[Edge]:
     """Caddy with the shipped Caddyfile; ports, upstream and its own directory by environment, as an operator does."""
     (program,) = need("caddy")
-    port = free_port()
+    port, http_port = free_port(), free_port()
     env = {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(home),
         "XDG_DATA_HOME": str(home),
         "XDG_CONFIG_HOME": str(home),
-        "EIDPROXY_EDGE_HTTP_PORT": str(free_port()),
+        "EIDPROXY_EDGE_HTTP_PORT": str(http_port),
         "EIDPROXY_EDGE_HTTPS_PORT": str(port),
         "EIDPROXY_EDGE_UPSTREAM": f"127.0.0.1:{upstream.port}",
     }
     authority = home / "caddy/pki/authorities/local/root.crt"
     with started([program, "run", "--config", str(ROOT / "Caddyfile"), "--adapter", "caddyfile"], env, home) as serving:
         until(lambda: authority.exists() or not serving(), 20, "Caddy's own authority")
-        edge = Edge("caddy", port, authority)
+        edge = Edge("caddy", port, http_port, authority)
         until(lambda: _answers(edge) or not serving(), 20, "Caddy")
         yield edge
 
@@ -100,7 +101,7 @@ def caddy(upstream: Proxy, home: Path) -> Iterator[Edge]:
 def nginx(upstream: Proxy, home: Path, **changes: str) -> Iterator[Edge]:
     """nginx with the shipped server block inside a small http block; `changes` are replaced in it."""
     program, openssl = need("nginx", "openssl")
-    port = free_port()
+    port, http_port = free_port(), free_port()
     certificate, key = home / "localhost.pem", home / "localhost.key"
     passed(
         *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
@@ -108,9 +109,10 @@ def nginx(upstream: Proxy, home: Path, **changes: str) -> Iterator[Edge]:
     )
     text = (DEPLOY / "nginx.conf").read_text("utf-8")
     for old, new in {
+        "    listen [::]:80;\n": "",
+        "listen 80;": f"listen 127.0.0.1:{http_port};",
         "    listen [::]:443 ssl http2;\n": "",
         "listen 443 ssl http2;": f"listen 127.0.0.1:{port} ssl http2;",
-        "server_name chat.example;": "server_name localhost;",
         "/etc/nginx/tls/chat.example.pem": str(certificate),
         "/etc/nginx/tls/chat.example.key": str(key),
         "server 127.0.0.1:8790;": f"server 127.0.0.1:{upstream.port};",
@@ -118,6 +120,8 @@ def nginx(upstream: Proxy, home: Path, **changes: str) -> Iterator[Edge]:
     }.items():
         assert text.count(old) == 1, old
         text = text.replace(old, new)
+    assert text.count("server_name chat.example;") == 2
+    text = text.replace("server_name chat.example;", "server_name localhost;")
     (home / "eidproxy.conf").write_text(text)
     temporary = "".join(
         f"{kind}_temp_path {home}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -131,7 +135,7 @@ def nginx(upstream: Proxy, home: Path, **changes: str) -> Iterator[Edge]:
     assert said.returncode == 0, said.stderr
     assert "[warn]" not in said.stderr, said.stderr
     with started([program, "-e", "stderr", "-c", str(config)], {"PATH": os.environ.get("PATH", "")}, home) as serving:
-        edge = Edge("nginx", port, certificate)
+        edge = Edge("nginx", port, http_port, certificate)
         until(lambda: _answers(edge) or not serving(), 20, "nginx")
         yield edge
 
@@ -472,7 +476,7 @@ def test_a_browser_that_leaves_the_queue_is_out_of_it(edge: Edge, router: Router
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/"),
+        ("GET", "/index.html"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/daily"),
         ("POST", "/v1/chat/completions"),
@@ -506,6 +510,31 @@ def test_nothing_else_is_reachable(edge: Edge, router: Router, method: str, path
     assert b"eidproxy_" not in answer.body
     assert router.posts == 0
     _is_secured(Head(answer.status, answer.headers))
+
+
+def test_the_name_alone_leads_to_the_chat(edge: Edge, router: Router) -> None:
+    answer = edge.ask("GET", "/")
+    assert (answer.status, answer.get("location")) == (302, "/chat")
+    _is_secured(Head(answer.status, answer.headers))
+
+
+@pytest.mark.parametrize("path", ["/", "/chat"])
+def test_http_leads_to_https(edge: Edge, path: str) -> None:
+    with RawClient(("127.0.0.1", edge.http_port)) as client:
+        client.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        head = client.read_head()
+    assert head.status in (301, 308)
+    # Caddy names the port of the test; on 443 it names none.
+    assert (head.get("location") or "").replace(f":{edge.port}", "") == f"https://localhost{path}"
+
+
+def test_what_a_browser_has_is_not_sent_again(edge: Edge) -> None:
+    """Through an edge that compresses, and so may change the tag."""
+    first = edge.ask("GET", "/chat", headers=[("Accept-Encoding", "gzip")])
+    tag = first.get("etag")
+    assert tag is not None
+    again = edge.ask("GET", "/chat", headers=[("Accept-Encoding", "gzip"), ("If-None-Match", tag)])
+    assert (again.status, again.body) == (304, b"")
 
 
 def test_html_and_json_are_compressed(edge: Edge, proxy: Proxy) -> None:

@@ -1,64 +1,70 @@
-// The live view: asks /status each second and /metrics each five, shows what they say, sends and keeps nothing.
-// It asks nothing while the page is hidden or paused.
+// The live view: asks /status each second and shows what it says. It sends nothing but the API key, where one is
+// wanted, and keeps that in this tab. It asks nothing while the page is hidden or paused.
+"use strict";
 
 const STATUS_MS = 1000;
-const METRICS_MS = 5000;
 const PATIENCE_MS = 4000;
-const WINDOW_MS = 300_000;
-const MOST_SLOTS = 6;
+const ROWS = 60; // of the history: five minutes
+const MOST_SLOTS = 4;
 const MOST_WAITERS = 8;
 const LATE = 0.9; // of a deadline
+const KEY = "eid.key";
+const LANGUAGE = "eid.language"; // the chat page has the same
 
 const SVG = "http://www.w3.org/2000/svg";
 const SPARK = { width: 300, height: 40 };
 
-// Each trend is a histogram of /metrics: the samples `_sum` and `_count` with these labels.
+// Each trend is a key of a row of the history, and a key of that.
 const TRENDS = [
-  ["Gate wait, foreground", "eidproxy_gate_wait_seconds", 'outcome="granted",priority="foreground"', ""],
-  ["Gate wait, background", "eidproxy_gate_wait_seconds", 'outcome="granted",priority="background"', "second"],
-  ["First token, daily", "eidproxy_time_to_first_token_seconds", 'mode="daily"', ""],
-  ["First token, deep", "eidproxy_time_to_first_token_seconds", 'mode="deep"', "second"],
-].map(([title, family, labels, tone]) => ({
-  title,
-  sum: `${family}_sum{${labels}} `,
-  count: `${family}_count{${labels}} `,
-  tone,
-  total: null, // what /metrics said last: {sum, count}
-  samples: [], // {at, sum, count} of each five seconds in which something ended
-}));
+  ["gate_wait", "foreground", ""],
+  ["gate_wait", "background", "second"],
+  ["first_token", "daily", ""],
+  ["first_token", "deep", "second"],
+];
 
 const $ = (id) => document.getElementById(id);
-const depths = []; // {at, value} of each second
-let opened = null; // the outcomes when the page opened
-let started = null; // when the process that answers began, as /metrics has it
-let uptime = 0;
+let language = localStorage.getItem(LANGUAGE) ?? (navigator.language.startsWith("ko") ? "ko" : "en");
+let last = null; // the last answer
+let opened = null; // its outcomes when the page opened
+let startedAt = null; // when the process that answered began, in seconds of the page's clock
+let answeredAt = 0;
 let paused = false;
 let timer = 0;
-let metricsAt = -Infinity;
-let answeredAt = null;
 let asking = null;
 
 // Words
 
+function word(name, values = {}) {
+  const text = (WORDS[language] ?? WORDS.en)[name];
+  return text.replace(/\{(\w+)\}/g, (_, key) => values[key]);
+}
+
 function seconds(value) {
   if (value === null || value === undefined) return "–";
-  if (value < 0.9995) return `${Math.round(value * 1000)} ms`;
-  if (value < 59.95) return `${value.toFixed(1)} s`;
-  return length(value);
+  if (value < 0.9995) return word("milliseconds", { milliseconds: Math.round(value * 1000) });
+  return age(value);
+}
+
+function age(value) {
+  return value < 59.95 ? word("seconds", { seconds: value.toFixed(1) }) : length(value);
 }
 
 function length(value) {
   const whole = Math.round(value);
-  const [days, hours, minutes] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60];
-  if (days) return `${days} d ${hours} h`;
-  if (hours) return `${hours} h ${minutes} min`;
-  if (minutes) return whole % 60 ? `${minutes} min ${whole % 60} s` : `${minutes} min`;
-  return `${whole} s`;
+  const parts = {
+    days: Math.floor(whole / 86400),
+    hours: Math.floor(whole / 3600) % 24,
+    minutes: Math.floor(whole / 60) % 60,
+    seconds: whole % 60,
+  };
+  if (parts.days) return word("days", parts);
+  if (parts.hours) return word("hours", parts);
+  if (parts.minutes) return word(parts.seconds ? "minutes_seconds" : "minutes", parts);
+  return word("seconds", parts);
 }
 
-const ages = (value) => (value < 59.95 ? `${value.toFixed(1)} s` : length(value));
-const deadline = (value) => (Number.isInteger(value) ? length(value) : seconds(value));
-const number = (value) => value.toLocaleString("en");
+const limit = (value) => (Number.isInteger(value) ? length(value) : seconds(value));
+const number = (value) => value.toLocaleString(language);
 
 function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
@@ -66,10 +72,9 @@ function say(node, text) {
 
 // Parts
 
-function element(name, className = "", text = "") {
+function element(name, className = "") {
   const node = document.createElement(name);
   node.className = className;
-  node.textContent = text;
   return node;
 }
 
@@ -82,12 +87,6 @@ function drawing(className, width, height) {
   return svg;
 }
 
-function bar() {
-  const svg = drawing("bar", 100, 1);
-  svg.setAttribute("aria-hidden", "true");
-  return svg;
-}
-
 // As many children as there are items, each filled in place: nothing flickers, what is selected stays selected.
 function rows(list, items, make, fill) {
   while (list.children.length > items.length) list.lastElementChild.remove();
@@ -95,91 +94,121 @@ function rows(list, items, make, fill) {
   items.forEach((item, index) => fill(list.children[index], item));
 }
 
-// Columns from the left edge of the window to now, as one path: parts of one path meet without seams.
-function columns(svg, samples, now, width) {
-  const top = Math.max(...samples.map(({ value }) => value), 0.001);
-  const path = samples.filter(({ value }) => value > 0).map(({ at, value }) => {
-    const left = ((at - now + WINDOW_MS) / WINDOW_MS) * SPARK.width - width;
+function ages(list, items, longest, most) {
+  rows(list, items, () => {
+    const item = element("li");
+    const bar = drawing("bar", 100, 1);
+    bar.setAttribute("aria-hidden", "true");
+    item.append(element("span", "who"), bar, element("span", "age"));
+    return item;
+  }, (item, { who, age_seconds: value }) => {
+    const [name, bar, text] = item.children;
+    item.classList.toggle("late", value > LATE * most);
+    say(name, who);
+    say(text, age(value));
+    bar.firstElementChild.setAttribute("d", `M0 0h${((value / longest) * 100).toFixed(2)}v1H0z`);
+  });
+}
+
+// Columns, the newest at the right edge, as one path: parts of one path meet without seams.
+function columns(svg, values) {
+  const top = Math.max(...values, 0.001);
+  const width = SPARK.width / ROWS;
+  const first = ROWS - values.length;
+  const path = values.map((value, index) => {
+    if (value <= 0) return "";
     const height = Math.max((value / top) * SPARK.height, 1.5);
-    return `M${left.toFixed(2)} ${SPARK.height}v${-height.toFixed(2)}h${width}V${SPARK.height}z`;
+    return `M${((first + index) * width).toFixed(2)} ${SPARK.height}v${-height.toFixed(2)}h${width * 0.84}V${SPARK.height}z`;
   });
   svg.firstElementChild.setAttribute("d", path.join(""));
 }
 
 // The views
 
-function showGate({ gate, deadlines }) {
-  say($("in-use"), `${number(gate.in_use)} of ${number(gate.slots)}`);
-  const shown = Array.from({ length: Math.min(gate.slots, MOST_SLOTS) }, (_, index) => gate.holders[index] ?? null);
+function showGate({ gate, deadlines }, longest) {
+  say($("in-use"), gate.in_use ? word("in_use", { count: number(gate.in_use), slots: number(gate.slots) }) : word("nobody"));
+  const shown = gate.holders.slice(0, MOST_SLOTS).map((holder) => ({
+    who: word(holder.priority),
+    age_seconds: holder.age_seconds,
+  }));
+  ages($("slots"), shown, longest, deadlines.stream_seconds);
   // A shared gate also counts the slots that other replicas hold; only our own have an age.
-  rows($("slots"), shown.map((holder, index) => ({ holder, taken: index < gate.in_use })), () => {
-    const item = element("li");
-    item.append(element("span", "who"), element("span", "age"), bar(), element("span", "limit"));
-    return item;
-  }, (item, { holder, taken }) => {
-    const [who, age, line, limit] = item.children;
-    item.classList.toggle("free", !taken && holder === null);
-    item.classList.toggle("late", holder !== null && holder.age_seconds > LATE * deadlines.stream_seconds);
-    say(who, holder !== null ? `${holder.mode}, ${holder.priority}` : taken ? "held by another replica" : "free");
-    say(age, holder === null ? "" : ages(holder.age_seconds));
-    line.toggleAttribute("hidden", holder === null);
-    stretch(line, holder === null ? 0 : holder.age_seconds / deadlines.stream_seconds);
-    say(limit, holder === null ? "" : `of at most ${deadline(deadlines.stream_seconds)}`);
-  });
-  const rest = gate.slots - shown.length;
-  $("slots-more").hidden = !rest;
-  say($("slots-more"), `and ${number(rest)} more slots`);
+  const others = gate.in_use - gate.holders.length;
+  const rest = gate.holders.length - shown.length;
+  say($("slots-more"), rest ? word("more_slots", { count: number(rest) }) : others > 0 ? word("elsewhere") : "");
 }
 
-function stretch(line, part) {
-  line.firstElementChild.setAttribute("d", `M0 0h${Math.min(part, 1) * 100}v1H0z`);
-}
-
-function showFacts({ router, streams, gate, deadlines, draining }) {
-  const word = { true: "reachable", false: "unreachable" }[router.reachable] ?? "not tried yet";
-  const age = router.checked_seconds_ago;
-  say($("router"), age === null || draining ? word : `${word}, ${length(age)} ago`);
-  $("router").classList.toggle("bad", router.reachable === false);
-  say($("streams-daily"), number(streams.daily));
-  say($("streams-deep"), number(streams.deep));
-  say($("mean-hold"), seconds(gate.mean_hold_seconds));
-  say($("deadline-stream"), deadline(deadlines.stream_seconds));
-  say($("deadline-wait"), deadline(deadlines.gate_wait_seconds));
-}
-
-function showWaiting({ gate, deadlines }, now) {
+function showWaiting({ gate, deadlines, history }, longest) {
   const all = gate.waiting;
   say($("waiting"), number(all.length));
-  say($("queue-limit"), `of at most ${number(gate.queue_limit)}`);
+  say($("queue-limit"), word("room", { count: number(gate.queue_limit) }));
+  const depths = [...history.map(({ waiting }) => waiting), all.length].slice(-ROWS);
+  columns($("depth"), depths);
+  $("depth").setAttribute("aria-label", word("depth", { count: number(Math.max(...depths)) }));
+  $("queue").hidden = all.length === 0;
   for (const priority of ["foreground", "background"]) {
     const waiters = all.filter((waiter) => waiter.priority === priority);
     say($(priority), number(waiters.length));
-    rows($(`${priority}-list`), waiters.slice(0, MOST_WAITERS), () => {
-      const item = element("li");
-      item.append(element("span", "place"), bar(), element("span", "age"));
-      return item;
-    }, (item, { position, age_seconds: age }) => {
-      const [place, line, text] = item.children;
-      item.classList.toggle("late", age > LATE * deadlines.gate_wait_seconds);
-      say(place, `#${position}`);
-      say(text, ages(age));
-      stretch(line, age / deadlines.gate_wait_seconds);
-    });
+    const shown = waiters.slice(0, MOST_WAITERS).map((waiter) => ({
+      who: `#${waiter.position}`,
+      age_seconds: waiter.age_seconds,
+    }));
+    ages($(`${priority}-list`), shown, longest, deadlines.gate_wait_seconds);
     const rest = waiters.slice(MOST_WAITERS);
-    const oldest = Math.max(...rest.map(({ age_seconds: age }) => age));
-    say($(`${priority}-more`), rest.length ? `and ${number(rest.length)} more, the oldest ${ages(oldest)}` : "");
+    const time = age(Math.max(0, ...rest.map((waiter) => waiter.age_seconds)));
+    say($(`${priority}-more`), rest.length ? word("more_waiting", { count: number(rest.length), time }) : "");
   }
-  depths.push({ at: now, value: all.length });
-  forget(depths, now);
-  columns($("depth"), depths, now, (STATUS_MS / WINDOW_MS) * SPARK.width * 1.1);
+}
+
+function showFacts({ gate, deadlines, router, streams, upstream }) {
+  say($("mean-hold"), seconds(gate.mean_hold_seconds));
+  say($("deadline-stream"), limit(deadlines.stream_seconds));
+  say($("deadline-wait"), limit(deadlines.gate_wait_seconds));
+  const reachable = { true: "reachable", false: "not_reachable" }[router.reachable] ?? "not_tried";
+  say($("router"), word(reachable));
+  $("router").classList.toggle("bad", router.reachable === false);
+  for (const mode of ["daily", "deep"]) {
+    const { state, since_seconds: since } = upstream?.[mode] ?? { state: "live" };
+    const node = $(`upstream-${mode}`);
+    const time = length(since ?? 0);
+    say(node, state === "wedged" ? word("stuck", { time }) : state === "suspect" ? word("suspect", { time })
+      : word("streams", { count: number(streams[mode]) }));
+    node.classList.toggle("bad", state !== "live");
+  }
+}
+
+function showTrends({ history }) {
+  rows($("trends"), TRENDS, () => {
+    const box = element("div");
+    const line = element("p");
+    line.append(element("b"), element("span", "unit"), element("span", "within"), element("span", "count"));
+    const svg = drawing("spark", SPARK.width, SPARK.height);
+    svg.setAttribute("role", "img");
+    box.append(element("h3"), line, svg);
+    return box;
+  }, (box, [kind, name, tone]) => {
+    const [head, line, svg] = box.children;
+    const spreads = history.map((row) => row[kind]?.[name] ?? null);
+    const count = spreads.reduce((sum, one) => sum + (one?.count ?? 0), 0);
+    const total = spreads.reduce((sum, one) => sum + (one?.count ?? 0) * (one?.mean_seconds ?? 0), 0);
+    const title = word(`trend_${kind}`, { name: word(name) });
+    const [mean, p95] = count ? [seconds(total / count), seconds(spreads.at(-1)?.p95_seconds)] : ["–", "–"];
+    say(head, title);
+    say(line.children[0], mean);
+    say(line.children[1], count ? word("mean") : "");
+    say(line.children[2], count ? word("within", { time: p95 }) : "");
+    say(line.children[3], count ? word("requests", { count: number(count) }) : "");
+    svg.classList.toggle("second", tone === "second");
+    svg.setAttribute("aria-label", word(count ? "trend_label" : "trend_none", { title, mean, p95, count: number(count) }));
+    columns(svg, spreads.map((one) => (one?.count ? Math.max(one.mean_seconds, 0.0001) : 0)));
+  });
 }
 
 function showOutcomes(outcomes) {
-  opened ??= outcomes;
   const total = Object.values(outcomes).reduce((sum, count) => sum + count, 0);
   const share = total ? ((outcomes.ok ?? 0) / total) * 100 : 0;
   const percent = share === 100 || share === 0 ? share : Math.min(Math.max(share, 0.1), 99.9).toFixed(1);
-  say($("outcomes-total"), total ? `${number(total)} ended, ${percent} % of them ok` : "");
+  say($("outcomes-total"), total ? word("outcomes_total", { count: number(total), percent }) : "");
   $("outcomes-none").hidden = total > 0;
   $("outcomes").parentElement.hidden = total === 0;
   const order = Object.entries(outcomes).sort(([one, many], [other, more]) => (other === "ok") - (one === "ok") || more - many);
@@ -198,139 +227,154 @@ function showOutcomes(outcomes) {
   });
 }
 
-function sample(text, now) {
-  const value = (line) => {
-    const start = text.indexOf(`\n${line}`);
-    return start < 0 ? 0 : Number.parseFloat(text.slice(start + line.length + 1, start + line.length + 40));
-  };
-  const start = value("eidproxy_start_time_seconds ");
-  if (started !== null && start !== started) {
-    // Another process answers: what was counted began anew.
-    opened = {};
-    for (const trend of TRENDS) trend.total = { sum: 0, count: 0 };
-  }
-  started = start;
-  for (const trend of TRENDS) {
-    const total = { sum: value(trend.sum), count: value(trend.count) };
-    const last = trend.total;
-    if (last !== null && total.count > last.count) {
-      trend.samples.push({ at: now, sum: total.sum - last.sum, count: total.count - last.count });
-    }
-    trend.total = total;
-  }
-}
-
-function showTrends(now) {
-  rows($("trends"), TRENDS, () => {
-    const box = element("div");
-    const line = element("p");
-    const recent = element("span");
-    recent.append(element("b"), element("span"));
-    line.append(recent, element("span"));
-    const svg = drawing("spark", SPARK.width, SPARK.height);
-    svg.setAttribute("role", "img");
-    box.append(element("h3"), line, svg);
-    return box;
-  }, (box, trend) => {
-    const [title, line, svg] = box.children;
-    forget(trend.samples, now);
-    const count = trend.samples.reduce((sum, one) => sum + one.count, 0);
-    const recent = count ? seconds(trend.samples.reduce((sum, one) => sum + one.sum, 0) / count) : "–";
-    const means = trend.samples.map(({ at, sum, count: many }) => ({ at, value: Math.max(sum / many, 0.0001) }));
-    const { total } = trend;
-    const ever = total?.count ? `since the start ${seconds(total.sum / total.count)}, ${number(total.count)}×` : "not yet";
-    say(title, trend.title);
-    say(line.children[0].children[0], recent);
-    say(line.children[0].children[1], means.length > 1 ? `peak ${seconds(Math.max(...means.map(({ value }) => value)))}` : "");
-    say(line.children[1], ever);
-    svg.classList.toggle("second", trend.tone === "second");
-    svg.setAttribute("aria-label", `${trend.title}: mean ${recent} over ${count} requests in the last five minutes`);
-    columns(svg, means, now, 4.2);
-  });
-}
-
-function forget(samples, now) {
-  while (samples.length && samples[0].at < now - WINDOW_MS) samples.shift();
-}
-
-function state(name, word, notice = "") {
-  $("state").dataset.state = name;
-  say($("state"), word);
+// The head says what is wrong, and in which colour.
+function state(name, notice = "") {
+  $("top").dataset.state = name;
+  say($("state"), word(name));
   $("notice").hidden = !notice;
   say($("notice"), notice);
-  $("view").classList.toggle("stale", !["live", "draining"].includes(name));
+  $("login").hidden = name !== "locked";
+  $("view").hidden = name === "locked";
+  const isOld = ["unreachable", "paused"].includes(name);
+  $("view").classList.toggle("stale", isOld);
+  if (name !== "unreachable") return;
+  // Nobody knows what is so now, and nothing must look as if it were.
+  for (const id of ["in-use", "waiting", "router", "upstream-daily", "upstream-deep"]) say($(id), "–");
+  for (const id of ["slots", "foreground-list", "background-list"]) $(id).replaceChildren();
+  for (const id of ["slots-more", "queue-limit"]) say($(id), "");
+  $("queue").hidden = true;
+  $("router").classList.remove("bad");
+}
+
+function verdict({ draining, router, upstream }) {
+  if (draining) return ["draining", word("draining_notice")];
+  if (router.reachable === false) {
+    return ["router_down", word("router_down_notice", { time: length(router.checked_seconds_ago ?? 0) })];
+  }
+  const stuck = Object.entries(upstream ?? {}).filter(([, one]) => one.state === "wedged");
+  if (stuck.length === 0) return ["live", ""];
+  const next = Math.min(...stuck.map(([, one]) => one.next_trial_seconds ?? 0));
+  const trial = next > 0 ? word("trial_in", { time: length(Math.ceil(next)) }) : word("trial_next");
+  return ["wedged", word("wedged_notice", { modes: stuck.map(([mode]) => word(mode)).join(", "), trial })];
 }
 
 function show(status) {
-  const now = performance.now();
-  uptime = status.uptime_seconds;
-  say($("version"), `version ${status.version}`);
-  say($("uptime"), `up ${length(uptime)}`);
-  showGate(status);
+  say($("version"), word("version", { version: status.version }));
+  say($("uptime"), word("up", { time: length(status.uptime_seconds) }));
+  // One scale for all bars: that of the longest age on the screen.
+  const longest = Math.max(0.1, ...[...status.gate.holders, ...status.gate.waiting].map((one) => one.age_seconds));
+  showGate(status, longest);
+  showWaiting(status, longest);
   showFacts(status);
-  showWaiting(status, now);
+  showTrends(status);
   showOutcomes(status.outcomes);
+  const [name, notice] = verdict(status);
+  state(name, notice);
   const waiting = status.gate.waiting.length;
-  document.title = `${waiting ? `${number(waiting)} waiting – ` : ""}${status.draining ? "draining – " : ""}eidproxy`;
-  if (status.draining) {
-    state("draining", "draining", "The proxy is shutting down: running answers are finished, new requests are refused.");
-  } else {
-    state("live", "live");
-  }
+  const told = [name === "live" ? "" : word(name), waiting ? word("title_waiting", { count: number(waiting) }) : "", "eidproxy"];
+  document.title = told.filter(Boolean).join(" – ");
+}
+
+function showFailure(status) {
+  const since = length((performance.now() - answeredAt) / 1000);
+  if (last !== null) say($("uptime"), word("last_answer", { time: since }));
+  document.title = `${word("unreachable")} – eidproxy`;
+  state("unreachable", status === null ? word("unreachable_notice") : word("status_notice", { status }));
+}
+
+function speak() {
+  document.documentElement.lang = language;
+  for (const node of document.querySelectorAll("[data-text]")) say(node, word(node.dataset.text));
+  say($("pause"), word(paused ? "resume" : "pause"));
+  say($("state"), word($("top").dataset.state));
+  if (last !== null) show(last);
 }
 
 // The clock
 
-class Answer extends Error {}
-
-async function get(path, signal) {
-  const limits = AbortSignal.any([signal, AbortSignal.timeout(PATIENCE_MS)]);
-  const response = await fetch(path, { cache: "no-store", redirect: "error", signal: limits });
-  if (response.status === 401) throw new Answer("The proxy asks for its API key, which this page cannot send.");
-  if (!response.ok) throw new Answer(`The proxy answers with status ${response.status}.`);
-  return response;
+async function ask(signal) {
+  const key = sessionStorage.getItem(KEY);
+  return fetch("status", {
+    cache: "no-store",
+    redirect: "error",
+    headers: key === null ? {} : { Authorization: `Bearer ${key}` },
+    signal: AbortSignal.any([signal, AbortSignal.timeout(PATIENCE_MS)]),
+  });
 }
 
 async function turn() {
   asking = new AbortController();
   const { signal } = asking;
+  let refused = null; // with which status
   try {
-    const status = await (await get("status", signal)).json();
-    const now = performance.now();
-    if (now - metricsAt >= METRICS_MS || status.uptime_seconds < uptime) {
-      sample(await (await get("metrics", signal)).text(), now);
-      metricsAt = now;
+    const response = await ask(signal);
+    if (response.status === 401) {
+      lock();
+      return;
     }
-    answeredAt = now;
+    if (!response.ok) {
+      refused = response.status;
+      throw new Error();
+    }
+    const status = await response.json();
+    const began = performance.now() / 1000 - status.uptime_seconds;
+    // Another process answers: what was counted began anew.
+    if (startedAt !== null && began > startedAt + 1) opened = {};
+    startedAt = began;
+    opened ??= status.outcomes;
+    [last, answeredAt] = [status, performance.now()];
     show(status);
-    showTrends(now);
-  } catch (error) {
+  } catch {
     if (signal.aborted) return;
-    metricsAt = -Infinity; // who answers next may be another process
-    document.title = "unreachable – eidproxy";
-    if (answeredAt !== null) say($("uptime"), `last answer ${length((performance.now() - answeredAt) / 1000)} ago`);
-    const what = error instanceof Answer ? error.message : "The proxy does not answer.";
-    state("unreachable", "unreachable", `${what} Trying again each second.`);
+    showFailure(refused);
   }
   if (!signal.aborted) timer = setTimeout(turn, STATUS_MS);
+}
+
+/** Ask for the key. Nothing is asked of the proxy until it is given. */
+function lock() {
+  say($("login-error"), sessionStorage.getItem(KEY) === null ? "" : word("login_wrong"));
+  sessionStorage.removeItem(KEY);
+  document.title = `${word("locked")} – eidproxy`;
+  state("locked");
+  $("key").focus();
 }
 
 function go() {
   clearTimeout(timer);
   asking?.abort();
   if (paused || document.hidden) {
-    document.title = "paused – eidproxy";
-    state("paused", "paused");
+    document.title = `${word("paused")} – eidproxy`;
+    state("paused");
   } else {
     turn();
   }
 }
 
-$("pause").addEventListener("click", () => {
-  paused = !paused;
-  say($("pause"), paused ? "Resume" : "Pause");
+$("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const key = $("key").value.trim();
+  $("key").value = "";
+  if (!/^[!-~]+$/.test(key)) {
+    say($("login-error"), word("login_wrong")); // nothing else can stand in a header
+    return;
+  }
+  sessionStorage.setItem(KEY, key);
   go();
 });
-document.addEventListener("visibilitychange", go);
-showTrends(performance.now());
+$("language").addEventListener("click", () => {
+  language = language === "ko" ? "en" : "ko";
+  localStorage.setItem(LANGUAGE, language);
+  speak();
+  go();
+});
+$("pause").addEventListener("click", () => {
+  paused = !paused;
+  say($("pause"), word(paused ? "resume" : "pause"));
+  go();
+});
+document.addEventListener("visibilitychange", () => {
+  if ($("top").dataset.state !== "locked") go();
+});
+speak();
 go();

@@ -1,0 +1,77 @@
+"""The last five minutes, a row for each five seconds, so that a view that is opened now shows them.
+
+    history.sample(waiting)     # each five seconds
+    history.rows                # for `/status`
+
+A row is the difference between two looks at histograms that are counted anyway: nothing is added to a request's work.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import NamedTuple
+
+from eidproxy.metrics import Distribution
+from eidproxy.status import ROWS, HistoryRow, Spread
+
+
+class _Look(NamedTuple):
+    counts: tuple[int, ...]
+    seconds: float
+
+
+class _Trend:
+    """One histogram over time: a look at it for each row, and one more before the first."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        self._distribution = distribution
+        self._looks = deque([self._look()], maxlen=ROWS + 1)
+
+    def sample(self) -> Spread | None:
+        """The newest row; None when all rows are empty."""
+        now, before = self._look(), self._looks[-1]
+        self._looks.append(now)
+        window = [new - old for new, old in zip(now.counts, self._looks[0].counts, strict=True)]
+        if not any(window):
+            return None
+        count = sum(now.counts) - sum(before.counts)
+        mean = round((now.seconds - before.seconds) / count, 4) if count else None
+        return Spread(count, mean, round(quantile(0.95, self._distribution.bounds, window), 4))
+
+    def _look(self) -> _Look:
+        return _Look(tuple(self._distribution.counts), self._distribution.sum)
+
+
+class History:
+    """The rows. `sample` is called each `status.ROW_SECONDS`."""
+
+    def __init__(self, gate_wait: Mapping[str, Distribution], first_token: Mapping[str, Distribution]) -> None:
+        self.rows: deque[HistoryRow] = deque(maxlen=ROWS)
+        self._gate_wait = {name: _Trend(distribution) for name, distribution in gate_wait.items()}
+        self._first_token = {name: _Trend(distribution) for name, distribution in first_token.items()}
+
+    def sample(self, waiting: int) -> None:
+        """Add the row that ends now."""
+        self.rows.append(HistoryRow(waiting, _spreads(self._gate_wait.items()), _spreads(self._first_token.items())))
+
+
+def _spreads(trends: Iterable[tuple[str, _Trend]]) -> dict[str, Spread]:
+    found = {name: trend.sample() for name, trend in trends}
+    return {name: spread for name, spread in found.items() if spread is not None}
+
+
+def quantile(part: float, bounds: tuple[float, ...], counts: list[int]) -> float:
+    """The value below which `part` of the counted values lie, read from buckets as Prometheus' histogram_quantile does.
+
+    `counts` has one entry for each upper bound and one for what lies above the last; a value up there is told as the
+    last bound. At least one value must have been counted.
+    """
+    cumulative = list(accumulate(counts))
+    rank = part * cumulative[-1]
+    at = bisect_left(cumulative, rank)
+    if at == len(bounds):
+        return bounds[-1]
+    low = bounds[at - 1] if at else 0.0
+    before = cumulative[at - 1] if at else 0
+    return low + (bounds[at] - low) * (rank - before) / counts[at]
