@@ -28,43 +28,20 @@ const REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/;
 export async function ask({ token, mode, messages, signal, progress, text }) {
   let response;
   try {
-    response = await post(token, { mode, messages }, signal);
+    response = await fetch("/api/eid/chat", {
+      method: "POST",
+      headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json", Accept: "text/event-stream" },
+      body: JSON.stringify({ mode, messages }),
+      cache: "no-store",
+      redirect: "error",
+      signal,
+    });
   } catch {
     return signal.aborted ? { end: "stopped" } : unreachable();
   }
   const type = response.headers.get("Content-Type") ?? "";
   if (response.ok && response.body && type.startsWith("text/event-stream")) return read(response.body, { signal, progress, text });
   return refusal(response, signal);
-}
-
-function post(/** @type {string} */ token, /** @type {object} */ body, /** @type {AbortSignal} */ signal) {
-  return fetch("/api/eid/chat", {
-    method: "POST",
-    headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json", Accept: "text/event-stream" },
-    body: JSON.stringify(body),
-    cache: "no-store",
-    redirect: "error",
-    signal,
-  });
-}
-
-const CHECK_MS = 15_000;
-
-/**
- * Whether the server takes a token. It looks at the token before anything else, so a question without messages is enough:
- * nothing is asked of a model, and a good token is told that the messages are missing.
- *
- * @returns {Promise<"accepted" | "refused" | "unknown">}
- */
-export async function check(/** @type {string} */ token) {
-  try {
-    const response = await post(token, { mode: "daily", messages: [] }, AbortSignal.timeout(CHECK_MS));
-    if (response.status === 401) return "refused";
-    const told = response.status === 400 ? await response.json() : null;
-    return told?.error_reason === "invalid_request" ? "accepted" : "unknown";
-  } catch {
-    return "unknown";
-  }
 }
 
 /**
@@ -105,7 +82,7 @@ export async function read(body, { signal, progress, text }) {
   const decoder = new TextDecoder();
   const parser = createParser({
     maxBufferSize: MAX_EVENT_CHARS,
-    onEvent: (event) => {
+    onEvent: (/** @type {{event?: string, data: string}} */ event) => {
       outcome ??= take(event);
     },
   });

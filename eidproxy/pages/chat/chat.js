@@ -11,7 +11,7 @@ import { NOTICES } from "./notices.js";
 import { Progress } from "./progress.js";
 import { Run } from "./run.js";
 import { Scroll } from "./scroll.js";
-import { readConfig, readWaiting } from "./server.js";
+import { readConfig, readState } from "./server.js";
 import * as session from "./session.js";
 import { openStore } from "./store.js";
 import english from "./strings.en.js";
@@ -735,22 +735,23 @@ class Chat {
     $("kept").textContent = trouble ? "" : page.kept_here;
   }
 
-  /** @type {{waiting: number, seconds: number | null} | null} */
+  /** @type {import("./server.js").Waiting | null} */
   #waiting = null;
 
   async readWaiting() {
     if (document.hidden || this.run || this.token === null) return;
-    this.#waiting = await readWaiting();
+    const told = await readState(this.token);
+    this.#waiting = typeof told === "string" ? null : told;
     this.drawWaiting();
   }
 
-  /** How many wait, before one asks. */
+  /** How many wait, and how long it would take, before one asks. */
   drawWaiting() {
     const { page } = this.words;
+    const { waiting, seconds } = this.#waiting ?? { waiting: 0, seconds: null };
     let text = "";
-    if (this.#waiting?.waiting && this.run === null && this.token !== null) {
-      const { waiting, seconds } = this.#waiting;
-      text = fill(page.waiting, { n: waiting });
+    if ((waiting || (seconds ?? 0) >= 1) && this.run === null && this.token !== null) {
+      text = waiting ? fill(page.waiting, { n: waiting }) : page.waiting_none;
       if (seconds !== null && seconds < 60) text += fill(page.waiting_seconds, { n: Math.max(1, Math.ceil(seconds)) });
       else if (seconds !== null) text += fill(page.waiting_minutes, { n: Math.ceil(seconds / 60) });
     }

@@ -70,7 +70,7 @@ export class Log {
 
   #view(/** @type {Scene} */ scene, /** @type {Turn} */ turn, /** @type {number} */ index) {
     const state = stateOf(scene, turn, index);
-    const key = JSON.stringify([turn, state, scene.words.language].concat(state.running ? [turn.answer === ""] : []), (name, value) =>
+    const key = JSON.stringify([turn, state, turn.answer === "", scene.words.language], (name, value) =>
       // What is only written on does not make the article another one, and neither does a save.
       (name === "answer" && state.running) || name === "beat" || name === "tab" ? undefined : value,
     );

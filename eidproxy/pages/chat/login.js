@@ -1,7 +1,7 @@
 // Logging in and out: a token is taken only after the server has taken it, and nobody's place is taken unasked.
 
-import { check } from "./answer.js";
 import { $, fill } from "./dom.js";
+import { readState } from "./server.js";
 import { devicePerson, keepPreference, personOf, preference } from "./session.js";
 
 /** @typedef {import("./session.js").Person} Person */
@@ -58,11 +58,11 @@ export class Login {
       const { page } = this.words();
       const person = personOf(token);
       problem.textContent = person ? page.login_checking : page.login_bad;
-      const said = person ? await check(token) : "bad";
-      if (person === null || said !== "accepted") {
+      const said = person ? await readState(token) : "bad";
+      if (person === null || typeof said === "string") {
         if (!dialog.open) dialog.showModal();
         if (said === "unknown") field.value = token;
-        problem.textContent = { bad: page.login_bad, refused: page.login_refused, unknown: page.login_unknown }[said] ?? "";
+        problem.textContent = { bad: page.login_bad, refused: page.login_refused, unknown: page.login_unknown }[/** @type {"bad"} */ (said)];
         return;
       }
       const others = [this.here(), staying ? devicePerson() : null].filter((one) => one !== null && one.owner !== person.owner);

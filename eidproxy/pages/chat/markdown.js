@@ -30,7 +30,8 @@ const PART = 8 * 1024;
 // A formula over several lines ends within this many, or is none.
 const MAX_MATH_LINES = 60;
 
-const parser = new MarkdownIt({ html: false, linkify: true, maxNesting: 40 });
+/** @type {any} its tokens and states have no types of their own */
+const parser = new /** @type {any} */ (MarkdownIt)({ html: false, linkify: true, maxNesting: 40 });
 // Words with a dot in them ("index.js") are no addresses; one with its scheme is.
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 parser.linkify.add("ftp:", null).add("//", null);

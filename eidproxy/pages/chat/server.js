@@ -1,12 +1,13 @@
-// What the server tells the page, beside answers: its caps and its name, and how many questions wait.
+// What the server tells the page, beside answers: its caps and its name, whether it takes a token, how many questions wait.
 
 import { CAPS } from "./conversation.js";
 
 /** @typedef {{title: string | null, caps: import("./conversation.js").Caps}} Config */
 
-async function get(/** @type {string} */ path) {
-  const response = await fetch(path, { headers: { Accept: "application/json" }, redirect: "error" });
-  return response.ok ? await response.json() : null;
+const PATIENCE_MS = 15_000;
+
+function get(/** @type {string} */ path, /** @type {Record<string, string>} */ headers = {}) {
+  return fetch(path, { headers: { Accept: "application/json", ...headers }, redirect: "error", signal: AbortSignal.timeout(PATIENCE_MS) });
 }
 
 /** The configuration of the server; what it does not tell is as it was when the page was written. */
@@ -14,7 +15,8 @@ export async function readConfig() {
   /** @type {any} */
   let told = null;
   try {
-    told = await get("/chat/config");
+    const response = await get("/chat/config");
+    told = response.ok ? await response.json() : null;
   } catch {
     // Offline, or an older server.
   }
@@ -32,13 +34,23 @@ export async function readConfig() {
   return config;
 }
 
-/** How many questions wait, and for about how many seconds a new one would; null when that is not told. */
-export async function readWaiting() {
+/** @typedef {{waiting: number, seconds: number | null}} Waiting */
+
+/**
+ * Whether the server takes a token, and if so what waits: how many questions, and for about how many seconds a new one
+ * would. "unknown" when the server could not be asked.
+ *
+ * @param {string} token
+ * @returns {Promise<Waiting | "refused" | "unknown">}
+ */
+export async function readState(token) {
   try {
-    const told = await get("/chat/state");
-    if (!Number.isInteger(told?.waiting) || told.waiting < 0) return null;
-    return { waiting: /** @type {number} */ (told.waiting), seconds: Number.isFinite(told.eta_seconds) ? /** @type {number} */ (told.eta_seconds) : null };
+    const response = await get("/chat/state", { Authorization: `Bearer ${token}` });
+    if (response.status === 401) return "refused";
+    if (!response.ok) return "unknown";
+    const { waiting, eta_seconds: eta } = await response.json();
+    return { waiting: Number.isInteger(waiting) ? waiting : 0, seconds: Number.isFinite(eta) ? eta : null };
   } catch {
-    return null;
+    return "unknown";
   }
 }

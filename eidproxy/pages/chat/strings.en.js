@@ -44,6 +44,7 @@ export default {
     todo: "To do",
     table: "Table",
     waiting: "Questions waiting now: {n}",
+    waiting_none: "Another question is being answered now",
     waiting_seconds: " · about {n} s",
     waiting_minutes: " · about {n} min",
     clock: " · {n} s",

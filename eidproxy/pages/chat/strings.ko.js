@@ -43,6 +43,7 @@ export default {
     todo: "할 일",
     table: "표",
     waiting: "지금 질문 {n}개가 기다리고 있어요",
+    waiting_none: "지금은 앞 질문에 답하고 있어요",
     waiting_seconds: " · 약 {n}초",
     waiting_minutes: " · 약 {n}분",
     clock: " · {n}초",
