@@ -127,7 +127,7 @@ def test_looks(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
 
     stub.script(whole(LONG))
     ask(page, "한강에서 자전거 타기 좋은 길을 알려 줘요")
-    page.get_by_role("button", name="다시 답변 받기").wait_for()
+    page.get_by_role("button", name="답변 다시 받기").wait_for()
     picture("answer")
 
     holds = [Hold() for _ in range(4)]
@@ -136,7 +136,7 @@ def test_looks(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
     page.get_by_role("radio", name="심층").check()
     ask(page, "그럼 비 오는 날에는 어디가 좋아요?\n지하철로 갈 수 있으면 더 좋아요.")
     states = ["queued", "next", "thinking", "streaming"]
-    said = ["앞에 질문이 2개", "곧 차례예요", "준비하고 있어요", "쓰고 있어요"]
+    said = ["앞에 질문이 2개", "다음 차례예요", "준비하고 있어요", "쓰고 있어요"]
     for state, words, hold in zip(states, said, holds, strict=True):
         expect(page.locator("#status")).to_contain_text(words)
         end_in_view("#progress")

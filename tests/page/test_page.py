@@ -46,7 +46,7 @@ def test_send_and_stream(page: Page, stub: Stub, token: str) -> None:
     expect(page.locator("#log")).to_have_attribute("aria-busy", "true")
     second.release()
     expect(page.locator(".answer .text")).to_have_text("안녕하세요")
-    expect(page.locator("#said")).to_have_text("답변을 다 썼어요")
+    expect(page.locator("#said")).to_have_text("답변이 끝났어요")
     expect(page.locator("#status")).to_have_text("")
     assert "숨은 생각" not in page.content()
     (asked,) = stub.asked
@@ -115,7 +115,7 @@ def test_queue(page: Page, stub: Stub) -> None:
     expect(timing).not_to_have_text(timing.inner_text())
     expect(timing).to_have_text(re.compile(r"^약 3[0-3]초 뒤에 시작할 것 같아요\.$"))
     holds[1].release()
-    expect(status).to_have_text("곧 차례예요지금 답하는 질문이 끝나면 바로 시작해요.")
+    expect(status).to_have_text("다음 차례예요앞 질문의 답변이 끝나면 바로 시작해요.")
     expect(timing).to_have_text("")
     holds[2].release()
     expect(status).to_have_text("답변을 준비하고 있어요")
@@ -140,7 +140,7 @@ def test_stop(page: Page, stub: Stub) -> None:
     print(f"stopped after {(hold.left_at - pressed) * 1000:.0f} ms")
     assert hold.left_at - pressed < 0.25
     assert notice(page) == "답변을 중지했어요\n여기까지의 답변은 남아 있어요."
-    button(page, "다시 답변 받기").click()
+    button(page, "답변 다시 받기").click()
     expect(page.locator(".answer .text")).to_have_text("새 답")
     assert stub.asked[1].messages == [("user", "길게 써 줘요")]
     ask(page, "다음")
@@ -193,7 +193,7 @@ def test_new_conversation(page: Page, stub: Stub) -> None:
     expect(page.locator(".answer .text")).to_have_text("여기까지")
     button(page, "새 대화").click()
     assert hold.left.wait(5)
-    expect(page.get_by_role("heading", name="무엇이 궁금해요?")).to_be_visible()
+    expect(page.get_by_role("heading", name="무엇이 궁금한가요?")).to_be_visible()
     ask(page, "둘")
     expect(page.locator(".answer .text")).to_have_text("답")
     assert stub.asked[1].messages == [("user", "둘")]
@@ -203,16 +203,16 @@ def test_new_conversation(page: Page, stub: Stub) -> None:
 
 
 def test_answer_again(page: Page, stub: Stub) -> None:
-    """다시 답변 받기 asks the same question; the old answer stays until the new one begins, and if it never does."""
+    """답변 다시 받기 asks the same question; the old answer stays until the new one begins, and if it never does."""
     hold = Hold()
     stub.script(whole("첫 답"), Answer([UPSTREAM, hold, text("새 답"), finish(), DONE]), refusal("router_ConnectError"))
     ask(page, "질문")
-    button(page, "다시 답변 받기").click()
+    button(page, "답변 다시 받기").click()
     assert hold.reached.wait(5)
     assert answers(page) == ["첫 답"]
     hold.release()
     expect(page.locator(".answer .text")).to_have_text("새 답")
-    button(page, "다시 답변 받기").click()
+    button(page, "답변 다시 받기").click()
     assert notice(page).startswith("답변 서버에 연결하지 못했어요")
     assert answers(page) == ["새 답"]
     assert [one.messages for one in stub.asked] == [[("user", "질문")]] * 3
@@ -290,18 +290,18 @@ def test_cut_before_the_answer(page: Page, stub: Stub) -> None:
 # reason → status, title, body, buttons; the words of the table the page was given.
 REASONS: dict[str, tuple[int, str, str, list[str]]] = {
     "gate_queue_full": (503, "지금 기다리는 질문이 많아요", "초 뒤에 다시 시도해 주세요.", ["다시 시도"]),
-    "gate_wait_timeout": (503, "차례가 오지 않아 멈췄어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "gate_wait_timeout": (503, "오래 기다렸지만 차례가 오지 않았어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
     "editor_busy": (
         503,
-        "편집 작업을 먼저 하고 있어요",
+        "지금은 다른 작업을 먼저 하고 있어요",
         "작업이 끝나면 답할 수 있어요. 잠시 뒤에 다시 시도해 주세요.",
         ["다시 시도"],
     ),
     "provider_not_configured": (
         503,
         "아직 준비되지 않은 모드예요",
-        "관리자에게 설정을 부탁해 주세요.",
-        ["다른 모드 쓰기"],
+        "관리자에게 이 모드를 켜 달라고 말해 주세요.",
+        ["다른 모드로 물어보기"],
     ),
     "router_ConnectError": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
     "router_ConnectTimeout": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
@@ -312,35 +312,35 @@ REASONS: dict[str, tuple[int, str, str, list[str]]] = {
     "router_http_418": (503, "답변을 만들다가 문제가 생겼어요", "같은 질문을 다시 보내 주세요.", ["다시 시도"]),
     "router_ReadTimeout": (503, "답변이 시작되지 않았어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
     "draining": (503, "서버를 다시 시작하고 있어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
-    "rules_missing": (503, "지금은 답할 수 없어요", "관리자에게 설정을 확인해 달라고 알려 주세요.", ["다시 시도"]),
+    "rules_missing": (503, "지금은 답할 수 없어요", "관리자에게 설정을 확인해 달라고 말해 주세요.", ["다시 시도"]),
     "model_not_found": (404, "쓸 수 없는 모드예요", "일상이나 심층을 골라 주세요.", []),
     "invalid_request": (400, "질문을 보내지 못했어요", "내용을 확인하고 다시 보내 주세요.", ["질문 고치기"]),
     "system_role_forbidden": (422, "질문을 보내지 못했어요", "내용을 확인하고 다시 보내 주세요.", ["질문 고치기"]),
     "message_too_long": (422, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
     "conversation_too_long": (
         422,
-        "질문이 너무 길어요",
-        "내용을 줄여서 보내 주세요.",
-        ["질문 고치기", "새 대화로 보내기"],
+        "대화가 너무 길어졌어요",
+        "새 대화에서 다시 물어봐 주세요.",
+        ["질문 고치기", "새 대화에서 물어보기"],
     ),
     "body_too_large": (413, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
-    "too_many_turns": (422, "대화가 너무 길어졌어요", "새 대화에서 다시 물어봐 주세요.", ["새 대화로 보내기"]),
+    "too_many_turns": (422, "대화가 너무 길어졌어요", "새 대화에서 다시 물어봐 주세요.", ["새 대화에서 물어보기"]),
     "internal_error": (
         500,
         "알 수 없는 문제가 생겼어요",
-        f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
+        "계속되면 아래 문의 번호를 알려 주세요.",
         ["다시 시도"],
     ),
     "some_new_reason": (
         503,
         "알 수 없는 문제가 생겼어요",
-        f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
+        "계속되면 아래 문의 번호를 알려 주세요.",
         ["다시 시도"],
     ),
     "constructor": (
         503,
         "알 수 없는 문제가 생겼어요",
-        f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
+        "계속되면 아래 문의 번호를 알려 주세요.",
         ["다시 시도"],
     ),
     "the_2nd_unavailable": (503, "지금은 답할 수 없어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
@@ -387,16 +387,16 @@ def test_empty_answer(page: Page, stub: Stub) -> None:
 
 
 def test_deep_is_unavailable(page: Page, stub: Stub) -> None:
-    """일상으로 보내기 sends the same question to the other mode, which stays chosen."""
+    """일상으로 물어보기 sends the same question to the other mode, which stays chosen."""
     stub.script(refusal("macbook_unavailable", retry_after=30), whole("일상 답"))
     page.get_by_role("radio", name="심층").check()
     ask(page, "질문")
     assert (
         notice(page)
-        == "지금은 심층 모드를 쓸 수 없어요\n심층 답변이 잠시 쉬고 있어요. 일상 모드로는 바로 답할 수 있어요."
+        == "지금은 심층 모드를 쓸 수 없어요\n심층은 잠시 쉬고 있어요. 일상으로는 답할 수 있어요."
     )
     assert "macbook" not in page.content() + json.dumps(storage(page))
-    button(page, "일상으로 보내기").click()
+    button(page, "일상으로 물어보기").click()
     expect(page.locator(".answer .text")).to_have_text("일상 답")
     expect(page.get_by_role("radio", name="일상")).to_be_checked()
     assert [(one.body["mode"], one.messages) for one in stub.asked] == [
@@ -406,10 +406,10 @@ def test_deep_is_unavailable(page: Page, stub: Stub) -> None:
 
 
 def test_mode_not_configured(page: Page, stub: Stub) -> None:
-    """다른 모드 쓰기 sends the question to the mode that was not chosen."""
+    """다른 모드로 물어보기 sends the question to the mode that was not chosen."""
     stub.script(refusal("provider_not_configured"), whole("심층 답"))
     ask(page, "질문")
-    button(page, "다른 모드 쓰기").click()
+    button(page, "다른 모드로 물어보기").click()
     expect(page.locator(".answer .text")).to_have_text("심층 답")
     assert [one.body["mode"] for one in stub.asked] == ["daily", "deep"]
 
@@ -445,7 +445,7 @@ def test_warming(page: Page, stub: Stub, as_event: bool) -> None:
         # No Retry-After in an event: the page's own ten seconds, which the clock of the browser can jump over.
         page.clock.install()
     ask(page, "질문")
-    said = "모델을 준비하고 있어요처음에는 1~2분쯤 걸려요. 준비되면 다시 보낼게요."
+    said = "답할 준비를 하고 있어요처음에는 1~2분쯤 걸려요. 준비되면 질문을 자동으로 다시 보낼게요."
     expect(page.locator("#status")).to_have_text(said)
     expect(button(page, "취소")).to_be_visible()
     expect(page.locator(".notice")).to_have_count(0)
@@ -467,7 +467,7 @@ def test_warming_cancelled(page: Page, stub: Stub) -> None:
     stub.script(refusal("warming", retry_after=1))
     page.clock.install()
     ask(page, "질문")
-    expect(page.locator("#status")).to_contain_text("모델을 준비하고 있어요")
+    expect(page.locator("#status")).to_contain_text("답할 준비를 하고 있어요")
     button(page, "취소").click()
     assert notice(page) == "답변을 중지했어요"
     page.clock.fast_forward(60_000)
@@ -482,7 +482,7 @@ def test_warming_without_end(page: Page, stub: Stub) -> None:
     page.clock.install()
     ask(page, "질문")
     started = page.evaluate("Date.now()")
-    expect(page.locator("#status")).to_contain_text("모델을 준비하고 있어요")
+    expect(page.locator("#status")).to_contain_text("답할 준비를 하고 있어요")
 
     def given_up() -> bool:
         page.clock.run_for(5_000)
@@ -491,7 +491,7 @@ def test_warming_without_end(page: Page, stub: Stub) -> None:
     until(given_up, timeout=30, what="the end of the page's patience")
     waited = (page.evaluate("Date.now()") - started) / 1000
     assert 300 <= waited < 400
-    assert notice(page).startswith("모델을 준비하고 있어요\n생각보다 오래 걸리고 있어요.")
+    assert notice(page).startswith("답할 준비를 하고 있어요\n생각보다 오래 걸리고 있어요.")
     tries = len(stub.asked)
     assert 5 <= tries <= 6
     page.clock.run_for(300_000)
@@ -503,7 +503,7 @@ def test_cold(page: Page, stub: Stub) -> None:
     """A model that wakes up: the page counts down and tries again; 지금 시도 does it at once."""
     stub.script(refusal("upstream_cold", retry_after=60), refusal("upstream_cold", retry_after=1), whole("일어났어요"))
     ask(page, "질문")
-    expect(page.locator("#status")).to_have_text("쉬고 있던 모델을 깨우고 있어요")
+    expect(page.locator("#status")).to_have_text("쉬고 있던 AI를 깨우고 있어요")
     expect(page.locator("#timing")).to_have_text(re.compile(r"^(60|59|58)초 뒤에 다시 시도할게요\.$"))
     button(page, "지금 시도").click()
     expect(page.locator(".answer .text")).to_have_text("일어났어요")
@@ -541,7 +541,7 @@ def test_too_long_is_not_sent(page: Page, stub: Stub) -> None:
     """Over 8000 code points the page counts what is too much and does not send; emoji count once."""
     send = page.locator("#send")
     page.fill("#compose", "👋" * 8001)
-    expect(page.locator("#counter")).to_have_text("8,000자까지 보낼 수 있어요. 1자를 줄여 주세요.")
+    expect(page.locator("#counter")).to_have_text("8,000자까지 보낼 수 있어요. 1자 줄여 주세요.")
     expect(send).to_be_disabled()
     expect(page.locator("#compose")).to_have_attribute("aria-invalid", "true")
     page.press("#compose", "Enter")
@@ -598,12 +598,12 @@ def test_edit_a_refused_question(page: Page, stub: Stub) -> None:
 
 
 def test_too_many_turns_in_a_new_conversation(page: Page, stub: Stub) -> None:
-    """새 대화로 보내기 sends the question alone."""
+    """새 대화에서 물어보기 sends the question alone."""
     stub.script(whole("하나"), refusal("too_many_turns", 422), whole("둘"))
     ask(page, "첫째")
     rested(page)
     ask(page, "둘째")
-    button(page, "새 대화로 보내기").click()
+    button(page, "새 대화에서 물어보기").click()
     expect(page.locator(".answer .text")).to_have_text("둘")
     assert stub.asked[2].messages == [("user", "둘째")]
 
@@ -713,7 +713,7 @@ def test_keyboard_alone(page: Page, stub: Stub) -> None:
     page.keyboard.press("Space")
     notice(page)
     expect(page.locator("#compose")).to_be_focused()
-    button(page, "다시 답변 받기").focus()
+    button(page, "답변 다시 받기").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".answer .text")).to_have_text("답")
     expect(page.locator("#compose")).to_be_focused()
@@ -784,7 +784,7 @@ def test_text_never_becomes_markup(page: Page, stub: Stub) -> None:
     expect(page.locator(".answer .text")).to_have_text(attack)
     expect(page.locator(".question")).to_have_text(attack)
     assert page.locator("#log img, #log script").count() == 0
-    assert page.title() == "eid 대화"
+    assert page.title() == "이드 대화"
 
 
 # --- Logging in, and what is kept -----------------------------------------------------------------------------------
@@ -936,7 +936,7 @@ def test_token_runs_out(page: Page, stub: Stub, token: str) -> None:
     ask(page, "첫째")
     rested(page)
     ask(page, "둘째")
-    assert notice(page) == "로그인 시간이 지났어요\n다시 로그인해 주세요. 쓰던 질문은 남아 있어요."
+    assert notice(page) == "로그인이 만료됐어요\n다시 로그인해 주세요. 쓰던 질문은 남아 있어요."
     page.fill("#compose", "쓰던 질문")
     assert token not in json.dumps(storage(page))
     page.locator(".notice").get_by_role("button", name="로그인").click()
@@ -1050,7 +1050,7 @@ def test_two_tabs(page: Page, context: BrowserContext, base_url: str, stub: Stub
     other = context.new_page()
     other.goto(f"{base_url}/chat#token={token}")
     ask(other, "둘째")
-    expect(other.locator("#status")).to_contain_text("곧 차례예요")
+    expect(other.locator("#status")).to_contain_text("다음 차례예요")
     first.release()
     second.release()
     expect(other.locator(".answer .text").last).to_have_text("둘")

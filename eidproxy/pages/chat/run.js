@@ -98,11 +98,10 @@ export class Run {
 
   #read(/** @type {string} */ piece) {
     this.text += piece;
-    if (this.phase !== "streaming") {
-      this.phase = "streaming";
-      this.told.change();
-    }
+    const first = this.phase !== "streaming";
+    this.phase = "streaming";
     this.told.text();
+    if (first) this.told.change();
   }
 
   /** Wait before asking again; false when the person stopped it. */

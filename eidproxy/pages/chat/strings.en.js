@@ -31,7 +31,7 @@ export default {
     copied: "Copied",
     copy_failed: "Could not copy",
     code_copy: "Copy",
-    edit: "Edit the question",
+    edit: "Edit this question",
     editing: "You are editing the question. The earlier question and answer are kept.",
     edit_cancel: "Do not edit",
     version: "{n} / {of}",

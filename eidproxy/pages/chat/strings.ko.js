@@ -30,7 +30,7 @@ export default {
     copied: "복사했어요",
     copy_failed: "복사하지 못했어요",
     code_copy: "복사",
-    edit: "질문 고치기",
+    edit: "이 질문 고치기",
     editing: "질문을 고치고 있어요. 앞의 질문과 답변도 남아 있어요.",
     edit_cancel: "고치지 않기",
     version: "{n} / {of}",
