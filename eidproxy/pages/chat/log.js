@@ -90,13 +90,13 @@ export class Log {
     const article = element("article", { className: "exchange" });
     if (state.edited) article.classList.add("edited");
     article.append(element("h2", { className: "unseen", text: words.page.question }));
-    const question = element("p", { className: "question", text: turn.question, dir: "auto" });
-    article.append(question);
-    if (!state.running && !state.elsewhere && turn.conversation) {
+    const asked = element("div", { className: "asked" }, element("p", { className: "question", text: turn.question, dir: "auto" }));
+    article.append(asked);
+    if (!state.running && !state.elsewhere) {
       const edit = button("plain edit", "", () => this.does.act("edit", turn), words.page.edit);
       edit.title = words.page.edit;
       edit.append(icon(PEN));
-      article.append(edit);
+      asked.append(edit);
     }
     if (turn.answer) {
       const part = element("div", { className: "answer" }, element("h2", { className: "unseen", text: words.page.answer }));
