@@ -249,7 +249,8 @@ def button(page: Page, name: str) -> Locator:
 def answers(page: Page) -> list[str]:
     """The texts of all answers that are shown."""
     ready(page)
-    return page.locator(".answer .text").all_inner_texts()
+    # Not the inner text: that of turns out of view is not rendered.
+    return page.locator(".answer .text").all_text_contents()
 
 
 def ready(page: Page) -> None:

@@ -509,8 +509,9 @@ class Chat {
     };
     // It is written as it is now, not as it will be when the store comes to it.
     const now = structuredClone(turn);
-    const begun = this.#known.has(id) ? null : structuredClone(conversation);
-    this.#known.add(id);
+    // Whoever has logged out and removed everything gets nothing of it back by an answer that was still coming.
+    const begun = this.#known.has(id) || turn.owner !== this.person?.owner ? null : structuredClone(conversation);
+    if (begun) this.#known.add(id);
     this.keep(() => this.store.keep(now, change, begun)).then((kept) => {
       // The device had no room for it: the next attempt begins it again.
       if (kept === null && begun) this.#known.delete(id);

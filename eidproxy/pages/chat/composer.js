@@ -143,8 +143,7 @@ export class Composer {
    * One Enter for Hangul. The last syllable of a Korean question is always still being composed, so its Enter comes as one
    * of the input method (key code 229), and a page that takes no such Enter needs two of them. Of Japanese and Chinese that
    * Enter takes a proposal and must not send. So an Enter during a composition of nothing but Hangul is remembered, and the
-   * end of that composition sends. The orders in which it comes (openai/chatkit-js#213, nesquena/hermes-webui#7348,
-   * mckaywrigley/chatbot-ui#718):
+   * end of that composition sends. The orders in which it comes:
    *
    * - Chromium, Firefox: keydown 229 composing → compositionend [→ keydown 13, or a line break, of the same press].
    * - Safari: compositionend → keydown 229, no longer composing.

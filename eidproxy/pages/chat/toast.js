@@ -26,7 +26,10 @@ export function toast(/** @type {string} */ text, /** @type {{label: string, pre
     );
   }
   box.hidden = false;
-  // Above everything, also an open dialog, where the browser can.
+  // Beside an open dialog nothing can be pressed: the word stands in it, and above everything else.
+  const dialog = [...document.querySelectorAll("dialog[open]")].at(-1);
+  const place = dialog ?? document.body;
+  if (box.parentElement !== place) place.append(box);
   if (box.showPopover && !box.matches(":popover-open")) box.showPopover();
   timer = setTimeout(end, SHOWN_MS);
 }
