@@ -9,6 +9,8 @@ import { blocks, parts, plain } from "./markdown.js";
 
 // How much text is parsed in one step, and how long drawing may take of one frame. One step is about 20 ms at its worst.
 const STEP = 32 * 1024;
+// What comes after this much of a text is shown as it is: styled, it would be ten thousands of elements.
+const MAX_STYLED = 128 * 1024;
 const BUDGET_MS = 10;
 
 /** Paintings with something left to draw. @type {Set<Painting>} */
@@ -89,6 +91,7 @@ export class Painting {
    * then. Returns false when the piece is too short to be drawn.
    */
   #step(/** @type {string} */ piece, /** @type {boolean} */ last) {
+    if (this.#settled.text >= MAX_STYLED) return this.#asItIs(parts(piece));
     const found = blocks(piece, this.labels, { ...this.#outline });
     // The line that is not ended yet may still turn out to belong to the block before it.
     const open = last && this.#whole ? piece.length : piece.lastIndexOf("\n") + 1;
@@ -96,10 +99,7 @@ export class Painting {
     if (!last && tail === 0) {
       // One block that is longer than a step. Code goes on to its end, and is cheap; of anything else enough is enough.
       if (found[0]?.node.attrs.class === "code") return false;
-      const pieces = parts(piece);
-      this.#put(pieces.map(plain));
-      this.#settle(piece.length, pieces.length);
-      return true;
+      return this.#asItIs([...parts(piece), ""]);
     }
     this.#put(found.map(({ node }) => node));
     const settled = found.filter(({ start }) => start < tail);
@@ -109,6 +109,14 @@ export class Painting {
       this.#outline.last = Number(node.tag[1]);
       this.#outline.base ||= Number(node.attrs.class.slice("level-".length));
     }
+    return true;
+  }
+
+  /** Show pieces of text as they are; all but the last are settled. */
+  #asItIs(/** @type {string[]} */ pieces) {
+    this.#put(pieces.map(plain));
+    const settled = pieces.slice(0, -1);
+    this.#settle(settled.join("").length, settled.length);
     return true;
   }
 
