@@ -513,11 +513,21 @@ class Chat {
     const begun = this.#known.has(id) || turn.owner !== this.person?.owner ? null : structuredClone(conversation);
     if (begun) this.#known.add(id);
     this.keep(() => this.store.keep(now, change, begun)).then((kept) => {
-      // The device had no room for it: the next attempt begins it again.
-      if (kept === null && begun) this.#known.delete(id);
+      // The device had no room for it: it is tried again when something else finds room.
+      if (kept === null) {
+        this.#unkept.set(turn, conversation);
+        if (begun) this.#known.delete(id);
+        return;
+      }
+      this.#unkept.delete(turn);
+      const [next] = this.#unkept;
+      if (next) this.#keepTurn(...next);
       if (begun) this.list.changed();
     });
   }
+
+  /** Turns the device had no room for, with their conversations. @type {Map<Turn, Conversation>} */
+  #unkept = new Map();
 
   /** Conversations that are in the store. @type {Set<string>} */
   #known = new Set();
@@ -675,6 +685,7 @@ class Chat {
     for (const run of this.runs.values()) run.stop();
     this.runs.clear();
     this.#known.clear();
+    this.#unkept.clear();
     if (this.person) session.dropToken(this.person.owner);
     this.person = null;
     this.token = null;
@@ -697,6 +708,7 @@ class Chat {
       edited: this.composer.editing,
       forgotten: values.forgotten(path, this.config.caps),
       elsewhere: this.elsewhere,
+      of: counted(turns),
     });
     $("log").setAttribute("aria-busy", String(run !== null));
     this.progress.draw(run);
@@ -780,6 +792,14 @@ class Chat {
     for (const one of all("hint")) /** @type {HTMLInputElement} */ (one).placeholder = words[one.dataset.hint ?? ""];
     $("language").lang = language === "ko" ? "en" : "ko";
   }
+}
+
+/** How many versions each of the turns has. */
+function counted(/** @type {Turn[]} */ turns) {
+  /** @type {Map<string | null, number>} */
+  const counts = new Map();
+  for (const { parent } of turns) counts.set(parent, (counts.get(parent) ?? 0) + 1);
+  return (/** @type {Turn} */ { parent }) => counts.get(parent) ?? 1;
 }
 
 /** What the page kept before it had a list, as a conversation. */

@@ -76,7 +76,9 @@ export function firstWords(/** @type {string} */ question) {
 
 /** The versions beside (and with) a turn, the oldest first. */
 export function versions(/** @type {Turn[]} */ turns, /** @type {Turn} */ turn) {
-  return turns.filter(({ parent }) => parent === turn.parent).sort(byAge);
+  const known = new Set(turns.map(({ id }) => id));
+  const place = (/** @type {string | null} */ parent) => (parent !== null && known.has(parent) ? parent : "");
+  return turns.filter(({ parent }) => place(parent) === place(turn.parent)).sort(byAge);
 }
 
 function byAge(/** @type {Turn} */ one, /** @type {Turn} */ other) {
@@ -87,8 +89,10 @@ function byAge(/** @type {Turn} */ one, /** @type {Turn} */ other) {
 export function path(/** @type {Turn[]} */ turns, /** @type {Record<string, string>} */ chosen) {
   /** @type {Map<string, Turn[]>} */
   const children = new Map();
+  const known = new Set(turns.map(({ id }) => id));
   for (const turn of turns.toSorted(byAge)) {
-    const key = turn.parent ?? "";
+    // One whose parent is lost stands at the beginning: it can be reached, as a version of what does.
+    const key = turn.parent !== null && known.has(turn.parent) ? turn.parent : "";
     children.set(key, [...(children.get(key) ?? []), turn]);
   }
   /** @type {Turn[]} */

@@ -21,6 +21,7 @@ import { Painting } from "./paint.js";
  * @property {string | null} edited the turn whose question is being edited
  * @property {number} forgotten how many turns at the beginning are no longer sent
  * @property {(turn: Turn) => boolean} elsewhere whether another tab is getting the answer
+ * @property {(turn: Turn) => number} of how many versions of a turn there are
  * @property {Event | null} event
  * @property {Words} words
  */
@@ -212,7 +213,7 @@ function stateOf(/** @type {Scene} */ scene, /** @type {Turn} */ turn, /** @type
     phase: running ? phase : null,
     elsewhere: !running && scene.elsewhere(turn),
     edited: scene.edited === turn.id,
-    of: scene.turns.filter(({ parent }) => parent === turn.parent).length,
+    of: scene.of(turn),
     news: scene.event?.turn === turn.id ? scene.event : null,
   };
 }
