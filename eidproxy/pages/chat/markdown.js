@@ -22,9 +22,9 @@ import MarkdownIt from "./vendor/markdown-it.js";
 /** The words the elements themselves need. @typedef {{copy: string, done: string, todo: string, table: string}} Labels */
 
 // Up to here a paragraph is styled; a longer one is shown as it is. Some inline rules take time by the square of it.
-const MAX_INLINE = 16 * 1024;
-// A block with more tokens than this (about 800 rows of a list) is shown as it is: each becomes an element or two.
-const MAX_TOKENS = 6000;
+const MAX_INLINE = 8 * 1024;
+// A block with more tokens than this (about 500 rows of a list) is shown as it is: each becomes an element or two.
+const MAX_TOKENS = 4000;
 // Text that is shown as it is, and code, is cut into parts of about this size, so that those out of view cost no layout.
 const PART = 8 * 1024;
 // A formula over several lines ends within this many, or is none.
@@ -78,7 +78,10 @@ parser.inline.ruler.before("escape", "math", (/** @type {any} */ state, /** @typ
   const close = /** @type {Record<string, string>} */ ({ "\\(": "\\)", "\\[": "\\]", $$: "$$", $: "$" })[open];
   if (!close) return false;
   const begin = pos + open.length;
-  const end = src.indexOf(close, begin);
+  // Once there is no end, there is none for any that begins later: looked for each time it would take the square.
+  state.endless ??= new Set();
+  const end = state.endless.has(close) ? -1 : src.indexOf(close, begin);
+  if (end < 0) state.endless.add(close);
   if (end <= begin || end > state.posMax - close.length) return false;
   const content = src.slice(begin, end);
   if (open === "$" && (/^\s|\s$|\n/.test(content) || !/[\\^_{}=]|^[A-Za-z]$/.test(content) || /\d/.test(src[end + 1] ?? ""))) {

@@ -7,8 +7,10 @@ import { blocks, parts, plain } from "./markdown.js";
 /** @typedef {import("./markdown.js").Labels} Labels */
 /** @typedef {import("./markdown.js").Outline} Outline */
 
-// How much text is parsed in one step, and how long drawing may take of one frame. One step is about 20 ms at its worst.
-const STEP = 32 * 1024;
+// How much text is parsed in one step, and how long drawing may take of one frame. One step is about 40 ms at its worst.
+const STEP = 16 * 1024;
+// A block longer than this is shown as it is, unless it is code, which is cheap.
+const MAX_BLOCK = 64 * 1024;
 // What comes after this much of a text is shown as it is: styled, it would be ten thousands of elements.
 const MAX_STYLED = 128 * 1024;
 const BUDGET_MS = 10;
@@ -76,7 +78,7 @@ export class Painting {
     for (let size = STEP; ; ) {
       const piece = this.#text.slice(this.#settled.text, this.#settled.text + size);
       const last = this.#settled.text + piece.length === this.#text.length;
-      size = this.#step(piece, last) ? STEP : size * 4;
+      size = this.#step(piece, last) ? STEP : size * 2;
       if (last) unfinished.delete(this);
       if (last || spent + performance.now() - started >= BUDGET_MS) break;
     }
@@ -97,8 +99,8 @@ export class Painting {
     const open = last && this.#whole ? piece.length : piece.lastIndexOf("\n") + 1;
     const tail = found.findLast(({ start }) => start < open)?.start ?? 0;
     if (!last && tail === 0) {
-      // One block that is longer than a step. Code goes on to its end, and is cheap; of anything else enough is enough.
-      if (found[0]?.node.attrs.class === "code") return false;
+      // One block that is longer than a step: more of it is needed, to see its end.
+      if (piece.length < MAX_BLOCK || found[0]?.node.attrs.class === "code") return false;
       return this.#asItIs([...parts(piece), ""]);
     }
     this.#put(found.map(({ node }) => node));
