@@ -37,6 +37,8 @@ FLAGS = [
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
+    # The edge of the tests signs for itself; that its pages are let pass does not hold for their service worker.
+    "--ignore-certificate-errors",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -123,7 +125,7 @@ class Watch:
         self.console.append(message.text)
         # The browser itself notes each status of 400 and more there, also one the page has dealt with.
         of_fetch = message.text.startswith("Failed to load resource") and message.location["url"].endswith(
-            "/api/eid/chat"
+            ("/api/eid/chat", "/chat/state")
         )
         if message.type in ("error", "warning") and not of_fetch:
             self.faults.append(f"{message.type}: {message.text}")
@@ -207,9 +209,27 @@ def looks() -> Path | None:
     return folder
 
 
+STORAGE = """
+async () => {
+  const read = (request) => new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+  const kept = {local: {...localStorage}, session: {...sessionStorage}, conversations: [], turns: []};
+  if (!(await indexedDB.databases()).some(({name}) => name === "eid")) return kept;
+  const database = await read(indexedDB.open("eid"));
+  for (const name of database.objectStoreNames) {
+    kept[name] = await read(database.transaction(name).objectStore(name).getAll());
+  }
+  database.close();
+  return kept;
+}
+"""
+
+
 def storage(page: Page) -> dict[str, Any]:
     """All that the page keeps on the device."""
-    kept = page.evaluate("() => ({local: {...localStorage}, session: {...sessionStorage}})")
+    kept = page.evaluate(STORAGE)
     assert isinstance(kept, dict)
     return kept
 
@@ -230,7 +250,14 @@ def button(page: Page, name: str) -> Locator:
 
 def answers(page: Page) -> list[str]:
     """The texts of all answers that are shown."""
-    return page.locator(".answer .text").all_inner_texts()
+    ready(page)
+    # Not the inner text: that of turns out of view is not rendered.
+    return page.locator(".answer .text").all_text_contents()
+
+
+def ready(page: Page) -> None:
+    """Wait until the page has read what is kept on the device."""
+    page.wait_for_function("() => !document.body.classList.contains('starting')", polling=20)
 
 
 def rested(page: Page) -> None:

@@ -25,6 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from eidproxy.pages import CHAT_POLICY
+
 PAGE = Path(__file__).parents[2] / "eidproxy" / "pages" / "chat"
 
 TYPES = {
@@ -32,14 +34,10 @@ TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+    ".png": "image/png",
     ".txt": "text/plain; charset=utf-8",
+    ".webmanifest": "application/manifest+json",
 }
-
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; font-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
-    "trusted-types 'none'"
-)
 
 REQUEST_ID = "req-0123456789"
 
@@ -73,6 +71,11 @@ def thought(content: str) -> bytes:
 def finish(reason: str = "stop") -> bytes:
     """The chunk with the finish reason."""
     return chunk([{"index": 0, "delta": {}, "finish_reason": reason}])
+
+
+def thinking(seconds: int) -> bytes:
+    """A progress chunk while only reasoning arrives."""
+    return chunk([], eid={"state": "thinking", "elapsed_seconds": seconds})
 
 
 def queued(position: int, eta: int | None) -> bytes:
@@ -168,6 +171,17 @@ class Stub:
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
+        # What `/chat/config` and `/chat/state` say. A token whose signature is in `bad_signatures` is refused by the
+        # latter; with `state_fails` it is not to be had at all.
+        self.config: dict[str, Any] = {
+            "title": None,
+            "max_message_chars": 8000,
+            "max_messages": 40,
+            "max_total_chars": 32000,
+        }
+        self.state: dict[str, Any] = {"waiting": 0, "eta_seconds": 0}
+        self.bad_signatures: set[str] = set()
+        self.state_fails = False
         self._answers: list[Answer] = []
         self._holds: list[Hold] = []
         self._lock = threading.Lock()
@@ -220,18 +234,39 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing is logged."""
 
     def do_GET(self) -> None:
+        if self.path in ("/chat/config", "/chat/state"):
+            self._tell()
+            return
         name = "chat.html" if self.path == "/chat" else self.path.removeprefix("/chat/")
         file = PAGE / name
         if not self.path.startswith("/chat") or not file.is_file():
             self.send_error(404)
             return
-        body = file.read_bytes()
+        # No service worker here: what one keeps would outlive the test.
+        body = b"" if name == "offline.js" else file.read_bytes()
         self.send_response(200)
         self.send_header("Content-Type", TYPES[file.suffix])
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("Content-Security-Policy", CHAT_POLICY)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _tell(self) -> None:
+        stub = self.server_stub
+        status, told = 200, stub.config
+        if self.path == "/chat/state":
+            signature = self.headers.get("Authorization", "").rpartition(".")[2]
+            refused = not signature or signature in stub.bad_signatures
+            status, told = (401, error("unauthorized", 401)) if refused else (200, stub.state)
+            if stub.state_fails:
+                status, told = 502, {}
+        body = json.dumps(told).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,7 +116,7 @@ STREAMS = {
         + event({"eid": 1})
         + chunk([{"index": 0, "delta": {"content": 5, "reasoning_content": "hidden"}}])
         + text(WORDS[0]),
-        CUT_RESULT,
+        {**CUT_RESULT, "progress": [["thinking", None]]},
     ),
 }
 
@@ -267,66 +268,6 @@ def test_half_a_surrogate_pair_is_not_sent(page: Page) -> None:
     assert page.evaluate(script) == ["a\ufffd", "\ufffdb", "👋"]
 
 
-MARKUP = """
-async (text) => {
-  const {show} = await import("/chat/markup.js");
-  const box = document.createElement("div");
-  const tree = (node) => node.nodeType === 3 ? node.data
-    : [node.localName, ...Array.from(node.childNodes, tree)];
-  show(box, text);
-  return Array.from(box.childNodes, tree);
-}
-"""
-
-TEXTS: dict[str, tuple[str, list[Any]]] = {
-    "paragraphs": ("하나\n둘\n\n\n셋", [["p", "하나\n둘"], ["p", "셋"]]),
-    "heading": ("# 제목 #\n글", [["h3", "제목"], ["p", "글"]]),
-    "code": (
-        "앞\n```py\na = '**x**'\n\n```\n뒤",
-        [["p", "앞"], ["pre", ["code", "a = '**x**'\n"]], ["p", "뒤"]],
-    ),
-    "open fence": ("```\n<b>", [["pre", ["code", "<b>"]]]),
-    "longer fence": ("````\n```\nx\n````", [["pre", ["code", "```\nx"]]]),
-    "bullets": ("- a\n- b\n  더\n\n- c", [["ul", ["li", "a"], ["li", "b\n더"], ["li", "c"]]]),
-    "numbers": ("3. a\n4. b", [["ol", ["li", "a"], ["li", "b"]]]),
-    "inline": ("**굵게** `x < y` *별*", [["p", ["strong", "굵게"], " ", ["code", "x < y"], " *별*"]]),
-    "no list": ("-1은 수예요\n1.5도", [["p", "-1은 수예요\n1.5도"]]),
-    "markup stays text": (
-        '<img src=x onerror="alert(1)"> [a](javascript:alert(1)) <script>alert(1)</script>',
-        [["p", '<img src=x onerror="alert(1)"> [a](javascript:alert(1)) <script>alert(1)</script>']],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_markup(page: Page, name: str) -> None:
-    """Text becomes the few elements the page knows, and nothing else."""
-    source, expected = TEXTS[name]
-    assert page.evaluate(MARKUP, source) == expected
-
-
-def test_markup_piece_by_piece(page: Page) -> None:
-    """A text that grows ends as the same elements as when it is shown at once, and early blocks keep theirs."""
-    source = "\n\n".join(one for one, _ in TEXTS.values())
-    script = """
-    async (text) => {
-      const {show} = await import("/chat/markup.js");
-      const [slow, fast] = [document.createElement("div"), document.createElement("div")];
-      let first = null;
-      for (let end = 1; end <= text.length; end += 1) {
-        show(slow, text.slice(0, end));
-        if (end === 100) first = slow.firstChild;
-      }
-      show(fast, text);
-      return [slow.isEqualNode(fast), slow.firstChild === first, fast.children.length];
-    }
-    """
-    same, kept, count = page.evaluate(script, source)
-    assert same
-    assert kept
-    assert count > 12
-
-
 def test_dictionaries_have_the_same_keys(page: Page) -> None:
     """Every text exists in both languages, with the same places to fill in, and every notice has its words."""
     script = """
@@ -366,8 +307,6 @@ FORBIDDEN = [
     "router.",
     "litellm",
     "openai",
-    "http://",
-    "https://",
 ]
 
 
@@ -376,8 +315,10 @@ def test_sources_name_nothing() -> None:
     files = [one for one in PAGE.rglob("*") if one.is_file()]
     assert len(files) >= 12
     for file in files:
-        source = file.read_text("utf-8").replace("http://www.w3.org/2000/svg", "").lower()
+        source = file.read_bytes().decode("utf-8", "replace").replace("http://www.w3.org/2000/svg", "").lower()
         assert [word for word in FORBIDDEN if word in source] == [], file.name
+        # Licences name their authors' pages, which nothing reads.
+        assert file.suffix == ".txt" or re.findall(r"https?://[\w.-]+", source) == [], file.name
 
 
 def test_sources_stay_within_the_policy() -> None:
@@ -397,5 +338,5 @@ def test_sources_stay_within_the_policy() -> None:
     page = (PAGE / "chat.html").read_text("utf-8")
     assert " style=" not in page
     assert "<style" not in page
-    assert page.count("<script") == 1
+    assert page.count("<script") == page.count('<script type="module" src="/chat/') == 2
     assert not any(f" on{name}=" in page for name in ("click", "load", "error", "submit", "input"))

@@ -38,10 +38,18 @@ def distance(start, end):
 
 바람이 강한 날에는 거꾸로 달리는 편이 나아요. aVeryLongWordWithoutAnyPlaceToBreakWhichMustNotWidenThePage"""
 
-SIZES = {"desktop": (1100, 800), "phone": (360, 740), "small": (320, 568)}
+SIZES = {"desktop": (1280, 800), "phone": (390, 844), "side": (844, 390), "small": (320, 568)}
 
 
-LOOKS = ["desktop-light", "desktop-dark", "phone-light", "phone-dark", "small-light"][: size(1, 5)]
+LOOKS = [
+    "phone-light",
+    "desktop-dark",
+    "desktop-light",
+    "desktop-forced",
+    "phone-dark",
+    "side-light",
+    "small-light",
+][: size(2, 7)]
 
 
 @pytest.fixture(params=LOOKS)
@@ -58,7 +66,8 @@ def page(browser: Browser, watch: Watch, base_url: str, look: str) -> Iterator[P
     context = browser.new_context(
         viewport={"width": width, "height": height},
         locale="ko-KR",
-        color_scheme="dark" if theme == "dark" else "light",
+        color_scheme="dark" if theme in ("dark", "forced") else "light",
+        forced_colors="active" if theme == "forced" else "none",
         has_touch=size != "desktop",
         is_mobile=size != "desktop",
         device_scale_factor=1 if size == "desktop" else 2,
@@ -75,7 +84,13 @@ def page(browser: Browser, watch: Watch, base_url: str, look: str) -> Iterator[P
 def judged(page: Page) -> list[str]:
     """What axe-core finds, every rule but the experimental, and what stands out of the page sideways."""
     page.evaluate(AXE)
-    found: dict[str, Any] = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    found: dict[str, Any] = page.evaluate(
+        """() => {
+          // Forced colours are the person's own pairs, which axe does not see.
+          const enabled = !matchMedia("(forced-colors: active)").matches;
+          return axe.run(document, {resultTypes: ["violations"], rules: {"color-contrast": {enabled}}});
+        }"""
+    )
     faults = [
         f"{rule['id']}: {node['target']} {node['failureSummary']}"
         for rule in found["violations"]
@@ -89,13 +104,13 @@ def judged(page: Page) -> list[str]:
           if (document.documentElement.scrollWidth > width) faults.push("the page scrolls sideways");
           for (const one of document.querySelectorAll("header *, main *, dialog[open] *")) {
             const box = one.getBoundingClientRect();
-            if (box.width && !one.closest("pre") && (box.left < -1 || box.right > width + 1)) {
+            if (box.width && !one.closest("pre, .table, .toast") && (box.left < -1 || box.right > width + 1)) {
               faults.push(`${one.localName}.${one.className} stands out: ${box.left} to ${box.right}`);
             }
           }
           for (const one of document.querySelectorAll("button, .modes label, summary")) {
             const box = one.getBoundingClientRect();
-            if (box.height && box.height < 24) faults.push(`${one.localName} is ${box.height} high`);
+            if (box.height && box.height < 44) faults.push(`${one.localName}.${one.className} is ${box.height} high`);
           }
           return faults;
         }"""
@@ -123,11 +138,13 @@ def test_looks(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
     picture("login")
     page.fill("#token", token_of("mina"))
     page.locator("#login-form [type=submit]").click()
+    page.get_by_role("button", name="로그아웃").wait_for()
+    stub.state = {"waiting": 2, "eta_seconds": 20}
     picture("welcome")
 
     stub.script(whole(LONG))
     ask(page, "한강에서 자전거 타기 좋은 길을 알려 줘요")
-    page.get_by_role("button", name="다시 답변 받기").wait_for()
+    page.get_by_role("button", name="답변 다시 받기").wait_for()
     picture("answer")
 
     holds = [Hold() for _ in range(4)]
@@ -136,7 +153,7 @@ def test_looks(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
     page.get_by_role("radio", name="심층").check()
     ask(page, "그럼 비 오는 날에는 어디가 좋아요?\n지하철로 갈 수 있으면 더 좋아요.")
     states = ["queued", "next", "thinking", "streaming"]
-    said = ["앞에 질문이 2개", "곧 차례예요", "준비하고 있어요", "쓰고 있어요"]
+    said = ["앞에 질문이 2개", "다음 차례예요", "생각하고 있어요", "쓰고 있어요"]
     for state, words, hold in zip(states, said, holds, strict=True):
         expect(page.locator("#status")).to_contain_text(words)
         end_in_view("#progress")
@@ -182,8 +199,67 @@ def test_looks(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
     ask(page, "Hi?")
     page.locator("#log[aria-busy=false] .notice").wait_for()
     picture("english")
+    page.click("#language")
+    page.locator(".edit").last.click()
+    picture("editing")
+    page.keyboard.press("Escape")
+    page.click("#fresh")
+    page.get_by_role("button", name="되돌리기").wait_for()
+    picture("new")
+    page.click("#menu")
+    page.get_by_role("button", name="이름 바꾸기").wait_for()
+    picture("list")
+    page.get_by_role("button", name="이름 바꾸기").click()
+    picture("rename")
+    page.keyboard.press("Escape")
+    page.click("#keys-open")
+    picture("keys")
+    page.click("#keys-close")
+    page.click("#account")
+    picture("logout")
     assert faults == []
-    assert len(taken) == 20
+    assert len(taken) == 26
+
+
+@pytest.mark.parametrize("look", ["desktop-light"], indirect=True)
+def test_print(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
+    """On paper there is the conversation alone, and the whole of a long line of code."""
+    page.goto(f"{stub.base_url}/chat#token={token_of('mina')}")
+    page.get_by_role("button", name="로그아웃").wait_for()
+    stub.script(whole(LONG))
+    ask(page, "질문")
+    page.get_by_role("button", name="답변 다시 받기").wait_for()
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 990})
+    seen = page.evaluate(
+        """() => Array.from(document.querySelectorAll("header, form, dialog, .toast, .skip, button"))
+             .filter((one) => one.getClientRects().length).map((one) => one.id || one.className)"""
+    )
+    assert seen == []
+    pre = page.locator("pre")
+    assert pre.evaluate("(one) => one.scrollWidth <= one.clientWidth")
+    if looks:
+        page.screenshot(path=looks / "print.png", full_page=True)
+
+
+@pytest.mark.parametrize("look", ["small-light"], indirect=True)
+def test_zoom(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
+    """At 400 % of 1280 by 1024 nothing that sticks takes the room of the text, and nothing goes sideways."""
+    page.set_viewport_size({"width": 320, "height": 256})
+    page.goto(f"{stub.base_url}/chat#token={token_of('mina')}")
+    page.get_by_role("button", name="로그아웃").wait_for()
+    stub.script(whole(LONG))
+    ask(page, "질문")
+    page.get_by_role("button", name="답변 다시 받기").wait_for()
+    page.evaluate("() => document.querySelector('.answer h3').scrollIntoView()")
+    covered = page.evaluate(
+        """() => Array.from({length: 25}, (_, n) => document.elementFromPoint(40, 6 + n * 10))
+             .filter((one) => one?.closest("header, form")).length"""
+    )
+    assert covered == 0
+    assert judged(page) == []
+    if looks:
+        page.screenshot(path=looks / "zoom.png")
 
 
 @pytest.mark.parametrize("look", ["phone-light"], indirect=True)

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.harness import until
-from tests.page.conftest import Watch, answers, ask, button, notice, rested, some, storage, token_of
+from tests.page.conftest import Watch, answers, ask, button, notice, ready, rested, some, storage
 from tests.page.stub import (
     DONE,
     REQUEST_ID,
@@ -25,6 +25,7 @@ from tests.page.stub import (
     queued,
     refusal,
     text,
+    thinking,
     thought,
     whole,
 )
@@ -46,7 +47,7 @@ def test_send_and_stream(page: Page, stub: Stub, token: str) -> None:
     expect(page.locator("#log")).to_have_attribute("aria-busy", "true")
     second.release()
     expect(page.locator(".answer .text")).to_have_text("안녕하세요")
-    expect(page.locator("#said")).to_have_text("답변을 다 썼어요")
+    expect(page.locator("#said")).to_have_text("답변이 끝났어요")
     expect(page.locator("#status")).to_have_text("")
     assert "숨은 생각" not in page.content()
     (asked,) = stub.asked
@@ -115,8 +116,9 @@ def test_queue(page: Page, stub: Stub) -> None:
     expect(timing).not_to_have_text(timing.inner_text())
     expect(timing).to_have_text(re.compile(r"^약 3[0-3]초 뒤에 시작할 것 같아요\.$"))
     holds[1].release()
-    expect(status).to_have_text("곧 차례예요지금 답하는 질문이 끝나면 바로 시작해요.")
-    expect(timing).to_have_text("")
+    expect(status).to_have_text("다음 차례예요앞 질문의 답변이 끝나면 바로 시작해요.")
+    # Not knowing is no reason to guess later.
+    expect(timing).to_have_text(re.compile(r"^약 [12]\d초 뒤에|^약 3[0-3]초 뒤에"))
     holds[2].release()
     expect(status).to_have_text("답변을 준비하고 있어요")
     expect(button(page, "중지")).to_be_visible()
@@ -128,7 +130,7 @@ def test_queue(page: Page, stub: Stub) -> None:
 
 
 def test_stop(page: Page, stub: Stub) -> None:
-    """중지 ends the request at once; what came stays, is sent with the next question, and can be asked for again."""
+    """중지 ends the request at once; what came stays and can be continued, or asked for again beside it."""
     hold = Hold()
     stub.script(Answer([text("여기까지"), hold]), whole("새 답"), whole("또"))
     ask(page, "길게 써 줘요")
@@ -140,8 +142,15 @@ def test_stop(page: Page, stub: Stub) -> None:
     print(f"stopped after {(hold.left_at - pressed) * 1000:.0f} ms")
     assert hold.left_at - pressed < 0.25
     assert notice(page) == "답변을 중지했어요\n여기까지의 답변은 남아 있어요."
-    button(page, "다시 답변 받기").click()
+    # The first button keeps what came.
+    assert page.locator(".notice .row button").all_inner_texts() == ["이어서 받기", "답변 다시 받기"]
+    button(page, "답변 다시 받기").click()
     expect(page.locator(".answer .text")).to_have_text("새 답")
+    expect(page.locator(".versions")).to_contain_text("2 / 2")
+    rested(page)
+    button(page, "앞의 것 보기").click()
+    expect(page.locator(".answer .text")).to_have_text("여기까지")
+    button(page, "뒤의 것 보기").click()
     assert stub.asked[1].messages == [("user", "길게 써 줘요")]
     ask(page, "다음")
     expect(page.locator(".answer .text").nth(1)).to_have_text("또")
@@ -186,14 +195,14 @@ def test_closing_the_tab(page: Page, stub: Stub) -> None:
 
 
 def test_new_conversation(page: Page, stub: Stub) -> None:
-    """새 대화 ends what is under way and forgets what was said."""
+    """새 대화 ends what is under way, and nothing of it is sent with what is asked next."""
     hold = Hold()
     stub.script(Answer([text("여기까지"), hold]), whole("답"))
     ask(page, "하나")
     expect(page.locator(".answer .text")).to_have_text("여기까지")
     button(page, "새 대화").click()
     assert hold.left.wait(5)
-    expect(page.get_by_role("heading", name="무엇이 궁금해요?")).to_be_visible()
+    expect(page.get_by_role("heading", name="무엇이 궁금한가요?")).to_be_visible()
     ask(page, "둘")
     expect(page.locator(".answer .text")).to_have_text("답")
     assert stub.asked[1].messages == [("user", "둘")]
@@ -203,16 +212,16 @@ def test_new_conversation(page: Page, stub: Stub) -> None:
 
 
 def test_answer_again(page: Page, stub: Stub) -> None:
-    """다시 답변 받기 asks the same question; the old answer stays until the new one begins, and if it never does."""
+    """답변 다시 받기 asks the same question; the old answer stays until the new one begins, and if it never does."""
     hold = Hold()
     stub.script(whole("첫 답"), Answer([UPSTREAM, hold, text("새 답"), finish(), DONE]), refusal("router_ConnectError"))
     ask(page, "질문")
-    button(page, "다시 답변 받기").click()
+    button(page, "답변 다시 받기").click()
     assert hold.reached.wait(5)
     assert answers(page) == ["첫 답"]
     hold.release()
     expect(page.locator(".answer .text")).to_have_text("새 답")
-    button(page, "다시 답변 받기").click()
+    button(page, "답변 다시 받기").click()
     assert notice(page).startswith("답변 서버에 연결하지 못했어요")
     assert answers(page) == ["새 답"]
     assert [one.messages for one in stub.asked] == [[("user", "질문")]] * 3
@@ -290,18 +299,18 @@ def test_cut_before_the_answer(page: Page, stub: Stub) -> None:
 # reason → status, title, body, buttons; the words of the table the page was given.
 REASONS: dict[str, tuple[int, str, str, list[str]]] = {
     "gate_queue_full": (503, "지금 기다리는 질문이 많아요", "초 뒤에 다시 시도해 주세요.", ["다시 시도"]),
-    "gate_wait_timeout": (503, "차례가 오지 않아 멈췄어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
+    "gate_wait_timeout": (503, "오래 기다렸지만 차례가 오지 않았어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
     "editor_busy": (
         503,
-        "편집 작업을 먼저 하고 있어요",
+        "지금은 다른 작업을 먼저 하고 있어요",
         "작업이 끝나면 답할 수 있어요. 잠시 뒤에 다시 시도해 주세요.",
         ["다시 시도"],
     ),
     "provider_not_configured": (
         503,
         "아직 준비되지 않은 모드예요",
-        "관리자에게 설정을 부탁해 주세요.",
-        ["다른 모드 쓰기"],
+        "관리자에게 이 모드를 켜 달라고 말해 주세요.",
+        ["다른 모드로 물어보기"],
     ),
     "router_ConnectError": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
     "router_ConnectTimeout": (503, "답변 서버에 연결하지 못했어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
@@ -312,35 +321,35 @@ REASONS: dict[str, tuple[int, str, str, list[str]]] = {
     "router_http_418": (503, "답변을 만들다가 문제가 생겼어요", "같은 질문을 다시 보내 주세요.", ["다시 시도"]),
     "router_ReadTimeout": (503, "답변이 시작되지 않았어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
     "draining": (503, "서버를 다시 시작하고 있어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
-    "rules_missing": (503, "지금은 답할 수 없어요", "관리자에게 설정을 확인해 달라고 알려 주세요.", ["다시 시도"]),
+    "rules_missing": (503, "지금은 답할 수 없어요", "관리자에게 설정을 확인해 달라고 말해 주세요.", ["다시 시도"]),
     "model_not_found": (404, "쓸 수 없는 모드예요", "일상이나 심층을 골라 주세요.", []),
     "invalid_request": (400, "질문을 보내지 못했어요", "내용을 확인하고 다시 보내 주세요.", ["질문 고치기"]),
     "system_role_forbidden": (422, "질문을 보내지 못했어요", "내용을 확인하고 다시 보내 주세요.", ["질문 고치기"]),
     "message_too_long": (422, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
     "conversation_too_long": (
         422,
-        "질문이 너무 길어요",
-        "내용을 줄여서 보내 주세요.",
-        ["질문 고치기", "새 대화로 보내기"],
+        "대화가 너무 길어졌어요",
+        "새 대화에서 다시 물어봐 주세요.",
+        ["질문 고치기", "새 대화에서 물어보기"],
     ),
     "body_too_large": (413, "질문이 너무 길어요", "내용을 줄여서 보내 주세요.", ["질문 고치기"]),
-    "too_many_turns": (422, "대화가 너무 길어졌어요", "새 대화에서 다시 물어봐 주세요.", ["새 대화로 보내기"]),
+    "too_many_turns": (422, "대화가 너무 길어졌어요", "새 대화에서 다시 물어봐 주세요.", ["새 대화에서 물어보기"]),
     "internal_error": (
         500,
         "알 수 없는 문제가 생겼어요",
-        f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
+        "계속되면 아래 문의 번호를 알려 주세요.",
         ["다시 시도"],
     ),
     "some_new_reason": (
         503,
         "알 수 없는 문제가 생겼어요",
-        f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
+        "계속되면 아래 문의 번호를 알려 주세요.",
         ["다시 시도"],
     ),
     "constructor": (
         503,
         "알 수 없는 문제가 생겼어요",
-        f"계속되면 문의 번호 {REQUEST_ID}를 알려 주세요.",
+        "계속되면 아래 문의 번호를 알려 주세요.",
         ["다시 시도"],
     ),
     "the_2nd_unavailable": (503, "지금은 답할 수 없어요", "잠시 뒤에 다시 시도해 주세요.", ["다시 시도"]),
@@ -387,16 +396,16 @@ def test_empty_answer(page: Page, stub: Stub) -> None:
 
 
 def test_deep_is_unavailable(page: Page, stub: Stub) -> None:
-    """일상으로 보내기 sends the same question to the other mode, which stays chosen."""
+    """일상으로 물어보기 sends the same question to the other mode, which stays chosen."""
     stub.script(refusal("macbook_unavailable", retry_after=30), whole("일상 답"))
     page.get_by_role("radio", name="심층").check()
     ask(page, "질문")
     assert (
         notice(page)
-        == "지금은 심층 모드를 쓸 수 없어요\n심층 답변이 잠시 쉬고 있어요. 일상 모드로는 바로 답할 수 있어요."
+        == "지금은 심층 모드를 쓸 수 없어요\n심층은 잠시 쉬고 있어요. 일상으로는 답할 수 있어요."
     )
     assert "macbook" not in page.content() + json.dumps(storage(page))
-    button(page, "일상으로 보내기").click()
+    button(page, "일상으로 물어보기").click()
     expect(page.locator(".answer .text")).to_have_text("일상 답")
     expect(page.get_by_role("radio", name="일상")).to_be_checked()
     assert [(one.body["mode"], one.messages) for one in stub.asked] == [
@@ -406,10 +415,10 @@ def test_deep_is_unavailable(page: Page, stub: Stub) -> None:
 
 
 def test_mode_not_configured(page: Page, stub: Stub) -> None:
-    """다른 모드 쓰기 sends the question to the mode that was not chosen."""
+    """다른 모드로 물어보기 sends the question to the mode that was not chosen."""
     stub.script(refusal("provider_not_configured"), whole("심층 답"))
     ask(page, "질문")
-    button(page, "다른 모드 쓰기").click()
+    button(page, "다른 모드로 물어보기").click()
     expect(page.locator(".answer .text")).to_have_text("심층 답")
     assert [one.body["mode"] for one in stub.asked] == ["daily", "deep"]
 
@@ -435,6 +444,49 @@ def test_countdown(page: Page, stub: Stub) -> None:
 
 
 @pytest.mark.usefixtures("own")
+def test_clock(page: Page, stub: Stub) -> None:
+    """While a model thinks the page says so, and for how long; the tab says that something is under way."""
+    hold = Hold()
+    stub.script(Answer([UPSTREAM, thinking(42), hold, text("답"), finish(), DONE]))
+    page.clock.install()
+    ask(page, "깊이 생각해 줘요")
+    expect(page.locator("#status")).to_have_text("깊이 생각하고 있어요")
+    expect(page.locator("#clock")).to_have_text(" · 42초", use_inner_text=False)
+    page.clock.fast_forward(20_000)
+    expect(page.locator("#clock")).to_have_text(re.compile(r"· 1분 \d초"))
+    assert page.title() == "⏳ 이드 대화"
+    hold.release()
+    expect(page.locator(".answer .text")).to_have_text("답")
+    rested(page)
+    expect(page.locator("#clock")).to_have_text("")
+    assert page.title() == "이드 대화"
+
+
+def test_who_waits(page: Page, stub: Stub) -> None:
+    """Before one asks the page says how many wait and for how long; nobody waits: it says nothing."""
+    expect(page.locator("#queue")).to_have_text("")
+    stub.state = {"waiting": 2, "eta_seconds": 20}
+    page.reload()
+    expect(page.locator("#queue")).to_have_text("지금 질문 2개가 기다리고 있어요 · 약 20초")
+    stub.state = {"waiting": 0, "eta_seconds": None}
+    page.reload()
+    ready(page)
+    expect(page.locator("#queue")).to_have_text("")
+
+
+def test_online_again(page: Page, context: BrowserContext, stub: Stub) -> None:
+    """When the network is back the page asks whether to send again what was not sent."""
+    context.set_offline(True)
+    ask(page, "질문")
+    notice(page)
+    context.set_offline(False)
+    stub.script(whole("답"))
+    button(page, "다시 보내기").click()
+    expect(page.locator(".answer .text")).to_have_text("답")
+    assert stub.asked[0].messages == [("user", "질문")]
+
+
+@pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("as_event", [False, True], ids=["status", "event"])
 def test_warming(page: Page, stub: Stub, as_event: bool) -> None:
     """While the model is made ready the page asks again by itself, until the answer comes."""
@@ -445,7 +497,7 @@ def test_warming(page: Page, stub: Stub, as_event: bool) -> None:
         # No Retry-After in an event: the page's own ten seconds, which the clock of the browser can jump over.
         page.clock.install()
     ask(page, "질문")
-    said = "모델을 준비하고 있어요처음에는 1~2분쯤 걸려요. 준비되면 다시 보낼게요."
+    said = "답할 준비를 하고 있어요처음에는 1~2분쯤 걸려요. 준비되면 질문을 자동으로 다시 보낼게요."
     expect(page.locator("#status")).to_have_text(said)
     expect(button(page, "취소")).to_be_visible()
     expect(page.locator(".notice")).to_have_count(0)
@@ -467,7 +519,7 @@ def test_warming_cancelled(page: Page, stub: Stub) -> None:
     stub.script(refusal("warming", retry_after=1))
     page.clock.install()
     ask(page, "질문")
-    expect(page.locator("#status")).to_contain_text("모델을 준비하고 있어요")
+    expect(page.locator("#status")).to_contain_text("답할 준비를 하고 있어요")
     button(page, "취소").click()
     assert notice(page) == "답변을 중지했어요"
     page.clock.fast_forward(60_000)
@@ -482,7 +534,7 @@ def test_warming_without_end(page: Page, stub: Stub) -> None:
     page.clock.install()
     ask(page, "질문")
     started = page.evaluate("Date.now()")
-    expect(page.locator("#status")).to_contain_text("모델을 준비하고 있어요")
+    expect(page.locator("#status")).to_contain_text("답할 준비를 하고 있어요")
 
     def given_up() -> bool:
         page.clock.run_for(5_000)
@@ -491,7 +543,7 @@ def test_warming_without_end(page: Page, stub: Stub) -> None:
     until(given_up, timeout=30, what="the end of the page's patience")
     waited = (page.evaluate("Date.now()") - started) / 1000
     assert 300 <= waited < 400
-    assert notice(page).startswith("모델을 준비하고 있어요\n생각보다 오래 걸리고 있어요.")
+    assert notice(page).startswith("답할 준비를 하고 있어요\n생각보다 오래 걸리고 있어요.")
     tries = len(stub.asked)
     assert 5 <= tries <= 6
     page.clock.run_for(300_000)
@@ -503,7 +555,7 @@ def test_cold(page: Page, stub: Stub) -> None:
     """A model that wakes up: the page counts down and tries again; 지금 시도 does it at once."""
     stub.script(refusal("upstream_cold", retry_after=60), refusal("upstream_cold", retry_after=1), whole("일어났어요"))
     ask(page, "질문")
-    expect(page.locator("#status")).to_have_text("쉬고 있던 모델을 깨우고 있어요")
+    expect(page.locator("#status")).to_have_text("쉬고 있던 AI를 깨우고 있어요")
     expect(page.locator("#timing")).to_have_text(re.compile(r"^(60|59|58)초 뒤에 다시 시도할게요\.$"))
     button(page, "지금 시도").click()
     expect(page.locator(".answer .text")).to_have_text("일어났어요")
@@ -537,11 +589,22 @@ def test_something_in_between_answers(page: Page, stub: Stub) -> None:
 # --- What is written ------------------------------------------------------------------------------------------------
 
 
+def test_caps_of_the_server(page: Page, stub: Stub) -> None:
+    """What the server allows is what the page counts by; its name is the page's."""
+    stub.config |= {"title": "우리 집", "max_message_chars": 100}
+    page.reload()
+    expect(page.locator("#brand")).to_have_text("우리 집")
+    assert page.title() == "우리 집 대화"
+    page.fill("#compose", "가" * 120)
+    expect(page.locator("#counter")).to_have_text("100자까지 보낼 수 있어요. 20자 줄여 주세요.")
+    expect(page.locator("#send")).to_be_disabled()
+
+
 def test_too_long_is_not_sent(page: Page, stub: Stub) -> None:
     """Over 8000 code points the page counts what is too much and does not send; emoji count once."""
     send = page.locator("#send")
     page.fill("#compose", "👋" * 8001)
-    expect(page.locator("#counter")).to_have_text("8,000자까지 보낼 수 있어요. 1자를 줄여 주세요.")
+    expect(page.locator("#counter")).to_have_text("8,000자까지 보낼 수 있어요. 1자 줄여 주세요.")
     expect(send).to_be_disabled()
     expect(page.locator("#compose")).to_have_attribute("aria-invalid", "true")
     page.press("#compose", "Enter")
@@ -586,24 +649,30 @@ def test_refused_turn_is_not_sent_again(page: Page, stub: Stub, reason: str) -> 
 
 
 def test_edit_a_refused_question(page: Page, stub: Stub) -> None:
-    """질문 고치기 gives the text back to be changed."""
+    """질문 고치기 gives the text back to be changed; what was being written comes back afterwards."""
     stub.script(refusal("message_too_long", 422), whole("답"))
     ask(page, "너무 긴 질문")
+    page.fill("#compose", "초안")
     button(page, "질문 고치기").click()
     expect(page.locator("#compose")).to_have_value("너무 긴 질문")
-    expect(page.locator(".exchange")).to_have_count(0)
+    expect(page.locator("#editing")).to_be_visible()
     ask(page, "짧은 질문")
     expect(page.locator(".answer .text")).to_have_text("답")
     assert stub.asked[1].messages == [("user", "짧은 질문")]
+    expect(page.locator("#compose")).to_have_value("초안")
+    # The refused one is still there, beside it.
+    expect(page.locator(".exchange")).to_have_count(1)
+    button(page, "앞의 것 보기").click()
+    expect(page.locator(".question")).to_have_text("너무 긴 질문")
 
 
 def test_too_many_turns_in_a_new_conversation(page: Page, stub: Stub) -> None:
-    """새 대화로 보내기 sends the question alone."""
+    """새 대화에서 물어보기 sends the question alone."""
     stub.script(whole("하나"), refusal("too_many_turns", 422), whole("둘"))
     ask(page, "첫째")
     rested(page)
     ask(page, "둘째")
-    button(page, "새 대화로 보내기").click()
+    button(page, "새 대화에서 물어보기").click()
     expect(page.locator(".answer .text")).to_have_text("둘")
     assert stub.asked[2].messages == [("user", "둘째")]
 
@@ -624,8 +693,23 @@ def test_long_conversation(page: Page, stub: Stub) -> None:
     assert messages[-1] == ("user", "마지막")
 
 
+def test_beginning_is_forgotten(page: Page, stub: Stub) -> None:
+    """Where the beginning is no longer sent, the page says so."""
+    said = "앞부분은 더 이상 기억하지 못해요. 중요한 내용은 다시 적어 주세요."
+    remember(page, [{"question": f"질문 {number}", "answer": f"답 {number}"} for number in range(25)])
+    page.reload()
+    expect(page.get_by_text(said)).to_have_count(1)
+    # The next question goes with 19 turns before it: 39 messages.
+    before = page.locator(".forgotten").evaluate("(one) => one.previousElementSibling.textContent")
+    assert "답 5" in before
+    stub.script(whole("끝"))
+    ask(page, "더")
+    rested(page)
+    assert stub.asked[0].messages[0] == ("user", "질문 6")
+
+
 def remember(page: Page, exchanges: list[dict[str, Any]], subject: str = "mina") -> None:
-    """Put a conversation where the page keeps it."""
+    """Put a conversation where the page kept it before it had a list; it takes it over."""
     kept = json.dumps({"owner": json.dumps([None, subject], separators=(",", ":")), "exchanges": exchanges})
     page.evaluate("(kept) => localStorage.setItem('eid.conversation', kept)", kept)
 
@@ -713,7 +797,7 @@ def test_keyboard_alone(page: Page, stub: Stub) -> None:
     page.keyboard.press("Space")
     notice(page)
     expect(page.locator("#compose")).to_be_focused()
-    button(page, "다시 답변 받기").focus()
+    button(page, "답변 다시 받기").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".answer .text")).to_have_text("답")
     expect(page.locator("#compose")).to_be_focused()
@@ -784,209 +868,7 @@ def test_text_never_becomes_markup(page: Page, stub: Stub) -> None:
     expect(page.locator(".answer .text")).to_have_text(attack)
     expect(page.locator(".question")).to_have_text(attack)
     assert page.locator("#log img, #log script").count() == 0
-    assert page.title() == "eid 대화"
-
-
-# --- Logging in, and what is kept -----------------------------------------------------------------------------------
-
-
-def test_fragment(page: Page, base_url: str, token: str) -> None:
-    """A token in the fragment is taken out of the address, and lives in the tab's storage alone."""
-    assert page.url == f"{base_url}/chat"
-    kept = storage(page)
-    assert kept["session"]["eid.token"] == token
-    assert token not in json.dumps(kept["local"])
-    assert token not in page.content()
-    assert page.evaluate("() => document.cookie") == ""
-
-
-def test_paste_a_token(context: BrowserContext, base_url: str, stub: Stub, token: str) -> None:
-    """A question asked before the login is sent after it; what is no token is refused at once."""
-    stub.script(whole("답"))
-    page = context.new_page()
-    page.goto(f"{base_url}/chat")
-    ask(page, "미리 쓴 질문")
-    assert notice(page) == "로그인이 필요해요"
-    assert stub.asked == []
-    page.locator(".notice").get_by_role("button", name="로그인").click()
-    field = page.get_by_label("로그인 코드")
-    for wrong in ("x", "a.b.c", "가.나.다", token + "가", f"{token}.x", "a." + "A" * 5000 + ".c"):
-        field.fill(wrong)
-        page.get_by_role("dialog").get_by_role("button", name="로그인").click()
-        expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("로그인 코드가 맞지 않아요.")
-    field.fill(f" {token}\n")
-    page.get_by_role("dialog").get_by_role("button", name="로그인").click()
-    expect(page.get_by_role("dialog")).to_have_count(0)
-    expect(page.locator(".answer .text")).to_have_text("답")
-    assert stub.asked[0].messages == [("user", "미리 쓴 질문")]
-
-
-def test_reload_keeps_the_conversation(page: Page, stub: Stub) -> None:
-    """The conversation is there after a reload, and goes on."""
-    stub.script(whole("하나"), whole("둘"))
-    ask(page, "첫째")
-    rested(page)
-    page.reload()
-    assert answers(page) == ["하나"]
-    ask(page, "둘째")
-    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
-    assert len(stub.asked[1].messages) == 3
-
-
-def test_reload_in_the_middle(page: Page, stub: Stub) -> None:
-    """What had come when the page was left is kept, and can be continued."""
-    stub.script(Answer([text("여기까지 "), Hold()]), whole("그리고 끝"))
-    ask(page, "첫째")
-    expect(page.locator(".answer .text")).to_have_text("여기까지")
-    page.reload()
-    assert notice(page) == "답변이 중간에 끊겼어요\n여기까지의 답변은 남아 있어요."
-    # It is not news any more.
-    expect(page.locator(".notice [role=alert]")).to_have_count(0)
-    button(page, "이어서 받기").click()
-    expect(page.locator(".answer .text")).to_have_text("여기까지 그리고 끝")
-
-
-def test_logout(page: Page, stub: Stub, token: str) -> None:
-    """로그아웃 ends the request and leaves nothing of the person behind."""
-    hold = Hold()
-    stub.script(whole("비밀 답"), Answer([text("비밀 둘"), hold]))
-    ask(page, "비밀 질문")
-    rested(page)
-    ask(page, "비밀 질문 둘")
-    expect(page.locator(".answer .text").nth(1)).to_have_text("비밀 둘")
-    page.fill("#compose", "비밀 초안")
-    button(page, "로그아웃").click()
-    assert hold.left.wait(5)
-    expect(page.get_by_text("먼저 로그인해 주세요.")).to_be_visible()
-    kept = json.dumps(storage(page), ensure_ascii=False)
-    assert "비밀" not in kept + page.content() + page.input_value("#compose")
-    assert token not in kept
-    assert "mina" not in kept
-    page.reload()
-    expect(page.locator(".exchange")).to_have_count(0)
-
-
-def test_logout_in_another_tab(page: Page, context: BrowserContext, base_url: str, stub: Stub, token: str) -> None:
-    """Logging out holds for all tabs of the browser."""
-    stub.script(whole("비밀 답"))
-    ask(page, "비밀 질문")
-    rested(page)
-    other = context.new_page()
-    other.goto(f"{base_url}/chat#token={token}")
-    expect(other.locator(".answer .text")).to_have_text("비밀 답")
-    button(other, "로그아웃").click()
-    expect(page.get_by_text("먼저 로그인해 주세요.")).to_be_visible()
-    assert "비밀" not in page.content() + json.dumps(storage(page), ensure_ascii=False)
-
-
-def login_with(page: Page, token: str) -> None:
-    """Open the page anew with another token, as a link would."""
-    page.evaluate("(token) => { location.hash = `token=${token}`; }", token)
-    page.wait_for_function("() => location.hash === ''")
-
-
-def test_another_person(page: Page, stub: Stub) -> None:
-    """The token of somebody else clears what the first has written, on the page and on the device."""
-    hold = Hold()
-    stub.script(Answer([text("비밀 답"), hold]), whole("답"))
-    ask(page, "비밀 질문")
-    expect(page.locator(".answer .text")).to_have_text("비밀 답")
-    page.fill("#compose", "비밀 초안")
-    login_with(page, token_of("junho"))
-    assert hold.left.wait(5)
-    expect(page.locator(".exchange")).to_have_count(0)
-    assert "비밀" not in json.dumps(storage(page), ensure_ascii=False) + page.content() + page.input_value("#compose")
-    ask(page, "질문")
-    expect(page.locator(".answer .text")).to_have_text("답")
-    assert stub.asked[1].messages == [("user", "질문")]
-
-
-def test_another_person_in_a_new_tab(page: Page, context: BrowserContext, base_url: str, stub: Stub) -> None:
-    """What the device keeps is only given back to a token with the same subject."""
-    stub.script(whole("비밀 답"))
-    ask(page, "비밀 질문")
-    rested(page)
-    page.close()
-    other = context.new_page()
-    other.goto(f"{base_url}/chat")
-    expect(other.locator(".exchange")).to_have_count(0)
-    other.goto(f"{base_url}/chat#token={token_of('junho')}")
-    button(other, "로그아웃").wait_for()
-    expect(other.locator(".exchange")).to_have_count(0)
-    assert "비밀" not in json.dumps(storage(other), ensure_ascii=False)
-
-
-def test_new_token_of_the_same_person(page: Page, stub: Stub) -> None:
-    """A fresh token keeps the conversation."""
-    stub.script(whole("하나"), whole("둘"))
-    ask(page, "첫째")
-    rested(page)
-    fresh = token_of("mina", 1)
-    login_with(page, fresh)
-    assert answers(page) == ["하나"]
-    ask(page, "둘째")
-    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
-    assert stub.asked[1].headers["authorization"] == f"Bearer {fresh}"
-    assert len(stub.asked[1].messages) == 3
-
-
-def test_token_runs_out(page: Page, stub: Stub, token: str) -> None:
-    """After a login that worked, 401 says that its time is over; the question is sent after the next login."""
-    stub.script(whole("하나"), refusal("unauthorized", 401), whole("둘"))
-    ask(page, "첫째")
-    rested(page)
-    ask(page, "둘째")
-    assert notice(page) == "로그인 시간이 지났어요\n다시 로그인해 주세요. 쓰던 질문은 남아 있어요."
-    page.fill("#compose", "쓰던 질문")
-    assert token not in json.dumps(storage(page))
-    page.locator(".notice").get_by_role("button", name="로그인").click()
-    page.get_by_label("로그인 코드").fill(token_of("mina", 1))
-    page.get_by_role("dialog").get_by_role("button", name="로그인").click()
-    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
-    assert page.input_value("#compose") == "쓰던 질문"
-    assert stub.asked[2].messages == [("user", "첫째"), ("assistant", "하나"), ("user", "둘째")]
-
-
-def test_token_never_worked(page: Page, stub: Stub) -> None:
-    """401 at the first question asks for a login, not for another one."""
-    stub.script(refusal("unauthorized", 401))
-    ask(page, "첫째")
-    assert notice(page) == "로그인이 필요해요"
-
-
-def test_damaged_storage(page: Page, stub: Stub, token: str) -> None:
-    """Whatever stands in the storage, the page works."""
-    owner = json.dumps([None, "mina"], separators=(",", ":"))
-    for kept in (
-        "{",
-        "null",
-        "[]",
-        json.dumps({"owner": owner, "exchanges": 5}),
-        json.dumps({"owner": owner, "exchanges": [None, 1, {"question": 5, "answer": []}]}),
-    ):
-        page.evaluate("(kept) => localStorage.setItem('eid.conversation', kept)", kept)
-        page.reload()
-        expect(page.locator(".exchange")).to_have_count(0)
-    odd = {"question": "질문", "answer": "답", "mode": "other", "notice": {"kind": "constructor"}}
-    remember(page, [odd])
-    page.reload()
-    assert answers(page) == ["답"]
-    stub.script(whole("둘"))
-    ask(page, "둘째")
-    expect(page.locator(".answer .text").nth(1)).to_have_text("둘")
-
-
-def test_full_storage(page: Page, stub: Stub) -> None:
-    """A device without room keeps the newest, and the page goes on."""
-    page.evaluate("() => localStorage.setItem('full', 'x'.repeat(5 * 1024 * 1024 - 700))")
-    stub.script(*[whole(f"답 {number}" * 40) for number in range(3)])
-    for number in range(3):
-        ask(page, f"질문 {number}")
-        expect(page.locator(".answer .text")).to_have_count(number + 1)
-        rested(page)
-    assert len(answers(page)) == 3
-    kept = json.loads(storage(page)["local"]["eid.conversation"])["exchanges"]
-    assert [one["question"] for one in kept] in (["질문 2"], ["질문 1", "질문 2"])
+    assert page.title() == "이드 대화"
 
 
 # --- The second language, the view ----------------------------------------------------------------------------------
@@ -1037,22 +919,3 @@ def test_view_follows_the_answer(page: Page, stub: Stub) -> None:
     holds[2].release()
     rested(page)
     until(bottom, what="the end in view at the end")
-
-
-def test_two_tabs(page: Page, context: BrowserContext, base_url: str, stub: Stub, token: str) -> None:
-    """Two tabs of one person ask side by side."""
-    first, second = Hold(), Hold()
-    stub.script(
-        Answer([text("하나"), first, finish(), DONE]), Answer([queued(1, 5), second, text("둘"), finish(), DONE])
-    )
-    ask(page, "첫째")
-    expect(page.locator(".answer .text")).to_have_text("하나")
-    other = context.new_page()
-    other.goto(f"{base_url}/chat#token={token}")
-    ask(other, "둘째")
-    expect(other.locator("#status")).to_contain_text("곧 차례예요")
-    first.release()
-    second.release()
-    expect(other.locator(".answer .text").last).to_have_text("둘")
-    rested(page)
-    assert answers(page) == ["하나"]

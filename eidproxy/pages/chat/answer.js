@@ -1,9 +1,15 @@
 // One question to the server and its answer: fetch, the event stream, and how it ended.
 
-import { createParser } from "/chat/vendor/eventsource-parser.js";
+import { createParser } from "./vendor/eventsource-parser.js";
 
 const MAX_EVENT_CHARS = 2 * 1024 * 1024;
 const REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/;
+
+/**
+ * @typedef {{end: "done", finish: string | null} | {end: "cut"} | {end: "stopped"} | Failure} Outcome
+ * @typedef {{end: "failed", reason: string | null, status: number, retrySeconds: number | null, requestId: string | null}} Failure
+ * @typedef {{state?: unknown, position?: unknown, eta_seconds?: unknown, elapsed_seconds?: unknown}} Progress
+ */
 
 /**
  * Ask, and resolve (never reject) with how it ended:
@@ -13,9 +19,13 @@ const REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/;
  * - `{end: "stopped"}`: `signal` was aborted.
  * - `{end: "failed", reason, status, retrySeconds, requestId}`: refused, or an error event.
  *
- * `accepted()` is called once the token was good, `progress({state, position, eta_seconds})` and `text(piece)` as they come.
+ * `progress({state, position, eta_seconds, elapsed_seconds})` and `text(piece)` are called as they come.
+ *
+ * @param {{token: string, mode: string, messages: Array<{role: string, content: string}>, signal: AbortSignal,
+ *   progress: (news: Progress) => void, text: (piece: string) => void}} request
+ * @returns {Promise<Outcome>}
  */
-export async function ask({ token, mode, messages, signal, accepted, progress, text }) {
+export async function ask({ token, mode, messages, signal, progress, text }) {
   let response;
   try {
     response = await fetch("/api/eid/chat", {
@@ -29,18 +39,26 @@ export async function ask({ token, mode, messages, signal, accepted, progress, t
   } catch {
     return signal.aborted ? { end: "stopped" } : unreachable();
   }
-  if (response.ok) accepted();
   const type = response.headers.get("Content-Type") ?? "";
-  if (response.ok && type.startsWith("text/event-stream")) return read(response.body, { signal, progress, text });
+  if (response.ok && response.body && type.startsWith("text/event-stream")) return read(response.body, { signal, progress, text });
   return refusal(response, signal);
 }
 
-/** Read an event stream (a ReadableStream of bytes, cut anywhere) to its end; resolves as `ask` does. */
+/**
+ * Read an event stream (a ReadableStream of bytes, cut anywhere) to its end; resolves as `ask` does.
+ *
+ * @param {ReadableStream<Uint8Array>} body
+ * @param {{signal?: AbortSignal, progress: (news: Progress) => void, text: (piece: string) => void}} to
+ * @returns {Promise<Outcome>}
+ */
 export async function read(body, { signal, progress, text }) {
+  /** @type {string | null} */
   let finish = null;
+  /** @type {Outcome | null} */
   let outcome = null;
 
-  function take({ event, data }) {
+  /** @returns {Outcome | null} */
+  function take(/** @type {{event?: string, data: string}} */ { event, data }) {
     if (data === "[DONE]") return { end: "done", finish };
     let payload;
     try {
@@ -54,7 +72,8 @@ export async function read(body, { signal, progress, text }) {
     if (payload.eid && typeof payload.eid === "object") progress(payload.eid);
     const choice = Array.isArray(payload.choices) ? payload.choices[0] : null;
     const delta = choice?.delta ?? {};
-    // What a model thinks before it answers (`reasoning_content`) is not part of the answer: neither shown nor kept.
+    // What a model thinks before it answers is not part of the answer: neither shown nor kept. That it thinks is news.
+    if (typeof delta.reasoning_content === "string" && delta.reasoning_content) progress({ state: "thinking" });
     for (const piece of [delta.content, delta.refusal]) if (typeof piece === "string" && piece) text(piece);
     if (typeof choice?.finish_reason === "string") finish = choice.finish_reason;
     return null;
@@ -63,7 +82,7 @@ export async function read(body, { signal, progress, text }) {
   const decoder = new TextDecoder();
   const parser = createParser({
     maxBufferSize: MAX_EVENT_CHARS,
-    onEvent: (event) => {
+    onEvent: (/** @type {{event?: string, data: string}} */ event) => {
       outcome ??= take(event);
     },
   });
@@ -86,7 +105,7 @@ export async function read(body, { signal, progress, text }) {
 }
 
 /** The answer is whole, but the body has not ended yet: read it out, so that the server sees a caller that stayed. */
-async function drain(reader) {
+async function drain(/** @type {ReadableStreamDefaultReader} */ reader) {
   try {
     while (!(await reader.read()).done);
   } catch {
@@ -95,12 +114,12 @@ async function drain(reader) {
 }
 
 /** An answer that is not an event stream. The body is ours, or that of something in between. */
-async function refusal(response, signal) {
+async function refusal(/** @type {Response} */ response, /** @type {AbortSignal} */ signal) {
   let payload = null;
   try {
     payload = await response.json();
   } catch {
-    if (signal.aborted) return { end: "stopped" };
+    if (signal.aborted) return /** @type {const} */ ({ end: "stopped" });
   }
   return failure(payload, {
     status: response.status,
@@ -109,13 +128,15 @@ async function refusal(response, signal) {
   });
 }
 
+/** @param {any} payload @param {{status: number, retry: string | null, id: string | null}} head @returns {Failure} */
 function failure(payload, { status, retry, id }) {
   const requestId = [payload?.request_id, id].find((word) => typeof word === "string" && REQUEST_ID.test(word));
-  const seconds = /^\d{1,4}$/.test(retry ?? "") ? Math.min(Number(retry), 60) : null;
+  const seconds = retry !== null && /^\d{1,4}$/.test(retry) ? Math.min(Number(retry), 60) : null;
   const reason = typeof payload?.error_reason === "string" ? payload.error_reason : (payload?.error?.code ?? null);
   return { end: "failed", reason, status, retrySeconds: seconds, requestId: requestId ?? null };
 }
 
+/** @returns {Failure} */
 function unreachable() {
   const reason = navigator.onLine ? "unreachable" : "offline";
   return { end: "failed", reason, status: 0, retrySeconds: null, requestId: null };

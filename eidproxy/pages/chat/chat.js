@@ -1,644 +1,822 @@
-// The page: what is shown, and what every button does. It keeps one list of exchanges and draws each of them again when
-// it changes. No text is ever parsed as markup: elements are built, texts are set.
+// The page: who is here, which conversation is open, what is under way, and what every button does.
 
-import { ask } from "/chat/answer.js";
-import { MAX_MESSAGE, cleaned, codePoints, joined, outgoing } from "/chat/conversation.js";
-import { show } from "/chat/markup.js";
-import { NOTICES, noticeOf } from "/chat/notices.js";
-import * as session from "/chat/session.js";
-import english from "/chat/strings.en.js";
-import korean from "/chat/strings.ko.js";
+import { copyText } from "./clipboard.js";
+import { Composer } from "./composer.js";
+import * as values from "./conversation.js";
+import { $, download, fill } from "./dom.js";
+import { List } from "./list.js";
+import { Log } from "./log.js";
+import { Login, choose } from "./login.js";
+import { NOTICES } from "./notices.js";
+import { Progress } from "./progress.js";
+import { Run } from "./run.js";
+import { Scroll } from "./scroll.js";
+import { readConfig, readState } from "./server.js";
+import * as session from "./session.js";
+import { openStore } from "./store.js";
+import english from "./strings.en.js";
+import korean from "./strings.ko.js";
+import { hideToast, say, toast } from "./toast.js";
 
-// How long the page goes on asking again by itself while a model is being made ready.
-const PATIENCE_MS = 5 * 60_000;
-// The counter appears when a question comes near the cap.
-const COUNTER_FROM = MAX_MESSAGE * 0.8;
+/** @typedef {import("./conversation.js").Turn} Turn */
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {import("./session.js").Person} Person */
 
-const $ = (id) => document.getElementById(id);
-const modes = Array.from(document.querySelectorAll("input[name=mode]"));
-const finePointer = matchMedia("(pointer: fine)").matches;
+// How often an answer that is coming is kept: what a tab that crashes can lose.
+const KEEP_MS = 300;
+// How often a tab says that it is still getting an answer.
+const BEAT_MS = 2000;
+const WAITING_MS = 20_000;
+// Until then what was deleted can be had back.
+const UNDO_MS = 15_000;
 
-let words = session.preference("language", ["ko", "en"]) === "en" ? english : korean;
-let token = session.storedToken();
-// Whose conversation is shown: that of the token, also after the token has run out; null before the first login.
-let owner = token === null ? null : session.ownerOf(token);
-// {question, answer, mode, refused, notice: {kind, requestId} | null, running}
-let exchanges = [];
-// The request under way: {exchange, controller, phase, text, resume, position, startsAt, retryAt, wake}
-let run = null;
-const views = new WeakMap();
+class Chat {
+  words = session.preference("language", ["ko", "en"]) === "en" ? english : korean;
+  /** @type {import("./server.js").Config} */
+  config = { title: null, caps: values.CAPS };
+  /** @type {Person | null} whose conversations are shown, also after their token has run out */
+  person = null;
+  /** @type {string | null} what is sent; null without a login, and after it has run out */
+  token = null;
+  /** @type {Conversation} the one that is open; kept from its first question on */
+  conversation = values.newConversation("");
+  /** @type {Turn[]} */
+  turns = [];
+  /** @type {Map<string, Run>} what is under way, by conversation */
+  runs = new Map();
+  /** @type {import("./log.js").Event | null} */
+  event = null;
+  /** @type {"full" | null} */
+  trouble = null;
+  finished = false;
+  tab = session.tabName(values.newId);
 
-function fill(template, values) {
-  return template.replace(/\{(\w+)\}/g, (_, name) => values[name]);
-}
-
-function element(tag, { className, text, ...rest } = {}, ...children) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  Object.assign(made, rest);
-  made.append(...children);
-  return made;
-}
-
-// --- Asking ---------------------------------------------------------------------------------------------------------
-
-/** Ask for the answer of `exchange`; with `resume` for the rest of it. What is shown stays until the first new word. */
-async function answer(exchange, { mode = exchange.mode, resume = false } = {}) {
-  if (run !== null) return;
-  exchange.mode = mode;
-  exchange.notice = null;
-  exchange.refused = false;
-  if (token === null) {
-    settle(exchange, { kind: session.wasAccepted() ? "login_expired" : "login", resume });
-    return;
+  /** @param {import("./store.js").Store} store */
+  constructor(store) {
+    this.store = store;
+    const words = () => this.words;
+    this.scroll = new Scroll();
+    this.progress = new Progress(words);
+    this.log = new Log($("log"), {
+      act: (name, turn) => this.act(name, turn),
+      copy: (text, pressed) => this.copy(text, pressed),
+      show: (turn) => this.choose(turn),
+    });
+    this.composer = new Composer(words, {
+      send: (question) => this.send(question),
+      stop: () => this.stop(),
+      editLast: () => this.editLast(),
+      changed: () => this.drawComposer(),
+    });
+    this.login = new Login(words, () => this.person, (person, stay) => this.enter(person, stay));
+    this.list = new List({
+      words,
+      open: () => (this.turns.length ? this.conversation.id : null),
+      load: async () => (this.person ? this.store.conversations(this.person.owner) : []),
+      search: (text, signal) => this.store.search(this.person?.owner ?? "", text, signal),
+      show: (id) => this.open(id),
+      rename: (id, title) => this.keep(() => this.store.change(this.person?.owner ?? "", id, (one) => { one.title = title; })),
+      save: (conversation) => this.saveAsFile(conversation),
+      remove: (conversation) => this.remove(conversation),
+      exportAll: () => this.exportAll(),
+      importFrom: (file) => this.importFrom(file),
+    });
+    this.#listen();
   }
-  const mine = { exchange, controller: new AbortController(), phase: "thinking", text: "", resume };
-  run = mine;
-  exchange.running = true;
-  redraw(exchange);
-  drawRun();
-  followEnd(true);
 
-  const before = resume ? exchange.answer : "";
-  const earlier = exchanges.slice(0, exchanges.indexOf(exchange));
-  const messages = outgoing(earlier, exchange, resume ? words.resume_request : null);
-  const { signal } = mine.controller;
-  const patienceEnds = Date.now() + PATIENCE_MS;
-  let outcome;
-  let kind;
-  for (;;) {
-    outcome = await ask({
-      token,
-      mode,
-      messages,
-      signal,
-      accepted: session.markAccepted,
-      progress: (news) => onProgress(mine, news),
-      text(piece) {
-        mine.text += piece;
-        exchange.answer = joined(before, mine.text);
-        onText(mine);
+  #listen() {
+    $("stop").addEventListener("click", () => this.stop());
+    $("fresh").addEventListener("click", () => this.fresh());
+    $("list-fresh").addEventListener("click", () => {
+      this.list.close();
+      this.fresh();
+    });
+    $("menu").addEventListener("click", () => this.list.open());
+    $("account").addEventListener("click", () => (this.token === null ? this.login.open() : this.logout()));
+    $("welcome-button").addEventListener("click", () => this.login.open());
+    $("language").addEventListener("click", () => this.setLanguage(this.words === korean ? english : korean));
+    $("keys-open").addEventListener("click", () => this.showKeys());
+    $("keys-close").addEventListener("click", () => /** @type {HTMLDialogElement} */ ($("keys")).close());
+    addEventListener("keydown", (event) => this.#onKey(event));
+    addEventListener("online", () => this.online());
+    addEventListener("pagehide", () => {
+      for (const run of this.runs.values()) this.#write(run.turn);
+    });
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) return;
+      this.finished = false;
+      this.drawTitle();
+      this.readWaiting();
+    });
+    this.store.listen((news) => this.#heard(news));
+    setInterval(() => this.#beat(), BEAT_MS);
+    setInterval(() => this.readWaiting(), WAITING_MS);
+  }
+
+  async start() {
+    this.person = session.storedPerson();
+    this.token = this.person?.token ?? null;
+    this.drawWords();
+    const config = readConfig();
+    if (this.person) await this.#settleIn(this.person, session.openConversation());
+    this.draw();
+    this.scroll.follow(true);
+    $("log").setAttribute("aria-busy", "false");
+    document.body.classList.remove("starting");
+    this.config = await config;
+    this.composer.limit = this.config.caps.message;
+    this.drawWords();
+    this.draw();
+    this.composer.changed();
+    await this.login.takeFragment();
+    await this.readWaiting();
+  }
+
+  // --- Asking -------------------------------------------------------------------------------------------------------
+
+  /** @returns {Run | null} what is under way in the conversation that is open */
+  get run() {
+    return this.runs.get(this.conversation.id) ?? null;
+  }
+
+  get path() {
+    return values.path(this.turns, this.conversation.chosen);
+  }
+
+  send(/** @type {string} */ question) {
+    if (this.run !== null) return;
+    const edited = this.turns.find(({ id }) => id === this.composer.editing);
+    const parent = edited ? edited.parent : (this.path.at(-1)?.id ?? null);
+    if (edited) this.composer.endEditing();
+    else this.composer.text = "";
+    const turn = this.#begin(parent, question, this.composer.mode);
+    this.answer(turn);
+  }
+
+  /** Put a new turn into the conversation, as the one that is shown. */
+  #begin(/** @type {string | null} */ parent, /** @type {string} */ question, /** @type {Turn["mode"]} */ mode) {
+    const { id: conversation, owner } = this.conversation;
+    const turn = values.newTurn({ conversation, owner, parent, mode, question });
+    this.turns.push(turn);
+    this.conversation.chosen[parent ?? ""] = turn.id;
+    this.conversation.first ||= values.firstWords(question);
+    session.keepOpenConversation(conversation);
+    return turn;
+  }
+
+  /**
+   * Ask for the answer of `turn`; with `resume` for the rest of it. An answer that is there stays, beside the new one,
+   * and is shown until the new one begins.
+   *
+   * @param {Turn} turn
+   * @param {{mode?: Turn["mode"], resume?: boolean}} [way]
+   */
+  async answer(turn, { mode = turn.mode, resume = false } = {}) {
+    if (this.run !== null) return;
+    const again = turn.answer !== "" && !resume;
+    hideToast();
+    if (this.token === null) {
+      this.#settle(turn, { kind: this.person ? "login_expired" : "login", resume });
+      return;
+    }
+    if (!again) Object.assign(turn, { mode, notice: null, refused: false });
+    const before = resume ? turn.answer : "";
+    const { token, conversation } = this;
+    const path = this.path;
+    const messages = values.outgoing(path.slice(0, path.indexOf(turn)), turn, resume ? this.words.resume_request : null, this.config.caps);
+    const run = new Run(turn, { mode, resume, again }, {
+      change: () => this.#onRun(run),
+      text: () => {
+        if (again && run.turn === turn) this.#takeOver(run, turn, conversation);
+        run.turn.answer = values.joined(before, run.text);
+        this.#onText(run);
       },
     });
-    kind = noticeOf(outcome, { mode, hasText: mine.text !== "", resume, wasAccepted: session.wasAccepted() });
-    if (!NOTICES[kind]?.again || mine.text !== "" || Date.now() > patienceEnds) break;
-    mine.phase = kind;
-    if (!(await pause(mine, outcome.retrySeconds ?? NOTICES[kind].seconds))) {
-      outcome = { end: "stopped" };
-      kind = "stopped";
-      break;
+    this.runs.set(conversation.id, run);
+    this.event = null;
+    Object.assign(run.turn, { tab: this.tab, beat: Date.now() });
+    this.#keepTurn(run.turn, conversation);
+    this.draw();
+    this.scroll.follow(true);
+
+    const { kind, outcome } = await run.answer(token, messages);
+    // A new run of the same conversation may have begun, after this one was left.
+    if (this.runs.get(conversation.id) === run) this.runs.delete(conversation.id);
+    run.turn.tab = null;
+    turn.tab = null;
+    if (outcome.end === "failed" && outcome.status === 401 && this.token === token) {
+      this.token = null;
+      session.dropToken(turn.owner);
     }
+    const failed = outcome.end === "failed" ? outcome : null;
+    this.#settle(run.turn, { kind, resume, requestId: failed?.requestId, seconds: failed?.retrySeconds }, conversation);
   }
-  // A logout in the meantime has taken the exchange off the page.
-  if (run !== mine) return;
-  run = null;
-  exchange.running = false;
-  if (outcome.status === 401) {
-    token = null;
-    session.dropToken({ expired: true });
+
+  /** The new answer begins: it becomes a turn of its own beside the one that it was asked for. */
+  #takeOver(/** @type {Run} */ run, /** @type {Turn} */ turn, /** @type {Conversation} */ conversation) {
+    const { owner, parent, question } = turn;
+    const fresh = values.newTurn({ conversation: conversation.id, owner, parent, question, mode: run.way.mode });
+    turn.tab = null;
+    this.#keepTurn(turn, conversation);
+    Object.assign(fresh, { tab: this.tab, beat: Date.now() });
+    conversation.chosen[parent ?? ""] = fresh.id;
+    if (this.conversation === conversation) this.turns.push(fresh);
+    run.turn = fresh;
+    this.#keepTurn(fresh, conversation);
+    this.draw();
   }
-  settle(exchange, { kind, resume, requestId: outcome.requestId, seconds: outcome.retrySeconds });
-}
 
-/** Write down how an exchange ended, and say so. */
-function settle(exchange, { kind, resume = false, requestId = null, seconds = null }) {
-  if (kind === null) {
-    exchange.notice = null;
-  } else {
-    const wait = seconds ?? NOTICES[kind].seconds ?? null;
-    const counts = wait !== null && kind !== "stopped" && NOTICES[kind].buttons.includes("retry");
-    exchange.notice = { kind, requestId, resume, wait, live: true, readyAt: counts ? Date.now() + wait * 1000 : null };
-    // A continuation that was refused says nothing against the exchange it should have continued.
-    exchange.refused = NOTICES[kind].refused === true && !resume;
+  /**
+   * Write down how a turn ended, and say so.
+   *
+   * @param {Turn} turn
+   * @param {{kind: string | null, resume?: boolean, requestId?: string | null, seconds?: number | null}} how
+   * @param {Conversation} conversation
+   */
+  #settle(turn, { kind, resume = false, requestId = null, seconds = null }, conversation = this.conversation) {
+    if (kind === null) {
+      turn.notice = null;
+    } else {
+      const wait = seconds ?? NOTICES[kind].seconds ?? null;
+      const counts = wait !== null && NOTICES[kind].buttons.includes("retry");
+      turn.notice = { kind, requestId, resume };
+      this.event = { turn: turn.id, seconds: wait, readyAt: counts ? Date.now() + wait * 1000 : null };
+      // A continuation that was refused says nothing against the turn it should have continued.
+      turn.refused = NOTICES[kind].refused === true && !resume;
+    }
+    this.#keepTurn(turn, conversation);
+    if (this.conversation !== conversation) return;
+    this.finished = document.hidden;
+    this.draw();
+    say(kind === null ? this.words.page.finished : "");
+    this.scroll.follow();
   }
-  save();
-  redraw(exchange);
-  drawRun();
-  drawHead();
-  say(kind === null ? words.page.finished : "");
-  followEnd();
-}
 
-/** Wait before the page asks again; false when the person stopped it. `run.wake()` ends the wait early. */
-function pause(mine, seconds) {
-  if (mine.controller.signal.aborted) return Promise.resolve(false);
-  mine.retryAt = Date.now() + seconds * 1000;
-  drawRun();
-  return new Promise((resolve) => {
-    const end = (goOn) => {
-      clearTimeout(timer);
-      mine.retryAt = null;
-      mine.wake = null;
-      if (run === mine) drawRun();
-      resolve(goOn);
-    };
-    const timer = setTimeout(() => end(true), seconds * 1000);
-    mine.wake = () => end(true);
-    mine.controller.signal.addEventListener("abort", () => end(false), { once: true });
-  });
-}
-
-function onProgress(mine, { state, position, eta_seconds: eta }) {
-  if (run !== mine || mine.text !== "") return;
-  if (state === "queued") {
-    mine.phase = Number.isInteger(position) && position > 1 ? "queued" : "next";
-    mine.position = position;
-    mine.startsAt = Number.isFinite(eta) ? Date.now() + eta * 1000 : null;
-  } else if (state === "upstream" && (mine.phase === "queued" || mine.phase === "next")) {
-    mine.phase = "thinking";
+  #onRun(/** @type {Run} */ run) {
+    if (this.run !== run) return;
+    this.progress.draw(run);
+    // The first word makes another picture of the turn.
+    if (run.phase === "streaming") this.draw();
+    this.scroll.follow();
   }
-  drawRun();
-}
 
-let frame = 0;
+  #frame = 0;
+  /** @type {WeakMap<Run, number>} */
+  #keptAt = new WeakMap();
 
-function onText(mine) {
-  if (run !== mine) return;
-  if (mine.phase !== "streaming") {
-    mine.phase = "streaming";
-    drawRun();
-  }
-  // Many pieces may come within one frame; a hidden tab gets no frames and draws when it is shown again.
-  frame ||= requestAnimationFrame(() => {
-    frame = 0;
-    if (run !== mine) return;
-    redraw(mine.exchange);
-    followEnd();
-  });
-}
-
-// --- Actions of the buttons -----------------------------------------------------------------------------------------
-
-const actions = {
-  retry: (exchange) => answer(exchange, { resume: exchange.notice?.resume }),
-  again: (exchange) => answer(exchange),
-  resume: (exchange) => answer(exchange, { resume: true }),
-  daily: (exchange) => inMode(exchange, "daily"),
-  other: (exchange) => inMode(exchange, exchange.mode === "deep" ? "daily" : "deep"),
-  login: () => openLogin(),
-  edit(exchange) {
-    exchanges = exchanges.filter((one) => one !== exchange);
-    const draft = $("compose").value;
-    $("compose").value = draft.trim() ? `${exchange.question}\n${draft}` : exchange.question;
-    save();
-    drawAll();
-    onDraft();
-    $("compose").focus();
-  },
-  fresh(exchange) {
-    exchanges = [exchange];
-    drawAll();
-    return answer(exchange);
-  },
-};
-
-function inMode(exchange, mode) {
-  chooseMode(mode);
-  return answer(exchange, { mode, resume: exchange.notice?.resume });
-}
-
-function act(name, exchange) {
-  actions[name](exchange);
-  // The button that was pressed is gone by now; the keyboard goes on at the question field.
-  if (name !== "login" && finePointer) $("compose").focus();
-}
-
-function send() {
-  const question = cleaned($("compose").value);
-  if (run !== null || question === "" || codePoints(question) > MAX_MESSAGE) return;
-  const exchange = { question, answer: "", mode: chosenMode(), refused: false, notice: null, running: false };
-  exchanges.push(exchange);
-  $("compose").value = "";
-  onDraft();
-  drawAll();
-  answer(exchange);
-}
-
-function stop() {
-  run?.controller.abort();
-  if (finePointer) $("compose").focus();
-}
-
-function startFresh() {
-  leaveRun();
-  exchanges = [];
-  save();
-  drawAll();
-  if (finePointer) $("compose").focus();
-}
-
-/** Break the request off and forget it; nothing of it is shown or kept. */
-function leaveRun() {
-  const left = run;
-  run = null;
-  left?.controller.abort();
-}
-
-async function copy(text, button) {
-  let label = words.page.copied;
-  try {
-    if (navigator.clipboard) await navigator.clipboard.writeText(text);
-    else copyBySelection(text);
-  } catch {
-    label = words.page.copy_failed;
-  }
-  say(label);
-  button.textContent = label;
-  setTimeout(() => {
-    button.textContent = words.page.copy;
-  }, 2000);
-}
-
-/** Copy without the clipboard interface, which browsers only have on HTTPS and on this very machine. */
-function copyBySelection(text) {
-  const field = element("textarea", { className: "unseen", value: text });
-  document.body.append(field);
-  field.select();
-  const copied = document.execCommand("copy");
-  field.remove();
-  if (!copied) throw new Error("not copied");
-}
-
-// --- Logging in and out ---------------------------------------------------------------------------------------------
-
-function login(pasted) {
-  const who = session.ownerOf(pasted);
-  if (who === null) return false;
-  leaveRun();
-  if (owner !== null && owner !== who) forget();
-  // What was asked before the first login belongs to the person who now logs in.
-  if (owner !== who) exchanges = [...loaded(who), ...exchanges];
-  token = pasted;
-  owner = who;
-  session.keepToken(token);
-  for (const one of exchanges) one.running = false;
-  save();
-  drawAll();
-  const waiting = exchanges.at(-1);
-  if (waiting?.notice?.kind.startsWith("login")) answer(waiting, { resume: waiting.notice.resume });
-  return true;
-}
-
-function logout() {
-  forget();
-  token = null;
-  owner = null;
-  session.dropToken();
-  session.removeExchanges();
-  drawAll();
-}
-
-/** Take everything of the person off the page: exchanges, the question being written, the request under way. */
-function forget() {
-  leaveRun();
-  exchanges = [];
-  $("compose").value = "";
-  onDraft();
-}
-
-function openLogin() {
-  $("token").value = "";
-  $("login-error").textContent = "";
-  $("login").showModal();
-}
-
-/** A token in the fragment of the address, which is taken out of the address (and of the history entry) at once. */
-function takeFragment() {
-  const found = /^#token=(.+)$/.exec(location.hash);
-  if (!found) return;
-  history.replaceState(null, "", location.pathname);
-  if (login(found[1])) return;
-  openLogin();
-  $("login-error").textContent = words.page.login_bad;
-}
-
-function loaded(who) {
-  return session.loadExchanges(who).map((one) => {
-    // It was under way when the page went: what came is kept.
-    const broken = { kind: one.answer ? "cut" : "cut_empty", requestId: null };
-    const known = one.notice && Object.hasOwn(NOTICES, one.notice.kind) ? one.notice : null;
-    return {
-      question: one.question,
-      answer: one.answer,
-      mode: one.mode === "deep" ? "deep" : "daily",
-      refused: one.refused === true,
-      notice: one.running ? broken : known,
-      running: false,
-    };
-  });
-}
-
-function save() {
-  if (owner === null) return;
-  const kept = exchanges.map(({ notice, ...one }) => ({
-    ...one,
-    notice: notice && { kind: notice.kind, requestId: notice.requestId, resume: notice.resume },
-  }));
-  session.saveExchanges(owner, kept);
-}
-
-// --- Drawing --------------------------------------------------------------------------------------------------------
-
-function drawAll() {
-  $("log").replaceChildren(...exchanges.map(draw));
-  drawRun();
-  drawHead();
-}
-
-function redraw(exchange) {
-  const article = views.get(exchange);
-  if (!article?.isConnected) return;
-  if (run?.exchange === exchange && run.phase === "streaming" && article.classList.contains("writing")) {
-    show(article.querySelector(".text"), exchange.answer);
-    return;
-  }
-  article.replaceWith(draw(exchange));
-}
-
-function draw(exchange) {
-  const last = exchange === exchanges.at(-1);
-  const article = element("article", { className: "exchange" });
-  article.append(element("h2", { className: "unseen", text: words.page.question }));
-  article.append(element("p", { className: "question", text: exchange.question }));
-  if (exchange.answer) {
-    const text = element("div", { className: "text" });
-    show(text, exchange.answer);
-    const part = element("div", { className: "answer" }, element("h2", { className: "unseen", text: words.page.answer }));
-    if (exchange.mode === "deep") part.append(element("span", { className: "badge", text: words.page.deep }));
-    part.append(text);
-    if (!exchange.running) part.append(tools(exchange, last));
-    article.append(part);
-  }
-  if (exchange.running) {
-    if (run?.phase === "streaming") article.classList.add("writing");
-    else if (!run?.resume) article.classList.add("stale");
-  } else if (exchange.notice) {
-    article.append(notice(exchange, last));
-  }
-  views.set(exchange, article);
-  return article;
-}
-
-function tools(exchange, last) {
-  const bar = element("div", { className: "tools" });
-  const button = element("button", { type: "button", className: "plain", text: words.page.copy });
-  button.addEventListener("click", () => copy(exchange.answer, button));
-  bar.append(button);
-  if (last && exchange.notice === null) {
-    const again = element("button", { type: "button", className: "plain", text: words.page.again });
-    again.addEventListener("click", () => act("again", exchange));
-    bar.append(again);
-  }
-  return bar;
-}
-
-function notice(exchange, last) {
-  const { kind, requestId, live, readyAt, wait } = exchange.notice;
-  const { quiet, refused } = NOTICES[kind];
-  const { title, body } = words.notices[kind];
-  // Once the conversation has gone on, one line is enough.
-  if (!last) return element("p", { className: "past", text: title });
-  const box = element("section", { className: quiet ? "notice quiet" : "notice" });
-  // Only what has just happened is an alert; what is drawn again from the past is not.
-  const said = element("div", {}, element("strong", { text: title }));
-  if (live) said.setAttribute("role", quiet ? "status" : "alert");
-  exchange.notice.live = false;
-  box.append(said);
-
-  let sentence = body;
-  if (kind === "unknown" && !requestId) sentence = words.later;
-  if (kind === "stopped" && !exchange.answer) sentence = "";
-  const counting = readyAt !== null && readyAt !== undefined;
-  const line = element("p");
-  if (sentence.includes("{s}") && !counting) {
-    line.textContent = words.later;
-  } else if (sentence.includes("{s}")) {
-    const [head, end] = sentence.split("{s}");
-    // A timer is not read out again at each tick, though it stands in an alert.
-    const seconds = element("span", { text: String(wait) });
-    seconds.setAttribute("role", "timer");
-    line.append(head, seconds, end);
-  } else {
-    line.textContent = fill(sentence, { request_id: requestId });
-  }
-  if (sentence) said.append(line);
-
-  const names = NOTICES[kind].buttons.filter((name) => name !== "edit" || !exchange.answer);
-  // Whatever stopped an answer, the part that came can be continued.
-  if (exchange.answer && !refused && !names.includes("resume") && !kind.startsWith("login")) names.push("resume");
-  const row = element("div", { className: "row" });
-  names.forEach((name, index) => {
-    const button = element("button", {
-      type: "button",
-      className: index === 0 ? "main" : "second",
-      text: words.buttons[name],
+  #onText(/** @type {Run} */ run) {
+    const now = Date.now();
+    // A very long answer is not written as a whole three times a second.
+    if (now - (this.#keptAt.get(run) ?? 0) > Math.max(KEEP_MS, run.turn.answer.length / 500)) {
+      this.#keptAt.set(run, now);
+      this.#write(run.turn);
+    }
+    if (this.run !== run) return;
+    // Many pieces may come within one frame; a hidden tab gets no frames and draws when it is shown again.
+    this.#frame ||= requestAnimationFrame(() => {
+      this.#frame = 0;
+      if (this.run !== run) return;
+      this.log.write(run.turn);
+      this.scroll.follow();
     });
-    button.dataset.action = name;
-    button.addEventListener("click", () => act(name, exchange));
-    row.append(button);
-  });
-  if (names.length) box.append(row);
-  if (counting) countDown(exchange.notice, box, line);
-  // The number to ask about, where asking helps and the sentence does not have it.
-  if (requestId && !sentence.includes("{request_id}") && !refused && !kind.startsWith("login")) {
-    const id = element("p", { text: `${words.page.request_id} ${requestId}` });
-    box.append(element("details", {}, element("summary", { text: words.page.more }), id));
   }
-  return box;
-}
 
-/** Keep the retry button of `box` disabled until the time the server asked for is over. */
-function countDown(state, box, line) {
-  const button = box.querySelector("[data-action=retry]");
-  const tick = () => {
-    const left = Math.ceil((state.readyAt - Date.now()) / 1000);
-    const timer = line.querySelector("[role=timer]");
-    button.disabled = left > 0;
-    button.textContent = left > 0 ? fill(words.buttons.retry_in, { s: left }) : words.buttons.retry;
-    if (timer && left > 0) timer.textContent = String(left);
-    if (timer && left <= 0) line.textContent = words.ready_again;
-    // A box that was drawn anew has a countdown of its own.
-    if (left > 0 && (box.isConnected || !started)) setTimeout(tick, 250);
-    started = true;
-  };
-  let started = false;
-  tick();
-}
+  // --- Actions of the buttons ---------------------------------------------------------------------------------------
 
-/** The state of the request under way: one line, or a card while it waits. */
-function drawRun() {
-  const waiting = ["queued", "next", "warming", "cold"].includes(run?.phase);
-  $("progress").className = `progress${run ? " shown" : ""}${waiting ? " waiting" : ""}`;
-  $("log").setAttribute("aria-busy", String(run !== null));
-  $("send").hidden = run !== null;
-  $("stop").hidden = run === null;
-  $("stop").textContent = waiting ? words.page.cancel : words.page.stop;
-  $("now").hidden = !(run?.phase === "cold" && run.retryAt);
-  const status = $("status");
-  if (run === null) {
-    status.replaceChildren();
-  } else {
-    const { title, body } = words.states[run.phase === "cold" && !run.retryAt ? "cold_now" : run.phase];
-    // Seconds that run down are not part of what is read out: they stand in the line below it.
-    const read = body.includes("{s}") ? "" : fill(body, { n: run.position });
-    const shown = `${title}\n${read}`;
-    if (status.dataset.shown !== shown || !status.firstChild) {
-      status.replaceChildren(element("b", { text: title }), read);
-      status.dataset.shown = shown;
+  act(/** @type {string} */ name, /** @type {Turn} */ turn) {
+    const resume = turn.notice?.resume;
+    const inMode = (/** @type {Turn["mode"]} */ mode) => {
+      this.composer.mode = mode;
+      return this.answer(turn, { mode, resume });
+    };
+    /** @type {Record<string, () => void>} */
+    const actions = {
+      retry: () => this.answer(turn, { resume }),
+      again: () => this.answer(turn),
+      resume: () => this.answer(turn, { resume: true }),
+      daily: () => inMode("daily"),
+      other: () => inMode(turn.mode === "deep" ? "daily" : "deep"),
+      login: () => this.login.open(),
+      edit: () => this.composer.edit(turn.id, turn.question),
+      fresh: () => this.#askAfresh(turn),
+    };
+    actions[name]?.();
+    // The button that was pressed is gone by now; the keyboard goes on at the question field.
+    if (name !== "login") this.composer.focus();
+  }
+
+  #askAfresh(/** @type {Turn} */ { question, mode }) {
+    this.#turnPage();
+    this.answer(this.#begin(null, question, mode));
+  }
+
+  /** Show another version. */
+  choose(/** @type {Turn} */ turn) {
+    const key = turn.parent ?? "";
+    this.conversation.chosen[key] = turn.id;
+    this.draw();
+    const { id, owner } = this.conversation;
+    this.keep(() => this.store.change(owner, id, (one) => { one.chosen[key] = turn.id; }));
+  }
+
+  editLast() {
+    const last = this.path.at(-1);
+    if (last && this.run === null) this.composer.edit(last.id, last.question);
+  }
+
+  /** Stop what is under way here; whether there was something. */
+  stop() {
+    const { run } = this;
+    run?.stop();
+    this.composer.focus();
+    return run !== null;
+  }
+
+  async copy(/** @type {string} */ text, /** @type {HTMLElement} */ pressed) {
+    const { page } = this.words;
+    let label = page.copied;
+    try {
+      await copyText(text);
+    } catch {
+      label = page.copy_failed;
+    }
+    say(label);
+    pressed.textContent = label;
+    setTimeout(() => {
+      pressed.textContent = page.copy;
+    }, 2000);
+  }
+
+  online() {
+    const last = this.path.at(-1);
+    if (!last?.notice || !["offline", "connect", "cut", "cut_empty"].includes(last.notice.kind) || this.run) return;
+    const resume = last.answer !== "";
+    toast(this.words.page.online, { label: this.words.page.send_again, press: () => this.answer(last, { resume }) });
+  }
+
+  #onKey(/** @type {KeyboardEvent} */ event) {
+    if (event.isComposing || document.querySelector("dialog[open]")) return;
+    const command = (event.ctrlKey || event.metaKey) && !event.altKey;
+    if (event.key === "Escape" && !event.defaultPrevented) this.stop();
+    else if (command && !event.shiftKey && event.code === "KeyK") this.list.open();
+    else if (command && event.shiftKey && event.code === "KeyO") this.fresh();
+    else if (command && event.code === "Slash") this.showKeys();
+    else return;
+    event.preventDefault();
+  }
+
+  showKeys() {
+    /** @type {HTMLDialogElement} */ ($("list")).close();
+    /** @type {HTMLDialogElement} */ ($("keys")).showModal();
+  }
+
+  // --- Conversations ------------------------------------------------------------------------------------------------
+
+  /** A new conversation. What is under way in this one stops; the way back is offered. */
+  fresh() {
+    if (this.turns.length === 0) return;
+    const left = this.conversation.id;
+    this.run?.stop();
+    this.#turnPage();
+    this.draw();
+    this.composer.focus();
+    const { page } = this.words;
+    toast(page.started, this.person ? { label: page.undo, press: () => this.open(left) } : null);
+  }
+
+  #turnPage() {
+    this.composer.endEditing();
+    this.conversation = values.newConversation(this.person?.owner ?? "");
+    this.turns = [];
+    this.event = null;
+    session.keepOpenConversation(null);
+  }
+
+  /** Open a conversation of the list. */
+  async open(/** @type {string} */ id) {
+    if (!this.person) return;
+    this.list.close();
+    this.composer.endEditing();
+    await this.#load(this.person.owner, id);
+    this.draw();
+    this.scroll.follow(true);
+    this.composer.focus();
+  }
+
+  /** Take a conversation from the store onto the page; one that is gone leaves an empty page. */
+  async #load(/** @type {string} */ owner, /** @type {string | null} */ id) {
+    const found = id === null ? null : await this.store.conversation(owner, id);
+    if (!found || found.deleted !== null) {
+      this.#turnPage();
+      return;
+    }
+    const turns = await this.store.turns(owner, found.id);
+    const run = this.runs.get(found.id);
+    // What is under way is newer than what is kept of it.
+    this.turns = turns.map((turn) => (turn.id === run?.turn.id ? run.turn : turn));
+    this.conversation = found;
+    this.event = null;
+    session.keepOpenConversation(found.id);
+    this.#findDead();
+  }
+
+  /** Deleted, but for a while it can be had back. */
+  async remove(/** @type {Conversation} */ { id, owner }) {
+    await this.keep(() => this.store.change(owner, id, (one) => { one.deleted = Date.now(); }));
+    this.runs.get(id)?.stop();
+    const open = this.conversation.id === id;
+    if (open) this.#turnPage();
+    this.draw();
+    await this.list.changed();
+    const timer = setTimeout(() => this.#purge(owner), UNDO_MS);
+    toast(this.words.page.deleted, {
+      label: this.words.page.undo,
+      press: async () => {
+        clearTimeout(timer);
+        await this.keep(() => this.store.change(owner, id, (one) => { one.deleted = null; }));
+        if (open) await this.open(id);
+        await this.list.changed();
+      },
+    });
+  }
+
+  /** Remove for good what was deleted long enough ago. */
+  async #purge(/** @type {string} */ owner) {
+    const all = await this.store.conversations(owner, true);
+    const due = all.filter(({ deleted }) => deleted !== null && Date.now() - deleted >= UNDO_MS);
+    if (due.length) await this.keep(() => this.store.remove(owner, due.map(({ id }) => id)));
+  }
+
+  async saveAsFile(/** @type {Conversation} */ conversation) {
+    const turns = await this.store.turns(conversation.owner, conversation.id);
+    const { page } = this.words;
+    const title = values.titleOf(conversation) || page.untitled;
+    const name = title.replace(/[\\/:*?"<>|\p{Cc}]+/gu, " ").trim().slice(0, 60) || "eid";
+    download(`${name}.md`, "text/markdown", values.markdownOf(title, values.path(turns, conversation.chosen), page));
+  }
+
+  async exportAll() {
+    if (!this.person) return;
+    const { owner } = this.person;
+    const shelf = { conversations: await this.store.conversations(owner), turns: await this.store.turns(owner) };
+    download(`eid-${new Date().toISOString().slice(0, 10)}.json`, "application/json", values.exported(shelf));
+  }
+
+  async importFrom(/** @type {File} */ file) {
+    const { page } = this.words;
+    if (!this.person) return;
+    const found = values.imported(await file.text(), this.person.owner);
+    if (found === null) {
+      toast(page.import_bad);
+      return;
+    }
+    const n = await this.keep(() => this.store.add(found));
+    await this.list.changed();
+    if (n !== null) toast(fill(found.damaged ? page.imported_damaged : page.imported, { n, bad: found.damaged }));
+  }
+
+  // --- Keeping ------------------------------------------------------------------------------------------------------
+
+  /**
+   * Do something with the store; when the device has no room, say so and go on.
+   *
+   * @template T
+   * @param {() => Promise<T>} work
+   * @returns {Promise<T | null>}
+   */
+  async keep(work) {
+    try {
+      const done = await work();
+      this.trouble = null;
+      return done;
+    } catch (error) {
+      this.trouble = error instanceof DOMException && error.name === "QuotaExceededError" ? "full" : this.trouble;
+      return null;
+    } finally {
+      this.drawTrouble();
     }
   }
-  drawTiming();
-  followEnd();
-}
 
-function drawTiming() {
-  const line = $("timing");
-  const left = (time) => Math.ceil((time - Date.now()) / 1000);
-  let text = "";
-  if (run?.phase === "cold" && run.retryAt) {
-    text = fill(words.states.cold.body, { s: Math.max(left(run.retryAt), 1) });
-  } else if ((run?.phase === "queued" || run?.phase === "next") && run.startsAt) {
-    const seconds = left(run.startsAt);
-    if (seconds < 2) text = words.eta.soon;
-    else if (seconds < 60) text = fill(words.eta.seconds, { n: seconds });
-    else text = fill(words.eta.minutes, { n: Math.ceil(seconds / 60) });
+  /** Keep a turn and its place in its conversation. Before a login there is nobody to keep it for. */
+  #keepTurn(/** @type {Turn} */ turn, /** @type {Conversation} */ conversation) {
+    if (turn.owner === "") return;
+    const { id, chosen, first } = conversation;
+    const key = turn.parent ?? "";
+    const change = (/** @type {Conversation} */ one) => {
+      one.first ||= first;
+      one.updated = Date.now();
+      one.chosen[key] = chosen[key] ?? turn.id;
+    };
+    // It is written as it is now, not as it will be when the store comes to it.
+    const now = structuredClone(turn);
+    // Whoever has logged out and removed everything gets nothing of it back by an answer that was still coming.
+    const begun = this.#known.has(id) || turn.owner !== this.person?.owner ? null : structuredClone(conversation);
+    if (begun) this.#known.add(id);
+    this.keep(() => this.store.keep(now, change, begun)).then((kept) => {
+      // The device had no room for it: it is tried again when something else finds room.
+      if (kept === null) {
+        this.#unkept.set(turn, conversation);
+        if (begun) this.#known.delete(id);
+        return;
+      }
+      this.#unkept.delete(turn);
+      const [next] = this.#unkept;
+      if (next) this.#keepTurn(...next);
+      if (begun) this.list.changed();
+    });
   }
-  if (line.textContent !== text) line.textContent = text;
-}
 
-function drawHead() {
-  $("welcome").hidden = exchanges.length > 0;
-  $("welcome-login").hidden = token !== null;
-  $("account").textContent = token === null ? words.page.login : words.page.logout;
-  $("fresh").hidden = exchanges.length === 0;
-}
+  /** Turns the device had no room for, with their conversations. @type {Map<Turn, Conversation>} */
+  #unkept = new Map();
 
-/** Set every fixed text of the page in the chosen language. */
-function drawWords() {
-  document.documentElement.lang = words.language;
-  document.title = words.page.title;
-  for (const one of document.querySelectorAll("[data-text]")) one.textContent = words.page[one.dataset.text];
-  for (const one of document.querySelectorAll("[data-button]")) one.textContent = words.buttons[one.dataset.button];
-  for (const one of document.querySelectorAll("[data-label]")) one.setAttribute("aria-label", words.page[one.dataset.label]);
-  for (const one of document.querySelectorAll("[data-hint]")) one.placeholder = words.page[one.dataset.hint];
-  $("language").lang = words === korean ? "en" : "ko";
-}
+  /** Conversations that are in the store. @type {Set<string>} */
+  #known = new Set();
 
-function say(text) {
-  $("said").textContent = text;
-}
-
-// --- The question field ---------------------------------------------------------------------------------------------
-
-function onDraft() {
-  const field = $("compose");
-  field.style.height = "auto";
-  field.style.height = `${field.scrollHeight}px`;
-  const count = codePoints(cleaned(field.value));
-  const over = count > MAX_MESSAGE;
-  const counter = $("counter");
-  const digits = (n) => n.toLocaleString(words.language);
-  counter.classList.toggle("over", over);
-  field.setAttribute("aria-invalid", String(over));
-  if (over) counter.textContent = fill(words.page.over, { n: digits(count - MAX_MESSAGE), max: digits(MAX_MESSAGE) });
-  else if (count >= COUNTER_FROM) counter.textContent = fill(words.page.counter, { n: digits(count), max: digits(MAX_MESSAGE) });
-  else counter.textContent = "";
-  $("send").disabled = count === 0 || over;
-  followEnd();
-}
-
-function onKey(event) {
-  // While an input method composes, Enter takes its proposal. Some browsers say so only by the key code 229.
-  if (event.key !== "Enter" || event.isComposing || event.keyCode === 229) return;
-  if (event.shiftKey || event.altKey) return;
-  // On a touch keyboard Enter is the only way to a new line; there the button sends.
-  if (matchMedia("(pointer: coarse)").matches && !event.ctrlKey && !event.metaKey) return;
-  event.preventDefault();
-  send();
-}
-
-function chosenMode() {
-  return modes.find((one) => one.checked)?.value ?? "daily";
-}
-
-function chooseMode(mode) {
-  for (const one of modes) one.checked = one.value === mode;
-  session.keepPreference("mode", mode);
-}
-
-// --- Scrolling: the page follows the answer as long as its end is in view ------------------------------------------
-
-let following = true;
-
-function followEnd(force = false) {
-  if (force) following = true;
-  if (following) scrollTo(0, document.documentElement.scrollHeight);
-  else onScroll();
-}
-
-function onScroll() {
-  const page = document.documentElement;
-  following = page.scrollHeight - innerHeight - scrollY < 64;
-  $("to-end").hidden = following;
-}
-
-// --- Start ----------------------------------------------------------------------------------------------------------
-
-$("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  send();
-});
-$("compose").addEventListener("input", onDraft);
-$("compose").addEventListener("keydown", onKey);
-$("stop").addEventListener("click", stop);
-$("now").addEventListener("click", () => run?.wake?.());
-$("fresh").addEventListener("click", startFresh);
-$("to-end").addEventListener("click", () => followEnd(true));
-$("account").addEventListener("click", () => (token === null ? openLogin() : logout()));
-$("welcome-button").addEventListener("click", openLogin);
-$("login-close").addEventListener("click", () => $("login").close());
-$("login-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  if (login($("token").value.trim())) {
-    $("token").value = "";
-    $("login").close();
-    if (finePointer) $("compose").focus();
-  } else {
-    $("login-error").textContent = words.page.login_bad;
+  #write(/** @type {Turn} */ turn) {
+    if (turn.owner === "") return;
+    turn.beat = Date.now();
+    this.keep(() => this.store.write(turn));
   }
-});
-$("language").addEventListener("click", () => {
-  words = words === korean ? english : korean;
-  session.keepPreference("language", words.language);
-  drawWords();
-  drawAll();
-  onDraft();
-});
-for (const one of modes) one.addEventListener("change", () => session.keepPreference("mode", one.value));
-addEventListener("scroll", onScroll, { passive: true });
-addEventListener("hashchange", takeFragment);
-addEventListener("pagehide", () => {
-  // Only what is under way is not kept yet; another tab may have written since.
-  if (run !== null) save();
-});
-session.watchOtherTabs(
-  () => owner,
-  () => {
-    forget();
-    token = null;
-    owner = null;
-    session.dropToken();
-    drawAll();
-  },
-);
-setInterval(drawTiming, 500);
 
-chooseMode(session.preference("mode", ["daily", "deep"]) ?? "daily");
-if (owner === null) token = null;
-else exchanges = loaded(owner);
-drawWords();
-drawAll();
-onDraft();
-takeFragment();
-followEnd(true);
+  /** Another tab has written something, or this person has logged out there. */
+  #heard(/** @type {import("./store.js").News} */ { owner, conversation, gone }) {
+    if (owner !== this.person?.owner) return;
+    if (gone) {
+      this.#forget();
+      this.draw();
+      return;
+    }
+    this.list.changed();
+    if (conversation !== null && conversation !== this.conversation.id) return;
+    clearTimeout(this.#merging);
+    this.#merging = setTimeout(() => this.#merge(), 60);
+  }
+
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #merging;
+
+  /** Take in what other tabs have added to the conversation that is open. */
+  async #merge() {
+    const { id, owner } = this.conversation;
+    const stored = await this.store.conversation(owner, id);
+    if (this.conversation.id !== id || (!stored && !this.#known.has(id))) return;
+    if (stored?.deleted !== null) {
+      this.runs.get(id)?.stop();
+      this.#turnPage();
+      this.draw();
+      return;
+    }
+    const turns = await this.store.turns(owner, id);
+    if (this.conversation.id !== id) return;
+    const mine = new Map(this.turns.map((turn) => [turn.id, turn]));
+    for (const turn of turns) {
+      const had = mine.get(turn.id);
+      // The tab that asks knows better than the store.
+      if (had && (had === this.run?.turn || JSON.stringify(had) === JSON.stringify(turn))) continue;
+      if (turn.id === this.run?.turn.id) continue;
+      mine.set(turn.id, turn);
+    }
+    this.turns = [...mine.values()];
+    // Which version is shown is the tab's own, but for what it has not seen.
+    this.conversation.chosen = { ...stored.chosen, ...this.conversation.chosen };
+    this.conversation.title = stored.title;
+    this.#findDead();
+    this.draw();
+    this.scroll.follow();
+  }
+
+  /** Whether another tab is getting the answer of a turn. */
+  elsewhere = (/** @type {Turn} */ { tab, beat }) => tab !== null && tab !== this.tab && Date.now() - beat < values.ALIVE_MS;
+
+  /** Turns whose tab is gone: what came is kept, and they say so. Returns whether there were any. */
+  #findDead() {
+    let found = false;
+    for (const turn of this.turns) {
+      if (turn.tab === null || turn === this.run?.turn || this.elsewhere(turn)) continue;
+      turn.tab = null;
+      turn.notice ??= { kind: turn.answer ? "cut" : "cut_empty", requestId: null };
+      found = true;
+    }
+    return found;
+  }
+
+  #beat() {
+    for (const run of this.runs.values()) this.#write(run.turn);
+    if (this.#findDead()) this.draw();
+  }
+
+  // --- Logging in and out -------------------------------------------------------------------------------------------
+
+  /** Somebody whose token the server has taken comes in. */
+  async enter(/** @type {Person} */ person, /** @type {boolean} */ stay) {
+    const same = this.person?.owner === person.owner;
+    const waiting = this.path.at(-1);
+    const early = this.person === null && this.turns.length > 0 ? { conversation: this.conversation, turns: this.turns } : null;
+    if (this.person !== null && !same) this.#forget();
+    this.person = person;
+    this.token = person.token;
+    session.keepToken(person.token, stay);
+    if (stay) navigator.storage?.persist?.();
+    if (early) {
+      // What was asked before the login belongs to the person who now logs in.
+      early.conversation.owner = person.owner;
+      for (const turn of early.turns) turn.owner = person.owner;
+      await this.#settleIn(person, null);
+      Object.assign(this, early);
+      session.keepOpenConversation(early.conversation.id);
+      for (const turn of early.turns) this.#keepTurn(turn, early.conversation);
+    } else if (!same) {
+      await this.#settleIn(person, null);
+    }
+    this.draw();
+    this.scroll.follow(true);
+    const { page } = this.words;
+    const name = fill(page.logged_in, { name: person.name });
+    const staying = () => {
+      session.keepToken(person.token, true);
+      session.keepPreference("stay", "yes");
+      navigator.storage?.persist?.();
+      toast(page.login_stays);
+    };
+    toast(name, stay ? null : { label: page.login_stay, press: staying });
+    this.composer.focus();
+    if ((same || early) && waiting?.notice?.kind.startsWith("login")) this.answer(waiting, { resume: waiting.notice.resume });
+    this.readWaiting();
+  }
+
+  /** Take the person's conversation `id`, or else the one used last, onto the page. */
+  async #settleIn(/** @type {Person} */ { owner }, /** @type {string | null} */ id) {
+    try {
+      await this.store.adopt(owner, (exchanges) => shelved(owner, exchanges));
+      await this.#purge(owner);
+      const all = await this.store.conversations(owner);
+      for (const one of all) this.#known.add(one.id);
+      const open = all.find((one) => one.id === id) ?? all[0];
+      await this.#load(owner, open?.id ?? null);
+    } catch {
+      // A storage that fails is told of when something is to be kept.
+      this.#turnPage();
+    }
+  }
+
+  async logout() {
+    const { person } = this;
+    if (!person) return;
+    const { page } = this.words;
+    let keep = true;
+    if ((await this.store.conversations(person.owner)).length) {
+      const chosen = await choose(page.logout_title, page.logout_body, {}, [
+        { value: "keep", label: page.logout_keep, main: true },
+        { value: "remove", label: page.logout_remove },
+        { value: null, label: page.cancelled },
+      ]);
+      if (chosen === null) return;
+      keep = chosen === "keep";
+    }
+    this.#forget();
+    session.dropToken(person.owner);
+    if (!keep) await this.keep(() => this.store.remove(person.owner));
+    this.store.tellGone(person.owner);
+    this.draw();
+  }
+
+  /** Take everything of the person off the page; what is kept on the device stays there. */
+  #forget() {
+    for (const run of this.runs.values()) run.stop();
+    this.runs.clear();
+    this.#known.clear();
+    this.#unkept.clear();
+    if (this.person) session.dropToken(this.person.owner);
+    this.person = null;
+    this.token = null;
+    this.list.close();
+    hideToast();
+    this.#turnPage();
+    this.composer.clear();
+  }
+
+  // --- Drawing ------------------------------------------------------------------------------------------------------
+
+  draw() {
+    const { path, turns, run, event, words } = this;
+    this.log.draw({
+      path,
+      turns,
+      run,
+      event,
+      words,
+      edited: this.composer.editing,
+      forgotten: values.forgotten(path, this.config.caps),
+      elsewhere: this.elsewhere,
+      of: counted(turns),
+    });
+    $("log").setAttribute("aria-busy", String(run !== null));
+    this.progress.draw(run);
+    $("welcome").hidden = path.length > 0;
+    $("welcome-login").hidden = this.token !== null;
+    $("account").textContent = this.token === null ? words.page.login : words.page.logout;
+    $("account").title = this.token === null ? "" : (this.person?.name ?? "");
+    $("fresh").hidden = path.length === 0;
+    $("menu").hidden = this.person === null;
+    this.drawComposer();
+    this.drawTitle();
+    this.drawTrouble();
+    this.scroll.follow();
+  }
+
+  drawComposer() {
+    const { run } = this;
+    $("send").hidden = run !== null;
+    $("stop").hidden = run === null;
+    $("editing").hidden = this.composer.editing === null;
+    this.drawWaiting();
+  }
+
+  /** What the tab says to someone who has gone elsewhere. */
+  drawTitle() {
+    const { page } = this.words;
+    const mark = this.runs.size ? "⏳ " : this.finished ? "✓ " : "";
+    document.title = mark + fill(page.title, { name: this.config.title ?? page.name });
+  }
+
+  drawTrouble() {
+    const { page } = this.words;
+    const told = { unavailable: page.kept_not, newer: page.kept_newer, full: page.kept_full };
+    const trouble = this.store.trouble ?? this.trouble;
+    const text = trouble && this.person ? told[trouble] : "";
+    if ($("trouble").textContent !== text) $("trouble").textContent = text;
+    $("kept").textContent = trouble ? "" : page.kept_here;
+  }
+
+  /** @type {import("./server.js").Waiting | null} */
+  #waiting = null;
+
+  async readWaiting() {
+    if (document.hidden || this.run || this.token === null) return;
+    const told = await readState(this.token);
+    this.#waiting = typeof told === "string" ? null : told;
+    this.drawWaiting();
+  }
+
+  /** How many wait, and how long it would take, before one asks. */
+  drawWaiting() {
+    const { page } = this.words;
+    const { waiting, seconds } = this.#waiting ?? { waiting: 0, seconds: null };
+    let text = "";
+    if ((waiting || (seconds ?? 0) >= 1) && this.run === null && this.token !== null) {
+      text = waiting ? fill(page.waiting, { n: waiting }) : page.waiting_none;
+      if (seconds !== null && seconds < 60) text += fill(page.waiting_seconds, { n: Math.max(1, Math.ceil(seconds)) });
+      else if (seconds !== null) text += fill(page.waiting_minutes, { n: Math.ceil(seconds / 60) });
+    }
+    if ($("queue").textContent !== text) $("queue").textContent = text;
+  }
+
+  setLanguage(/** @type {typeof korean} */ words) {
+    this.words = words;
+    session.keepPreference("language", words.language);
+    this.drawWords();
+    this.draw();
+    this.composer.changed();
+  }
+
+  /** Set every fixed text of the page in the chosen language. */
+  drawWords() {
+    const { page, buttons, language } = this.words;
+    const words = /** @type {Record<string, string>} */ (page);
+    const all = (/** @type {string} */ kind) => /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(`[data-${kind}]`));
+    document.documentElement.lang = language;
+    $("brand").textContent = this.config.title ?? page.name;
+    for (const one of all("text")) one.textContent = words[one.dataset.text ?? ""];
+    for (const one of all("button")) one.textContent = /** @type {Record<string, string>} */ (buttons)[one.dataset.button ?? ""];
+    for (const one of all("label")) one.setAttribute("aria-label", words[one.dataset.label ?? ""]);
+    for (const one of all("hint")) /** @type {HTMLInputElement} */ (one).placeholder = words[one.dataset.hint ?? ""];
+    $("language").lang = language === "ko" ? "en" : "ko";
+  }
+}
+
+/** How many versions each of the turns has. */
+function counted(/** @type {Turn[]} */ turns) {
+  /** @type {Map<string | null, number>} */
+  const counts = new Map();
+  for (const { parent } of turns) counts.set(parent, (counts.get(parent) ?? 0) + 1);
+  return (/** @type {Turn} */ { parent }) => counts.get(parent) ?? 1;
+}
+
+/** What the page kept before it had a list, as a conversation. */
+function shelved(/** @type {string} */ owner, /** @type {any[]} */ exchanges) {
+  const conversation = values.newConversation(owner);
+  /** @type {Turn[]} */
+  const turns = [];
+  for (const [index, one] of exchanges.entries()) {
+    const parent = turns.at(-1)?.id ?? null;
+    const turn = values.takenTurn(
+      { ...one, id: values.newId(), conversation: conversation.id, parent, at: conversation.created + index, tab: one?.running ? "gone" : null, beat: 0 },
+      owner,
+    );
+    if (turn) turns.push(turn);
+  }
+  conversation.first = values.firstWords(turns[0]?.question ?? "");
+  return { conversations: [conversation], turns };
+}
+
+await new Chat(await openStore()).start();

@@ -1,103 +1,90 @@
-// Who is logged in, and the conversation kept on this device.
-//
-// The token lives in sessionStorage: it goes when the tab goes. The conversation lives in localStorage beside the `iss`
-// and `sub` of its token, and is only ever given back to a token with the same two.
+// Who is logged in. A token lives in the tab's storage and goes when the tab goes, or on the device when the person wants
+// to stay logged in there. One is only ever put there after the server has taken it.
 
 const TOKEN = "eid.token";
-const ACCEPTED = "eid.accepted";
-const CONVERSATION = "eid.conversation";
 const JWT = /^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$/;
 
-/** Whose token it is, as one comparable string, or null when it is no JWT with a `sub`. Only the server can verify it. */
-export function ownerOf(token) {
+/** @typedef {{token: string, owner: string, name: string}} Person owner: iss and sub, as one comparable string */
+
+/** Whose token it is by its own word, or null when it is no JWT with a `sub`. Only the server can verify it. */
+export function personOf(/** @type {string} */ token) {
   if (!JWT.test(token) || token.length > 4096) return null;
   try {
     const raw = atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
     const claims = JSON.parse(new TextDecoder().decode(Uint8Array.from(raw, (byte) => byte.charCodeAt(0))));
-    return typeof claims.sub === "string" && claims.sub ? JSON.stringify([claims.iss ?? null, claims.sub]) : null;
+    if (typeof claims.sub !== "string" || !claims.sub) return null;
+    return { token, owner: JSON.stringify([claims.iss ?? null, claims.sub]), name: claims.sub };
   } catch {
     return null;
   }
 }
 
-export function storedToken() {
-  return sessionStorage.getItem(TOKEN);
-}
-
-export function keepToken(token) {
-  sessionStorage.setItem(TOKEN, token);
-  sessionStorage.removeItem(ACCEPTED);
-}
-
-/** Drop the token. That the server once took one is remembered when it has merely run out. */
-export function dropToken({ expired = false } = {}) {
-  sessionStorage.removeItem(TOKEN);
-  if (!expired) sessionStorage.removeItem(ACCEPTED);
-}
-
-export function wasAccepted() {
-  return sessionStorage.getItem(ACCEPTED) === "1";
-}
-
-export function markAccepted() {
-  sessionStorage.setItem(ACCEPTED, "1");
-}
-
-/** The exchanges kept for `owner`; those of anyone else are removed. */
-export function loadExchanges(owner) {
-  let kept = null;
+/** A storage that is not there, or refuses, is as good as an empty one. */
+function read(/** @type {"localStorage" | "sessionStorage"} */ where, /** @type {string} */ key) {
   try {
-    kept = JSON.parse(localStorage.getItem(CONVERSATION));
+    return window[where].getItem(key);
   } catch {
-    // Not ours, or damaged: as good as none.
-  }
-  if (kept?.owner !== owner || !Array.isArray(kept.exchanges)) {
-    localStorage.removeItem(CONVERSATION);
-    return [];
-  }
-  return kept.exchanges.filter((one) => typeof one?.question === "string" && typeof one.answer === "string");
-}
-
-/** Keep the exchanges. When the device has no room, the oldest are not kept. */
-export function saveExchanges(owner, exchanges) {
-  for (let kept = exchanges; ; kept = kept.slice(Math.ceil(kept.length / 2))) {
-    try {
-      localStorage.setItem(CONVERSATION, JSON.stringify({ owner, exchanges: kept }));
-      return;
-    } catch {
-      if (kept.length === 0) return;
-    }
+    return null;
   }
 }
 
-export function removeExchanges() {
-  localStorage.removeItem(CONVERSATION);
+function write(/** @type {"localStorage" | "sessionStorage"} */ where, /** @type {string} */ key, /** @type {string | null} */ value) {
+  try {
+    if (value === null) window[where].removeItem(key);
+    else window[where].setItem(key, value);
+  } catch {
+    // No room, or no storage: then it is gone with the page.
+  }
 }
 
-/** Call `gone` when another tab logged out or belongs to somebody else now. */
-export function watchOtherTabs(owner, gone) {
-  addEventListener("storage", ({ key, newValue }) => {
-    if (key !== CONVERSATION && key !== null) return;
-    let other = null;
-    try {
-      other = JSON.parse(newValue)?.owner ?? null;
-    } catch {
-      // Damaged: treated like removed.
-    }
-    if (owner() !== null && other !== owner()) gone();
-  });
+/** The person of this tab, or the one who stays logged in on this device. */
+export function storedPerson() {
+  for (const where of /** @type {const} */ (["sessionStorage", "localStorage"])) {
+    const person = personOf(read(where, TOKEN) ?? "");
+    if (person) return person;
+  }
+  return null;
+}
+
+/** Who stays logged in on this device. */
+export function devicePerson() {
+  return personOf(read("localStorage", TOKEN) ?? "");
+}
+
+/** Keep an accepted token: in this tab, and with `stay` on the device. */
+export function keepToken(/** @type {string} */ token, /** @type {boolean} */ stay) {
+  write("sessionStorage", TOKEN, token);
+  if (stay) write("localStorage", TOKEN, token);
+}
+
+/** Drop the token of `owner`, wherever it is kept. */
+export function dropToken(/** @type {string} */ owner) {
+  write("sessionStorage", TOKEN, null);
+  if (devicePerson()?.owner === owner) write("localStorage", TOKEN, null);
+}
+
+/** The tab's own name, which outlives a reload: by it a tab knows what it was doing. */
+export function tabName(/** @type {() => string} */ newName) {
+  const name = read("sessionStorage", "eid.tab") ?? newName();
+  write("sessionStorage", "eid.tab", name);
+  return name;
+}
+
+/** The conversation this tab showed last. */
+export function openConversation() {
+  return read("sessionStorage", "eid.open");
+}
+
+export function keepOpenConversation(/** @type {string | null} */ id) {
+  write("sessionStorage", "eid.open", id);
 }
 
 /** A choice that is no secret and outlives a logout: the language, the mode. */
-export function preference(name, allowed) {
-  const value = localStorage.getItem(`eid.${name}`);
-  return allowed.includes(value) ? value : null;
+export function preference(/** @type {string} */ name, /** @type {string[]} */ allowed) {
+  const value = read("localStorage", `eid.${name}`);
+  return value !== null && allowed.includes(value) ? value : null;
 }
 
-export function keepPreference(name, value) {
-  try {
-    localStorage.setItem(`eid.${name}`, value);
-  } catch {
-    // No room: then it is chosen again next time.
-  }
+export function keepPreference(/** @type {string} */ name, /** @type {string} */ value) {
+  write("localStorage", `eid.${name}`, value);
 }

@@ -1,3 +1,4 @@
+// @ts-nocheck
 /*! eventsource-parser 3.1.1, MIT licence: see eventsource-parser.LICENSE.txt. This is dist/index.js without its source map line. */
 class ParseError extends Error {
   constructor(message, options) {

@@ -1,0 +1,180 @@
+// The text of an answer on the page. While it grows only its last block is made anew, and of that only what differs is
+// touched, so a selection elsewhere survives; a long text is drawn over several frames, so no text holds the tab.
+
+import { blocks, parts, plain } from "./markdown.js";
+
+/** @typedef {import("./markdown.js").Node} Node */
+/** @typedef {import("./markdown.js").Labels} Labels */
+/** @typedef {import("./markdown.js").Outline} Outline */
+
+// How much text is parsed in one step, and how long drawing may take of one frame. One step is about 40 ms at its worst.
+const STEP = 16 * 1024;
+// A block longer than this is shown as it is, unless it is code, which is cheap.
+const MAX_BLOCK = 64 * 1024;
+// What comes after this much of a text is shown as it is: styled, it would be ten thousands of elements.
+const MAX_STYLED = 128 * 1024;
+const BUDGET_MS = 10;
+
+/** Paintings with something left to draw. @type {Set<Painting>} */
+const unfinished = new Set();
+let spent = 0;
+let frame = 0;
+
+function nextFrame() {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    spent = 0;
+    for (const painting of unfinished) {
+      if (spent >= BUDGET_MS) break;
+      painting.draw();
+    }
+    if (unfinished.size) nextFrame();
+  });
+}
+
+/** One answer's text in one element, which is its alone. */
+export class Painting {
+  #text = "";
+  // Up to here the blocks can change no more, whatever is added: in the text, and among the children of the element.
+  #settled = { text: 0, children: 0 };
+  /** @type {Outline} */
+  #outline = { base: 0, last: 2 };
+  /** @type {Node[]} */
+  #nodes = [];
+  #whole = false;
+  #restAt = 0;
+
+  /** @param {HTMLElement} target @param {Labels} labels */
+  constructor(target, labels) {
+    this.target = target;
+    this.labels = labels;
+  }
+
+  /** Show `text`; `whole` says that nothing will be added. */
+  show(/** @type {string} */ text, /** @type {boolean} */ whole) {
+    const clean = text.includes("\r") ? text.replace(/\r\n?/g, "\n") : text;
+    const added = clean.startsWith(this.#text.slice(0, this.#settled.text));
+    // At the end it is read once more as one, for a link may be defined below its use.
+    if (!added || (whole && !this.#whole && clean.length <= STEP)) this.#begin();
+    this.#text = clean;
+    this.#whole = whole;
+    this.#restAt = 0;
+    unfinished.add(this);
+    if (spent < BUDGET_MS) this.draw();
+    if (unfinished.has(this) && this.#nodes.length === 0) this.target.textContent = clean.slice(0, STEP);
+    nextFrame();
+  }
+
+  #begin() {
+    this.#settled = { text: 0, children: 0 };
+    this.#outline = { base: 0, last: 2 };
+  }
+
+  /** Draw on until everything is drawn or the time of this frame is used up. */
+  draw() {
+    const started = performance.now();
+    if (started < this.#restAt) return;
+    if (this.#nodes.length === 0) this.target.replaceChildren();
+    for (let size = STEP; ; ) {
+      const piece = this.#text.slice(this.#settled.text, this.#settled.text + size);
+      const last = this.#settled.text + piece.length === this.#text.length;
+      size = this.#step(piece, last) ? STEP : size * 2;
+      if (last) unfinished.delete(this);
+      if (last || spent + performance.now() - started >= BUDGET_MS) break;
+    }
+    const took = performance.now() - started;
+    spent += took;
+    // A last block that takes long to make is made the more rarely while it grows.
+    if (!this.#whole && took > BUDGET_MS) this.#restAt = performance.now() + 4 * took;
+  }
+
+  /**
+   * Parse the piece of the text that begins where it is settled, and draw it. All of its blocks but the last are settled
+   * then. Returns false when the piece is too short to be drawn.
+   */
+  #step(/** @type {string} */ piece, /** @type {boolean} */ last) {
+    if (this.#settled.text >= MAX_STYLED) return this.#asItIs(parts(piece));
+    const found = blocks(piece, this.labels, { ...this.#outline });
+    // The line that is not ended yet may still turn out to belong to the block before it.
+    const open = last && this.#whole ? piece.length : piece.lastIndexOf("\n") + 1;
+    const tail = found.findLast(({ start }) => start < open)?.start ?? 0;
+    if (!last && tail === 0) {
+      // One block that is longer than a step: more of it is needed, to see its end.
+      if (piece.length < MAX_BLOCK || found[0]?.node.attrs.class === "code") return false;
+      return this.#asItIs([...parts(piece), ""]);
+    }
+    this.#put(found.map(({ node }) => node));
+    const settled = found.filter(({ start }) => start < tail);
+    this.#settle(tail, settled.length);
+    for (const { node } of settled) {
+      if (!/^h[3-6]$/.test(node.tag)) continue;
+      this.#outline.last = Number(node.tag[1]);
+      this.#outline.base ||= Number(node.attrs.class.slice("level-".length));
+    }
+    return true;
+  }
+
+  /** Show pieces of text as they are; all but the last are settled. */
+  #asItIs(/** @type {string[]} */ pieces) {
+    this.#put(pieces.map(plain));
+    const settled = pieces.slice(0, -1);
+    this.#settle(settled.join("").length, settled.length);
+    return true;
+  }
+
+  #settle(/** @type {number} */ text, /** @type {number} */ children) {
+    this.#settled = { text: this.#settled.text + text, children: this.#settled.children + children };
+  }
+
+  /** Make the children behind the settled ones be `nodes`. */
+  #put(/** @type {Node[]} */ nodes) {
+    const { children } = this.#settled;
+    nodes.forEach((node, index) => {
+      const at = children + index;
+      patch(this.target, this.target.childNodes[at], this.#nodes[at], node);
+      this.#nodes[at] = node;
+    });
+    const count = children + nodes.length;
+    while (this.target.childNodes.length > count) this.target.lastChild?.remove();
+    this.#nodes.length = count;
+  }
+}
+
+/**
+ * Turn what stands at `have` (made from `old`) into `wanted`, or put it there.
+ *
+ * @param {globalThis.Node} parent
+ * @param {globalThis.Node | undefined} have
+ * @param {Node | string | undefined} old
+ * @param {Node | string} wanted
+ */
+function patch(parent, have, old, wanted) {
+  if (have === undefined || old === undefined) {
+    parent.appendChild(make(wanted));
+  } else if (typeof wanted === "string" && typeof old === "string") {
+    if (wanted !== old) /** @type {Text} */ (have).data = wanted;
+  } else if (typeof wanted !== "string" && typeof old !== "string" && sameElement(old, wanted)) {
+    wanted.kids.forEach((kid, index) => patch(have, have.childNodes[index], old.kids[index], kid));
+    while (have.childNodes.length > wanted.kids.length) have.lastChild?.remove();
+  } else {
+    parent.replaceChild(make(wanted), have);
+  }
+}
+
+function sameElement(/** @type {Node} */ one, /** @type {Node} */ other) {
+  const names = Object.keys(one.attrs);
+  return (
+    one.tag === other.tag &&
+    names.length === Object.keys(other.attrs).length &&
+    names.every((name) => one.attrs[name] === other.attrs[name])
+  );
+}
+
+/** @returns {globalThis.Node} */
+function make(/** @type {Node | string} */ node) {
+  if (typeof node === "string") return document.createTextNode(node);
+  const made = document.createElement(node.tag);
+  for (const [name, value] of Object.entries(node.attrs)) made.setAttribute(name, value);
+  for (const kid of node.kids) made.append(make(kid));
+  return made;
+}

@@ -1,0 +1,523 @@
+"""The text of an answer as elements: what each piece of Markdown becomes, what nothing becomes, and how long it takes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests.page.conftest import Watch, ask, button, rested
+from tests.page.stub import DONE, Answer, Stub, finish, text, whole
+from tests.tools import size
+
+SPEC = Path(__file__).parent / "node_modules" / "commonmark-spec" / "spec.txt"
+
+
+@pytest.fixture(scope="module")
+def bare(browser: Browser) -> Iterator[Page]:
+    """One page for the tests that only draw: nothing here leaves a trace on it."""
+    with Stub() as stub:
+        context = browser.new_context()
+        watch = Watch(stub.base_url)
+        watch.over(context)
+        page = context.new_page()
+        page.goto(f"{stub.base_url}/chat")
+        yield page
+        context.close()
+        watch.judge()
+
+
+DRAW = """
+async (texts) => {
+  const {Painting} = await import("/chat/paint.js");
+  const labels = {copy: "복사", done: "한 일", todo: "할 일", table: "표"};
+  const skip = new Set(["dir", "rel", "target", "title", "scope", "tabindex", "type", "role", "data-copy"]);
+  const tree = (node) => {
+    if (node.nodeType === 3) return node.data;
+    const attrs = Array.from(node.attributes).filter(({name}) => !skip.has(name)).map(({name, value}) => `${name}=${value}`);
+    return [[node.localName, ...attrs].join(" "), ...Array.from(node.childNodes, tree)];
+  };
+  return texts.map((text) => {
+    const box = document.createElement("div");
+    new Painting(box, labels).show(text, true);
+    return Array.from(box.childNodes, tree);
+  });
+}
+"""
+
+
+def code(language: str, content: str) -> list[Any]:
+    """A block of code, with its head line."""
+    head = ["div class=head", ["span class=language", language], ["button class=plain", "복사"]]
+    return ["div class=code", head, ["pre", ["code", content]]]
+
+
+def link(href: str, *label: Any, where: str) -> list[Any]:
+    """A link, with where it leads."""
+    return [f"a href={href}", *label, ["bdi class=where", f" ({where})"]]
+
+
+TEXTS: dict[str, tuple[str, list[Any]]] = {
+    "paragraphs": ("하나\n둘\n\n\n셋", [["p", "하나\n둘"], ["p", "셋"]]),
+    "headings skip no level": (
+        "### 셋\n# 하나 #\n##### 다섯\n글\n===",
+        [
+            ["h3 class=level-3", "셋"],
+            ["h3 class=level-1", "하나"],
+            ["h4 class=level-5", "다섯"],
+            ["h3 class=level-1", "글"],
+        ],
+    ),
+    "emphasis": (
+        "**굵게** *별* _밑줄_ ***둘*** ~~취소~~ \\*",
+        [
+            [
+                "p",
+                ["strong", "굵게"],
+                " ",
+                ["em", "별"],
+                " ",
+                ["em", "밑줄"],
+                " ",
+                ["em", ["strong", "둘"]],
+                " ",
+                ["s", "취소"],
+                " *",
+            ]
+        ],
+    ),
+    "bold before a particle": (
+        '**"인용"**를 **중요:**내용 **(주)**은 「**말**」 *(예)*는',
+        [
+            [
+                "p",
+                ["strong", '"인용"'],
+                "를 ",
+                ["strong", "중요:"],
+                "내용 ",
+                ["strong", "(주)"],
+                "은 「",
+                ["strong", "말"],
+                "」 ",
+                ["em", "(예)"],
+                "는",
+            ]
+        ],
+    ),
+    "stars that are none": ("2 * 3 * 4 ** 5", [["p", "2 * 3 * 4 ** 5"]]),
+    "code": ("앞\n```py x\na = '**x**'\n\n```\n뒤", [["p", "앞"], code("py", "a = '**x**'\n"), ["p", "뒤"]]),
+    "open fence": ("```\n<b>", [code("", "<b>")]),
+    "longer fence": ("````\n```\nx\n````", [code("", "```\nx")]),
+    "nested lists": (
+        "- a\n  - b\n    1. c\n- d\n\n  e",
+        [["ul", ["li", ["p", "a"], ["ul", ["li", "b", ["ol", ["li", "c"]]]]], ["li", ["p", "d"], ["p", "e"]]]],
+    ),
+    "code in a list": ("3. a\n\n   ```\n   x\n   ```\n4. b", [["ol start=3", ["li", ["p", "a"], code("", "x")], ["li", ["p", "b"]]]]),
+    "tasks": (
+        "- [x] a\n- [ ] b",
+        [["ul", ["li class=task", ["span aria-label=한 일", "☑"], " a"], ["li class=task", ["span aria-label=할 일", "☐"], " b"]]],
+    ),
+    "table": (
+        "| a | b |\n|---|---:|\n| 1<br>2 | **3** |",
+        [
+            [
+                "div class=table aria-label=표",
+                [
+                    "table",
+                    ["thead", ["tr", ["th", "a"], ["th class=right", "b"]]],
+                    ["tbody", ["tr", ["td", "1", ["br"], "2"], ["td class=right", ["strong", "3"]]]],
+                ],
+            ]
+        ],
+    ),
+    "quote": ("> 인용\n> > 둘", [["blockquote", ["p", "인용"], ["blockquote", ["p", "둘"]]]]),
+    "rule": ("a\n\n---\n\nb", [["p", "a"], ["hr"], ["p", "b"]]),
+    "links": (
+        "[글](https://a.kr/x) <https://b.kr> https://c.kr/?d=1 [d@e.f](mailto:d@e.f)",
+        [
+            [
+                "p",
+                link("https://a.kr/x", "글", where="a.kr"),
+                " ",
+                ["a href=https://b.kr class=bare", "https://b.kr"],
+                " ",
+                ["a href=https://c.kr/?d=1 class=bare", "https://c.kr/?d=1"],
+                " ",
+                ["a href=mailto:d@e.f", "d@e.f"],
+            ]
+        ],
+    ),
+    "a link says where it leads": (
+        "[https://bank.kr](https://bank.kr@evil.com/) [n](https://네이버.com/)",
+        [
+            [
+                "p",
+                link("https://bank.kr@evil.com/", "https://bank.kr", where="evil.com"),
+                " ",
+                link("https://xn--950bt9s8xi.com/", "n", where="xn--950bt9s8xi.com"),
+            ]
+        ],
+    ),
+    "links of other kinds stay text": (
+        "[a](javascript:alert(1)) [b](data:text/html,x) [c](/chat) [d](//e.f) [g](JAVASCRIPT:1) ![h](javascript:1)",
+        [["p", "[a](javascript:alert(1)) [b](data:text/html,x) [c](/chat) [d](//e.f) [g](JAVASCRIPT:1) ![h](javascript:1)"]],
+    ),
+    "pictures are links": ("![그림](https://a.kr/b.png)", [["p", ["a href=https://a.kr/b.png class=picture", "그림", ["bdi class=where", " (a.kr)"]]]]),
+    "formulas": (
+        "\\(E=mc^2\\) $x_1$ $5, $6 값은 $7\n\n$$\na\n= b\n$$\n\n\\[ c \\]",
+        [
+            ["p", ["code class=math", "E=mc^2"], " ", ["code class=math", "x_1"], " $5, $6 값은 $7"],
+            ["pre class=math", ["code", "a\n= b"]],
+            ["pre class=math", ["code", "c"]],
+        ],
+    ),
+    "no list": ("-1은 수예요\n1.5도", [["p", "-1은 수예요\n1.5도"]]),
+    "markup stays text": (
+        '<img src=x onerror="alert(1)"> <script>alert(1)</script>\n\n<div>\n**b**\n</div>',
+        [
+            ["p", '<img src=x onerror="alert(1)"> <script>alert(1)</script>'],
+            ["p", "<div>\n", ["strong", "b"], "\n</div>"],
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_markdown(bare: Page, name: str) -> None:
+    """What models write becomes what they mean."""
+    source, expected = TEXTS[name]
+    (found,) = bare.evaluate(DRAW, [source])
+    assert found == expected
+
+
+def test_piece_by_piece(bare: Page) -> None:
+    """A text that grows ends as the same elements as when it is shown at once, and early blocks keep theirs."""
+    source = "\n\n".join(one for one, _ in TEXTS.values())
+    script = """
+    async (text) => {
+      const {Painting} = await import("/chat/paint.js");
+      const labels = {copy: "c", done: "d", todo: "t", table: "b"};
+      const [slow, fast] = [document.createElement("div"), document.createElement("div")];
+      const painting = new Painting(slow, labels);
+      const drawn = () => new Promise(requestAnimationFrame);
+      let first = null;
+      for (let end = 1; end <= text.length; end += 1) {
+        painting.show(text.slice(0, end), false);
+        if (end % 40 === 0) await drawn();
+        if (end === 100) first = slow.firstChild;
+      }
+      await drawn();
+      const grown = slow.cloneNode(true);
+      painting.show(text, true);
+      new Painting(fast, labels).show(text, true);
+      for (let n = 0; n < 30; n += 1) await drawn();
+      return [slow.isEqualNode(fast), grown.isEqualNode(fast), slow.firstChild === first, fast.children.length];
+    }
+    """
+    whole_same, grown_same, kept, count = bare.evaluate(script, source)
+    assert whole_same
+    assert grown_same
+    assert kept
+    assert count > 30
+
+
+N = 64 * 1024
+HOSTILE: dict[str, str] = {
+    **{f"{mark!r}": mark * (N // len(mark)) for mark in "# \t*_[(`>|~<&\\-+=!$:/."},
+    **{
+        name: piece * (N // len(piece))
+        for name, piece in {
+            "list markers": "- ",
+            "numbers": "1. ",
+            "quotes and lists": "> - ",
+            "open emphasis": "**a *b ",
+            "open strike": "~~a",
+            "mixed": "*~~_",
+            "open links": "[a](",
+            "empty links": "[](",
+            "pictures": "![",
+            "pairs": "[]",
+            "ticks": "`a``b",
+            "tags": "<a ",
+            "addresses": "http://a",
+            "two addresses": "http://a.b ",
+            "mail": "a@b.",
+            "formulas": "\\(",
+            "dollars": "$a_ ",
+            "titles": "a\n===\n",
+            "fences": "```\n",
+            "formula fences": "\\[\n",
+            "definitions": "[a]: b\n",
+            "rows": "|a|b\n|-|-\n|c|d\n\n",
+            "items": "- a\n",
+            "bold Hangul": '**"가"**를',
+            "breaks": "<br>",
+            "lines": "\n",
+            "quoted lines": ">\n",
+        }.items()
+    },
+    "a heading of blanks": "# " + " " * N + "x",
+    "deep lists": "\n".join(" " * depth + "- a" for depth in range(360)),
+    "ticks of each length": "a".join("`" * count for count in range(1, 362)),
+    "a wide table": "|a" * (N // 4) + "\n" + "|-" * (N // 4),
+    "a long word": "가" * N,
+}
+
+FRAMES = """
+async (texts) => {
+  const {Painting} = await import("/chat/paint.js");
+  const labels = {copy: "c", done: "d", todo: "t", table: "b"};
+  const results = [];
+  for (const text of texts) {
+    const box = document.createElement("div");
+    box.className = "text";
+    document.getElementById("log").replaceChildren(box);
+    const painting = new Painting(box, labels);
+    let slowest = 0;
+    const work = async (job) => {
+      await new Promise(requestAnimationFrame);
+      const begun = performance.now();
+      job();
+      box.getBoundingClientRect();
+      await new Promise((resolve) => { const {port1, port2} = new MessageChannel(); port1.onmessage = resolve; port2.postMessage(0); });
+      slowest = Math.max(slowest, performance.now() - begun);
+    };
+    // It comes in pieces, as a model sends it, and is whole then.
+    for (let n = 1; n <= 8; n += 1) await work(() => painting.show(text.slice(0, (text.length * n) / 8), false));
+    await work(() => painting.show(text, true));
+    for (let n = 0; n < 12; n += 1) await work(() => {});
+    results.push([slowest, box.textContent.length]);
+  }
+  document.getElementById("log").replaceChildren();
+  return results;
+}
+"""
+
+
+def test_no_text_holds_the_tab(bare: Page) -> None:
+    """64 KiB of any marker are drawn in short steps. (A pattern that backtracks took 11 s for one of them.)"""
+    names = list(HOSTILE)
+    results = bare.evaluate(FRAMES, list(HOSTILE.values()))
+    by_time = sorted(zip((ms for ms, _ in results), names, strict=True), reverse=True)
+    print("slowest frames:", ", ".join(f"{name} {ms:.0f} ms" for ms, name in by_time[:8]))
+    # 100 ms is what a person does not feel; a machine with many tests takes several times that.
+    assert by_time[0][0] < 1000
+    # And what is no mark is still there: a word as long as the text.
+    assert results[names.index("a long word")][1] == N
+
+
+# Elements of an answer, and the attributes they may have.
+ELEMENTS = set("a bdi blockquote br button code div em h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul".split())
+ATTRIBUTES = set("aria-label class data-copy dir href rel role scope start tabindex target title type".split())
+
+LIVE = """
+async ([count, seed, pieces]) => {
+  const {Painting} = await import("/chat/paint.js");
+  const labels = {copy: "c", done: "d", todo: "t", table: "b"};
+  let state = seed;
+  const below = (n) => { state = (Math.imul(state, 1664525) + 1013904223) >>> 0; return state % n; };
+  const seen = new Set();
+  const addresses = new Set();
+  const lost = [];
+  for (let n = 0; n < count; n += 1) {
+    let text = "";
+    for (let left = 1 + below(24); left; left -= 1) text += pieces[below(pieces.length)];
+    const box = document.createElement("div");
+    document.getElementById("log").replaceChildren(box);
+    try {
+      new Painting(box, labels).show(text, true);
+    } catch (error) {
+      lost.push([text, String(error)]);
+    }
+    for (const one of box.querySelectorAll("*")) {
+      seen.add(one.localName);
+      for (const {name, value} of one.attributes) {
+        seen.add(`@${name}`);
+        if (name === "href") addresses.add(value.split(":")[0].toLowerCase());
+      }
+    }
+    if (n % 200 === 0) await new Promise(requestAnimationFrame);
+  }
+  document.getElementById("log").replaceChildren();
+  return {seen: [...seen], addresses: [...addresses], lost};
+}
+"""
+
+PIECES = [
+    *"#*_~`>|-+=![]()<>\"'\\&;:/.$ \n\t1a가",
+    *["\n\n", "    ", "```", "**", "~~", "- ", "1. ", "- [x] ", "> ", "| a | b |\n|---|---|\n", "<br>", "</p>", "<!--", "-->"],
+    *["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<a href=javascript:alert(1)>", "<svg onload=alert(1)>"],
+    *["[a](javascript:alert(1))", "[a](https://a.kr)", "![a](https://a.kr/x.png)", "https://b.kr", "javascript:alert(1)"],
+    *["[x]: https://c.kr\n", "[x]", "&#106;avascript:", "data:text/html,x", "\\(", "\\)", "$$", "\u202e", "\x00", "\r", "😀"],
+    *['" onclick="alert(1)', "' style='x", "{{x}}", "${x}"],
+]
+
+
+def test_nothing_live_comes_out(bare: Page) -> None:
+    """Whatever is written, only the page's own still elements come out, and links lead to the web or to a mailbox."""
+    count = size(4_000, 1_000_000)
+    found = bare.evaluate(LIVE, [count, random.Random().randrange(2**32), PIECES])
+    assert found["lost"] == []
+    elements = {one for one in found["seen"] if not one.startswith("@")}
+    assert elements <= ELEMENTS
+    assert {one[1:] for one in found["seen"] if one.startswith("@")} <= ATTRIBUTES
+    assert set(found["addresses"]) <= {"http", "https", "mailto"}
+    # It wrote something worth judging.
+    assert elements >= {"a", "code", "li", "strong", "table"}
+    assert "https" in found["addresses"]
+
+
+# --- CommonMark's own examples --------------------------------------------------------------------------------------
+
+# What the page refuses of CommonMark, and why: an example with one of these in its HTML is judged by its text alone.
+REFUSED = {
+    "raw HTML": "stays text",
+    "pictures": "are links",
+    "links elsewhere": "of a place on this server, or of a kind other than http, https and mailto, stay text",
+    "titles of links": "the page's own tell where a link leads",
+}
+
+JUDGE = """
+async (examples) => {
+  const {blocks} = await import("/chat/markdown.js");
+  const labels = {copy: "", done: "", todo: "", table: ""};
+  const plainTag = (tag) => ({h3: "h", h4: "h", h5: "h", h6: "h", h1: "h", h2: "h"})[tag] ?? tag;
+  const ours = (node) => {
+    if (typeof node === "string") return node;
+    if (node.attrs.class === "code") return ["pre", ["code", ...node.kids[1].kids[0].kids]];
+    if (node.attrs.class === "where") return "";
+    return [plainTag(node.tag), ...node.kids.map(ours)];
+  };
+  const theirs = (node) => node.nodeType === 3 ? node.data : [plainTag(node.localName), ...Array.from(node.childNodes, theirs)];
+  // Blanks between blocks, and at the ends of a block, are layout of the HTML and no text.
+  const flat = (tree) => JSON.stringify(tree).replace(/(?:\\\\n| )+/g, " ").replace(/\\[("[a-z]+")(?:, ?" ?")*(?=\\])/g, "[$1")
+    .replace(/,"( |)"/g, "").replace(/" /g, '"').replace(/ "/g, '"').replace(/" *, *"/g, '","');
+  return examples.map(({markdown, html}) => {
+    const page = new DOMParser().parseFromString(html.replace(/<br \\/>\\n/g, "<br />"), "text/html");
+    return [flat(blocks(markdown, labels).map(({node}) => ours(node))), flat(Array.from(page.body.childNodes, theirs))];
+  });
+}
+"""
+
+
+def examples() -> list[dict[str, Any]]:
+    """The examples of the specification, each with its number."""
+    found: list[dict[str, Any]] = []
+    lines = iter(SPEC.read_text("utf-8").split("\n"))
+    for line in lines:
+        if line != "`" * 32 + " example":
+            continue
+        parts: list[list[str]] = [[]]
+        for inner in lines:
+            if inner == "`" * 32:
+                break
+            if inner == ".":
+                parts.append([])
+            else:
+                parts[-1].append(inner.replace("→", "\t") + "\n")
+        found.append({"number": len(found) + 1, "markdown": "".join(parts[0]), "html": "".join(parts[1])})
+    return found
+
+
+def test_examples_of_commonmark(browser: Browser) -> None:
+    """Text and structure are right for every example of CommonMark that the page does not refuse (`REFUSED`)."""
+    if not SPEC.exists():
+        pytest.skip("npm ci --ignore-scripts in tests/page brings the specification")
+    with Stub() as stub, browser.new_context(bypass_csp=True) as context:
+        page = context.new_page()
+        page.goto(f"{stub.base_url}/chat")
+        every = examples()
+        results = page.evaluate(JUDGE, every)
+    assert len(every) > 600
+    wrong = []
+    refused = 0
+    for example, (ours, theirs) in zip(every, results, strict=True):
+        if ours == theirs:
+            continue
+        html, markdown = example["html"], example["markdown"]
+        if "<img" in html or 'href="' in html or any(mark in markdown for mark in ("<", "](")) or "]:" in markdown:
+            refused += 1
+            continue
+        wrong.append((example["number"], markdown, ours, theirs))
+    print(f"{len(every) - refused - len(wrong)} of {len(every)} as they stand, {refused} refused, {len(wrong)} otherwise")
+    for one in wrong:
+        print(*one, sep="\n  ")
+    assert len(wrong) <= 8
+
+
+# --- On the page ----------------------------------------------------------------------------------------------------
+
+
+def test_copy_code(page: Page, context: BrowserContext, stub: Stub) -> None:
+    """The button of a block of code copies that block, as it came."""
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    stub.script(whole("```sh\nls -l\ncd\n```\n\n```\n둘\n```"))
+    ask(page, "질문")
+    rested(page)
+    page.locator(".code").first.get_by_role("button", name="복사").click()
+    expect(page.locator(".code").first.get_by_role("button")).to_have_text("복사했어요")
+    assert page.evaluate("() => navigator.clipboard.readText()") == "ls -l\ncd"
+
+
+def test_link_is_opened_by_hand(page: Page, stub: Stub, watch: Watch) -> None:
+    """Nothing of an answer is loaded; a link opens another tab, which does not know where it was opened."""
+    stub.script(whole(f"[여기]({stub.base_url}/chat/icon.svg) ![그림](http://127.0.0.1:9/x.png)"))
+    ask(page, "질문")
+    rested(page)
+    assert not any(":9/" in url or "icon.svg" in url for url in watch.requested[-3:])
+    assert page.locator(".answer img").count() == 0
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="여기").click()
+    opened.value.wait_for_load_state()
+    assert opened.value.evaluate("() => [window.opener, document.referrer]") == [None, ""]
+    opened.value.close()
+
+
+def test_tree_for_a_screen_reader(page: Page, stub: Stub) -> None:
+    """A nested list is a tree, a table has heads, headings stand below those of the page."""
+    stub.script(whole("### 제목\n\n- 하나\n  - 안\n- 둘\n\n| 이름 | 값 |\n|---|---|\n| a | 1 |\n\n- [x] 다 했어요"))
+    ask(page, "질문")
+    rested(page)
+    expect(page.locator(".answer")).to_match_aria_snapshot(
+        """
+        - heading "답변" [level=2]
+        - heading "제목" [level=3]
+        - list:
+          - listitem:
+            - text: 하나
+            - list:
+              - listitem: 안
+          - listitem: 둘
+        - group "표":
+          - table:
+            - rowgroup:
+              - row:
+                - columnheader "이름"
+                - columnheader "값"
+            - rowgroup:
+              - row:
+                - cell "a"
+                - cell "1"
+        - list:
+          - listitem:
+            - img "한 일"
+            - text: 다 했어요
+        """
+    )
+
+
+def test_hostile_answer_while_it_streams(page: Page, stub: Stub) -> None:
+    """A line of 64 KiB leaves the page alive: it can be stopped and written in while it comes, and after a reload."""
+    pieces = [text("#" * 4096) for _ in range(8)] + [text(" " * 4096) for _ in range(8)]
+    stub.script(Answer([*pieces, finish(), DONE]), whole("답"))
+    ask(page, "질문")
+    rested(page)
+    page.reload()
+    ask(page, "다음")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("답")
+    expect(button(page, "보내기")).to_be_visible()
+    assert len(stub.asked[1].messages) == 3

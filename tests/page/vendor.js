@@ -1,0 +1,24 @@
+// Builds the vendored markdown parser from its packages; with --check, only says whether what is vendored is that.
+
+import { build } from "esbuild";
+import { readFile, writeFile } from "node:fs/promises";
+
+const file = new URL("../../eidproxy/pages/chat/vendor/markdown-it.js", import.meta.url);
+const { outputFiles } = await build({
+  entryPoints: ["node_modules/markdown-it/index.mjs"],
+  // Nothing here writes entities, so their encoder (23 kB) stays out.
+  alias: { entities: "./node_modules/entities/lib/esm/decode.js" },
+  banner: { js: "// @ts-nocheck\n/*! markdown-it 14.3.3, MIT licence: see markdown-it.LICENSE.txt and README.txt. */" },
+  bundle: true,
+  charset: "utf8",
+  format: "esm",
+  legalComments: "none",
+  minify: true,
+  write: false,
+});
+const [{ text }] = outputFiles;
+if (!process.argv.includes("--check")) await writeFile(file, text);
+else if ((await readFile(file, "utf8")) !== text) {
+  console.error("vendor/markdown-it.js is not what `npm run vendor` builds");
+  process.exit(1);
+}
