@@ -7,8 +7,10 @@ import { blocks, parts, plain } from "./markdown.js";
 /** @typedef {import("./markdown.js").Labels} Labels */
 /** @typedef {import("./markdown.js").Outline} Outline */
 
-// How much text is parsed in one step, and how long drawing may take of one frame. One step is about 40 ms at its worst.
+// How much text is parsed in one step, and how long drawing may take of one frame. One step is about 40 ms at its
+// worst; it makes no more blocks than MAX_BLOCKS.
 const STEP = 16 * 1024;
+const MAX_BLOCKS = 150;
 // A block longer than this is shown as it is, unless it is code, which is cheap.
 const MAX_BLOCK = 64 * 1024;
 // What comes after this much of a text is shown as it is: styled, it would be ten thousands of elements.
@@ -43,6 +45,8 @@ export class Painting {
   #nodes = [];
   #whole = false;
   #restAt = 0;
+  // How much the next step takes: more, when the last one had too little of its block to be drawn.
+  #size = STEP;
 
   /** @param {HTMLElement} target @param {Labels} labels */
   constructor(target, labels) {
@@ -75,12 +79,13 @@ export class Painting {
     const started = performance.now();
     if (started < this.#restAt) return;
     if (this.#nodes.length === 0) this.target.replaceChildren();
-    for (let size = STEP; ; ) {
-      const piece = this.#text.slice(this.#settled.text, this.#settled.text + size);
+    for (;;) {
+      const piece = this.#text.slice(this.#settled.text, this.#settled.text + this.#size);
       const last = this.#settled.text + piece.length === this.#text.length;
-      size = this.#step(piece, last) ? STEP : size * 2;
-      if (last) unfinished.delete(this);
-      if (last || spent + performance.now() - started >= BUDGET_MS) break;
+      const done = this.#step(piece, last);
+      this.#size = done === "short" ? this.#size * 2 : STEP;
+      if (done === "all") unfinished.delete(this);
+      if (done === "all" || spent + performance.now() - started >= BUDGET_MS) break;
     }
     const took = performance.now() - started;
     spent += took;
@@ -90,19 +95,34 @@ export class Painting {
 
   /**
    * Parse the piece of the text that begins where it is settled, and draw it. All of its blocks but the last are settled
-   * then. Returns false when the piece is too short to be drawn.
+   * then. A piece with very many blocks is drawn in part.
+   *
+   * @param {string} piece
+   * @param {boolean} last whether it goes to the end of the text
+   * @returns {"all" | "part" | "short"} what of the text is drawn now; nothing, when the piece was too short for its block
    */
-  #step(/** @type {string} */ piece, /** @type {boolean} */ last) {
-    if (this.#settled.text >= MAX_STYLED) return this.#asItIs(parts(piece));
+  #step(piece, last) {
+    if (this.#settled.text >= MAX_STYLED) return this.#asItIs(parts(piece), last);
     const found = blocks(piece, this.labels, { ...this.#outline });
     // The line that is not ended yet may still turn out to belong to the block before it.
     const open = last && this.#whole ? piece.length : piece.lastIndexOf("\n") + 1;
     const tail = found.findLast(({ start }) => start < open)?.start ?? 0;
+    const next = found.find(({ start }, index) => index >= MAX_BLOCKS && start > 0 && start <= tail);
+    if (next) {
+      this.#draw(found.filter(({ start }) => start < next.start), next.start);
+      return "part";
+    }
     if (!last && tail === 0) {
       // One block that is longer than a step: more of it is needed, to see its end.
-      if (piece.length < MAX_BLOCK || found[0]?.node.attrs.class === "code") return false;
-      return this.#asItIs([...parts(piece), ""]);
+      if (piece.length < MAX_BLOCK || found[0]?.node.attrs.class === "code") return "short";
+      return this.#asItIs([...parts(piece), ""], last);
     }
+    this.#draw(found, tail);
+    return last ? "all" : "part";
+  }
+
+  /** Draw blocks; those that begin before `tail` are settled. */
+  #draw(/** @type {import("./markdown.js").Block[]} */ found, /** @type {number} */ tail) {
     this.#put(found.map(({ node }) => node));
     const settled = found.filter(({ start }) => start < tail);
     this.#settle(tail, settled.length);
@@ -111,15 +131,14 @@ export class Painting {
       this.#outline.last = Number(node.tag[1]);
       this.#outline.base ||= Number(node.attrs.class.slice("level-".length));
     }
-    return true;
   }
 
   /** Show pieces of text as they are; all but the last are settled. */
-  #asItIs(/** @type {string[]} */ pieces) {
+  #asItIs(/** @type {string[]} */ pieces, /** @type {boolean} */ last) {
     this.#put(pieces.map(plain));
     const settled = pieces.slice(0, -1);
     this.#settle(settled.join("").length, settled.length);
-    return true;
+    return last ? "all" : "part";
   }
 
   #settle(/** @type {number} */ text, /** @type {number} */ children) {
