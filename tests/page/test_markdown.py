@@ -31,7 +31,8 @@ def bare(browser: Browser) -> Iterator[Page]:
 
 DRAW = """
 async (texts) => {
-  const {Painting} = await import("/chat/paint.js");
+  const {Painting, loadMarkdown} = await import("/chat/paint.js");
+  await loadMarkdown();
   const labels = {copy: "복사", done: "한 일", todo: "할 일", table: "표"};
   const skip = new Set(["dir", "rel", "target", "title", "scope", "tabindex", "type", "role", "data-copy"]);
   const tree = (node) => {
@@ -218,7 +219,8 @@ def test_piece_by_piece(bare: Page) -> None:
     source = "\n\n".join(one for one, _ in TEXTS.values())
     script = """
     async (text) => {
-      const {Painting} = await import("/chat/paint.js");
+      const {Painting, loadMarkdown} = await import("/chat/paint.js");
+  await loadMarkdown();
       const labels = {copy: "c", done: "d", todo: "t", table: "b"};
       const [slow, fast] = [document.createElement("div"), document.createElement("div")];
       const painting = new Painting(slow, labels);
@@ -288,7 +290,8 @@ HOSTILE: dict[str, str] = {
 
 FRAMES = """
 async (texts) => {
-  const {Painting} = await import("/chat/paint.js");
+  const {Painting, loadMarkdown} = await import("/chat/paint.js");
+  await loadMarkdown();
   const labels = {copy: "c", done: "d", todo: "t", table: "b"};
   const results = [];
   for (const text of texts) {
@@ -358,7 +361,8 @@ ATTRIBUTES |= {"target", "title", "type"}
 
 LIVE = """
 async ([count, seed, pieces]) => {
-  const {Painting} = await import("/chat/paint.js");
+  const {Painting, loadMarkdown} = await import("/chat/paint.js");
+  await loadMarkdown();
   const labels = {copy: "c", done: "d", todo: "t", table: "b"};
   let state = seed;
   const below = (n) => { state = (Math.imul(state, 1664525) + 1013904223) >>> 0; return state % n; };

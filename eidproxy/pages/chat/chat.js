@@ -8,6 +8,7 @@ import { List } from "./list.js";
 import { Log } from "./log.js";
 import { Login, choose } from "./login.js";
 import { NOTICES } from "./notices.js";
+import { loadMarkdown } from "./paint.js";
 import { Progress } from "./progress.js";
 import { Run } from "./run.js";
 import { Scroll } from "./scroll.js";
@@ -128,6 +129,7 @@ class Chat {
     this.drawWords();
     this.draw();
     this.composer.changed();
+    loadMarkdown();
     await this.login.takeFragment();
     await this.readWaiting();
   }
