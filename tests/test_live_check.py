@@ -39,7 +39,7 @@ from tests.upstream import (
     stream_head,
 )
 
-TOKEN_SECONDS = 0.015
+TOKEN_SECONDS = 0.02
 ANSWER = "answer-canary-word "
 KEY = "router-key-canary"
 ALIASES: dict[str, Any] = {
