@@ -136,7 +136,7 @@ class _Family(NamedTuple, Generic[_Series]):
 
 
 class Metrics(Collector):
-    """Every metric of the contract's section 8. Series are made here, once."""
+    """Every metric there is (contract, 8). Series are made here, once."""
 
     def __init__(self, version: str) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=False)
