@@ -131,7 +131,7 @@ def wrong_rows(contract: Contract, sources: Mapping[str, str]) -> Iterator[str]:
 
 
 def wrong_heads(contract: Contract, sources: Mapping[str, str]) -> Iterator[str]:
-    """Every promise that none of its tests claims to judge, and every file of tests that claims one which is not its own."""
+    """Every promise that none of its tests claims to judge, and every file of tests that claims another one."""
     for promise, _, tests in contract.rows:
         named = set(re.findall(r"`([\w/]+\.py): ", tests))
         saying = {
