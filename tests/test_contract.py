@@ -5,10 +5,8 @@ Each rule is a function from texts to faults, so that it can be tried on texts t
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -16,6 +14,7 @@ import pytest
 from eidproxy.config import FIELDS
 from eidproxy.errors import RULES
 from tests.harness import ROOT
+from tests.sources import names_in
 
 CONTRACT = (ROOT / "deploy" / "CONTRACT.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "deploy" / "reference.md").read_text(encoding="utf-8")
@@ -90,28 +89,6 @@ def wrong_references(contract: Contract, name: str, text: str) -> Iterator[str]:
         yield from (f"{name}: {found!r}: write (contract, {found})" for found in _BARE.findall(rest))
 
 
-@cache
-def names_in(path: str) -> frozenset[str]:
-    """What a Python file defines: functions, classes, methods as `Class.method`, and values of the module."""
-    found: set[str] = set()
-
-    def visit(body: list[ast.stmt], prefix: str) -> None:
-        for node in body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                found.add(prefix + node.name)
-            elif isinstance(node, ast.ClassDef):
-                found.add(prefix + node.name)
-                visit(node.body, f"{prefix}{node.name}.")
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                found.update(
-                    prefix + name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
-                )
-
-    visit(ast.parse((ROOT / path).read_text(encoding="utf-8")).body, "")
-    return frozenset(found)
-
-
 def wrong_rows(contract: Contract, sources: Mapping[str, str]) -> Iterator[str]:
     """Every promise without code or without a test, and every name in the table that is not there."""
     numbers = [promise for promise, _, _ in contract.rows]
@@ -124,7 +101,7 @@ def wrong_rows(contract: Contract, sources: Mapping[str, str]) -> Iterator[str]:
                 yield f"{promise}: nothing, or more than names, in {cell!r}"
             for path, name in places:
                 is_test = name.rpartition(".")[2].startswith("test_")
-                if path not in sources or name not in names_in(path):
+                if path not in sources or name not in names_in(ROOT / path):
                     yield f"{promise}: {path} has no {name}"
                 elif not path.startswith(kind) or is_test is not (kind == "tests/"):
                     yield f"{promise}: {path}: {name} stands in the wrong column"
