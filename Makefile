@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check coverage lint fuzz soak bench lock clean
+.PHONY: demo test check coverage lint format environments clients live fuzz soak bench lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/eidproxy demo $(DEMO)
@@ -23,6 +23,20 @@ lint: $(VENV)/ready-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+format: $(VENV)/ready-test
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+# The environments of the clients and of the real model servers, which are too large for everybody's test environment.
+environments: $(VENV)/ready-test
+	$(BIN)/python -m tests.environments
+
+clients: environments
+	$(BIN)/pytest -n 3 tests/clients tests/deploy/test_clients.py
+
+live: environments
+	$(BIN)/pytest tests/routers
+
 fuzz: $(VENV)/ready-test
 	$(BIN)/python -m tests.fuzz --frames $(or $(FRAMES),1000000)
 
@@ -38,6 +52,10 @@ lock:
 	    --extra redis --group build -o requirements.lock
 	uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	    --extra redis --extra test --group build -o requirements-test.lock
+	for name in tests/clients/requirements tests/clients/requirements-openai2 tests/routers/requirements; do \
+	    uv pip compile $$name.in --universal --generate-hashes --no-emit-index-url --no-annotate --no-header -o $$name.lock; \
+	done
+	cd tests/clients && npm install --package-lock-only --omit-lockfile-registry-resolved
 
 # One line for what is missing: no Python, too old a one, or Debian's, which comes without `venv`.
 $(VENV)/bin/python:

@@ -117,6 +117,10 @@ _decode_int = msgspec.json.Decoder(int).decode
 _MOST_TOKENS = 1_000_000_000
 """Tokens of one request. A counter that took any number could be thrown out of use by one answer."""
 
+_MOST_CHOICES = 128
+_MOST_ITEMS = 4096
+"""How long a list may be that is read item by item: each item costs some microseconds, and nobody sends so many."""
+
 _SILENT = frozenset({b"null", b"false", b'""', b"{}"})
 """An `error` or `detail` that says nothing (contract, 4)."""
 
@@ -145,10 +149,14 @@ class NotJson(Exception):
     """No JSON, nor anything that can be mended to be."""
 
 
+class TooManyItems(Exception):
+    """A list longer than any answer's. It is not read in part: nothing is cut without a word."""
+
+
 def decode_event(data: bytes) -> tuple[CameChunk, bytes, bool]:
     """Decode an event's data. Returns the chunk, the data as it was decoded, and whether it has marks of `repair`.
 
-    Raises NotObject or NotJson.
+    Raises NotObject, NotJson or TooManyItems.
     """
     try:
         try:
@@ -214,7 +222,7 @@ _EMPTY, _NOTHING = Raw(b"[]"), Raw(b"{}")
 
 def _read_loosely(loose: _LooseChunk) -> CameChunk:
     chunk = CameChunk(**{name: getattr(loose, name) for name in _Envelope.__struct_fields__})
-    choices = [_loose_choice(raw) for raw in _list(loose.choices) or ()]
+    choices = [_loose_choice(raw) for raw in _objects(loose.choices, _MOST_CHOICES)]
     chunk.choices = [choice for choice in choices if choice is not None]
     if not chunk.choices and not (says_something(chunk.error) or says_something(chunk.detail) or is_error(chunk)):
         raise msgspec.ValidationError  # a chunk in name alone
@@ -246,7 +254,7 @@ def _loose_delta(raw: Raw | UnsetType) -> CameDelta | None:
         return None
     content, thought = _text(loose.content)
     reasoning = "".join(_text(loose.reasoning_content)) or "".join(_text(loose.reasoning))
-    calls = [_loose_call(call) for call in _list(loose.tool_calls) or ()]
+    calls = [_loose_call(call) for call in _objects(loose.tool_calls, _MOST_ITEMS)]
     return CameDelta(content, thought + reasoning, None, _string(loose.refusal), [call for call in calls if call])
 
 
@@ -270,8 +278,8 @@ def _text(raw: Raw | UnsetType) -> tuple[str, str]:
         return text, ""
     texts: list[str] = []
     thoughts: list[str] = []
-    for item in _list(raw) or ():
-        text = _string(item)
+    for item in _list(raw, _MOST_ITEMS):
+        text = _string(item) if bytes(item)[:1] == b'"' else None
         if text is not None:
             texts.append(text)
             continue
@@ -306,11 +314,20 @@ def _int(raw: Raw | UnsetType) -> int | None:
         return None
 
 
-def _list(raw: Raw | UnsetType) -> list[Raw] | None:
+def _list(raw: Raw | UnsetType, most: int) -> list[Raw]:
+    """The items of a list; none of anything else. Raises TooManyItems."""
     try:
-        return _decode_list(_raw(raw))
+        items = _decode_list(_raw(raw))
     except msgspec.ValidationError:
-        return None
+        return []
+    if len(items) > most:
+        raise TooManyItems
+    return items
+
+
+def _objects(raw: Raw | UnsetType, most: int) -> list[Raw]:
+    """The items of a list that are objects: to find that out by decoding costs an exception for each."""
+    return [item for item in _list(raw, most) if bytes(item)[:1] == b"{"]
 
 
 def _tokens(raw: Raw | UnsetType) -> int:

@@ -122,7 +122,7 @@ class Endpoints:
                 if self.draining:
                     raise Refusal("draining")
                 check_media_type(head)
-                _priority(head)
+                self._priority(head)
                 _progress(head)
                 return self._max_body_bytes
             if head.path == CHAT_API and self._chat is not None:

@@ -76,6 +76,7 @@ RULES: dict[str, Rule] = {
     "message_too_long": Rule(422, Retry.SILENT, "A message is too long."),
     "too_many_turns": Rule(422, Retry.SILENT, "The conversation has too many messages."),
     "conversation_too_long": Rule(422, Retry.SILENT, "The conversation is too long."),
+    "overloaded": Rule(503, Retry.LATER, "Too many requests are arriving at once. Try again shortly."),
     "gate_queue_full": Rule(503, Retry.LATER, "Too many requests are waiting. Try again shortly."),
     "gate_wait_timeout": Rule(503, Retry.LATER, "The request waited too long for its turn. Try again shortly."),
     "gate_unavailable": Rule(503, Retry.LATER, "The queue is not available right now. Try again shortly."),

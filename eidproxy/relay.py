@@ -717,16 +717,19 @@ class Relay:
         if self.state is State.CONCLUDED:
             return
         state, self.state = self.state, State.CONCLUDED
+        is_silent = is_kept = False
         try:
             refusal = self._verdict(state, cause, given, refusal)
+            is_silent = self._is_silent_end(refusal)
+            is_kept = self._settles(state, refusal, is_silent)
         except Exception as error:  # noqa: BLE001  # nothing may keep the slot
             self.services.log.fault("verdict", error)
-            refusal = Refusal("internal_error")
-        is_silent = self._is_silent_end(refusal)
-        if not self._settles(state, refusal, is_silent):
+            refusal = refusal or Refusal("internal_error")
+        log = self.services.log
+        if not is_kept:
             leave_guard = partial(self._leave_guard, is_silent)
-            self._give_back(partial(self._close_upstream, refusal), leave_guard, self._leave_gate)
-        self._give_back(self._cancel_timers, self._detach)
+            _call_all(log, partial(self._close_upstream, refusal), leave_guard, self._leave_gate)
+        _call_all(log, self._cancel_timers, self._detach)
         self.services.metrics.in_progress[self.mode, _PHASES[state]] -= 1
         status = 200
         try:
@@ -758,13 +761,6 @@ class Relay:
         is_final = status in FINAL_STATUSES and reason != "context_too_long"
         return Refusal(reason, retry_seconds=self._retry_seconds, is_final=is_final)
 
-    def _give_back(self, *calls: Callable[[], None]) -> None:
-        for call in calls:
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001  # whatever fails, the rest is given back
-                self.services.log.fault("conclude", error)
-
     def _close_upstream(self, refusal: Refusal | None) -> None:
         """Close the connection to the router; reset it when the answer is not whole (contract, P6)."""
         if self._exchange is not None:
@@ -788,7 +784,7 @@ class Relay:
         def close() -> None:
             has_begun = self._silence is not None and self._silence.first_event_at is not None
             leave_guard = partial(self._leave_guard, is_silent and not has_begun)
-            self._give_back(partial(self._close_upstream, refusal), leave_guard)
+            _call_all(self.services.log, partial(self._close_upstream, refusal), leave_guard)
             self._let_go()
 
         left = self._deadline_at - self._loop.time()
@@ -933,6 +929,15 @@ _PHASES = {
     State.FINISHED: Phase.STREAMING,
 }
 """The metrics' view of a state."""
+
+
+def _call_all(log: Log, *calls: Callable[[], None]) -> None:
+    """Give back each thing, whatever fails before it."""
+    for call in calls:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001  # the rest must be given back
+            log.fault("conclude", error)
 
 
 def _is_departure(reason: str) -> bool:

@@ -13,6 +13,7 @@ from eidproxy.dialect import (
     CameDelta,
     NotJson,
     NotObject,
+    TooManyItems,
     count_unknown_fields,
     decode_event,
     decode_usage,
@@ -108,13 +109,18 @@ class Sanitizer:
             return None
         try:
             chunk, data, marked = decode_event(data)
+            return self._read_chunk(chunk, data, marked)
+        except TooManyItems:
+            self._drop(Dropped.TOO_LARGE)
+            if not self.is_trusted:
+                self.failure = "upstream_protocol_error"
+            return None
         except NotObject:
             self._drop(Dropped.NOT_OBJECT)
             return None
         except NotJson:
             self._drop(Dropped.NOT_JSON if data else Dropped.EMPTY)
             return None
-        return self._read_chunk(chunk, data, marked)
 
     def _read_chunk(self, chunk: CameChunk, data: bytes, marked: bool) -> Delta | None:
         choices = chunk.choices

@@ -1,8 +1,14 @@
 """The tool calls of one answer: told apart, and numbered in the order in which they begin (contract, 4)."""
 
 from eidproxy.chunk import Function, ToolCall
-from eidproxy.dialect import CameCall, CameFunction, is_json
+from eidproxy.dialect import CameCall, CameFunction, TooManyItems, is_json
 from eidproxy.repair import Seams, unmark
+
+_MOST_PIECES = 4096
+"""Pieces that one event may have. Nobody sends so many, and each costs some microseconds."""
+
+_MOST_KEPT_CHARS = 64 * 1024
+"""How much of a call's arguments is kept to see whether they are complete. Longer ones are taken not to be."""
 
 
 class ToolCalls:
@@ -23,7 +29,9 @@ class ToolCalls:
         """The arguments so far of calls that came without an id."""
 
     def read(self, pieces: list[CameCall], seams: Seams, marked: bool) -> list[ToolCall]:
-        """The pieces as they pass."""
+        """The pieces as they pass. Raises TooManyItems."""
+        if len(pieces) > _MOST_PIECES:
+            raise TooManyItems
         passed = []
         for piece in pieces:
             function = piece.function or CameFunction()
@@ -42,8 +50,9 @@ class ToolCalls:
                     self._by_index[piece.index] = number
             if arguments and (marked or seams):
                 arguments = seams.join(call.index, arguments, marked)
-            if call.index in self._unnamed:
-                self._unnamed[call.index] += arguments
+            so_far = self._unnamed.get(call.index)
+            if so_far is not None and len(so_far) <= _MOST_KEPT_CHARS:
+                self._unnamed[call.index] = so_far + arguments
             if call.id is not None:
                 call.function = Function(name, arguments)
                 passed.append(call)

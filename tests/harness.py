@@ -83,6 +83,16 @@ def free_port() -> int:
             return port
 
 
+def impatient(seconds: float) -> dict[str, Any]:
+    """Settings for `Proxy`: a router may be silent for so long, before the first event and after it, and none hangs."""
+    return {
+        "EIDPROXY_ROUTER_FIRST_EVENT_SECONDS": seconds,
+        "EIDPROXY_ROUTER_FIRST_EVENT_SECONDS_PER_KIB": 0,
+        "EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS": seconds,
+        "EIDPROXY_ROUTER_WEDGE_AFTER": 0,
+    }
+
+
 # --- Requests ----------------------------------------------------------------------------------------------------
 
 Headers = Mapping[str, str] | Sequence[tuple[str, str]]

@@ -48,7 +48,10 @@ SCRIPTS: dict[str, Script] = {
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[tuple[Router, Proxy]]:
-    with Router() as router, Proxy(router, EIDPROXY_STREAM_DEADLINE_SECONDS=DEADLINE) as proxy:
+    with (
+        Router() as router,
+        Proxy(router, EIDPROXY_STREAM_DEADLINE_SECONDS=DEADLINE, EIDPROXY_ROUTER_WEDGE_AFTER=0) as proxy,
+    ):
         yield router, proxy
 
 
@@ -203,6 +206,7 @@ def play_with_turned_clocks(tmp_path: Path, beside: Beside, turn: str, *, all_cl
             FAKETIME_NO_CACHE=1,
             FAKETIME_DONT_FAKE_MONOTONIC=0 if all_clocks else 1,
             EIDPROXY_STREAM_DEADLINE_SECONDS=DEADLINE,
+            EIDPROXY_ROUTER_WEDGE_AFTER=0,
         ) as proxy,
     ):
         router.script = [Send(stream_head()), Trickle(WORD * 100, len(WORD), 0.1)]

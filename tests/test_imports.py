@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "silence": set(),
     "wedge": {"vocabulary"},
     "egress": set(),
-    "hints": set(),
+    "hints": {"egress"},
     # shell
     "logs": set(),
     "metrics": {"errors", "vocabulary"},

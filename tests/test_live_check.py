@@ -232,6 +232,7 @@ def test_a_fault_has_its_own_line_and_no_other(fault: str, router: Router) -> No
     subject, level, unknown = FAULTS[fault]
     router.script = Model(fault)
     settings = {"EIDPROXY_STREAM_DEADLINE_SECONDS": 2, "EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS": 2}
+    settings["EIDPROXY_ROUTER_FIRST_EVENT_SECONDS"] = 2
     ran = check(router.url, **(settings if fault == "hang" else {}))
     told = ran.levels("note", "fail")
     if fault == "hang":

@@ -15,7 +15,19 @@ import pytest
 
 from tests.callers import at_rest
 from tests.cost import Beside
-from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, RawClient, Sample, ask, chat, request_bytes, until
+from tests.harness import (
+    ANSWER_CANARY,
+    CHAT,
+    PROMPT_CANARY,
+    Proxy,
+    RawClient,
+    Sample,
+    ask,
+    chat,
+    impatient,
+    request_bytes,
+    until,
+)
 from tests.tools import size as amount
 from tests.upstream import (
     FINGERPRINT,
@@ -180,7 +192,7 @@ def test_everything_an_operator_sees(router: Router, seed: int) -> None:
         EIDPROXY_LOG_LEVEL="debug",
         PYTHONASYNCIODEBUG=1,
         EIDPROXY_ROUTER_ASK_USAGE="true",
-        EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=0.3,
+        **impatient(0.3),
         EIDPROXY_SERVER_ALLOWED_HOSTS="localhost,127.0.0.1",
         canaries=["hostile", "Traceback"],
     ) as proxy:

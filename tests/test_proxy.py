@@ -12,7 +12,19 @@ import pytest
 
 from eidproxy.errors import FINAL_STATUSES
 from tests.callers import at_rest, check_error, check_error_event, check_refusal
-from tests.harness import ANSWER_CANARY, CHAT, Answer, Proxy, RawClient, ask, chat, comments, request_bytes, until
+from tests.harness import (
+    ANSWER_CANARY,
+    CHAT,
+    Answer,
+    Proxy,
+    RawClient,
+    ask,
+    chat,
+    comments,
+    impatient,
+    request_bytes,
+    until,
+)
 from tests.upstream import (
     DONE,
     LAST_CHUNK,
@@ -62,7 +74,7 @@ def shared() -> Iterator[Pair]:
         Proxy(
             router,
             EIDPROXY_STREAM_KEEPALIVE_SECONDS=0.2,
-            EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=1,
+            **impatient(1),
             EIDPROXY_SERVER_MAX_BODY_BYTES=100000,
             EIDPROXY_LOG_LEVEL="debug",
             canaries=["hostile", "upstream-text"],
@@ -988,8 +1000,8 @@ BEFORE: dict[str, tuple[Script, str]] = {
         "router_RemoteProtocolError",
     ),
     "1xx flood": ([Send(head(103) * 1000), Stall()], "router_RemoteProtocolError"),
-    "silent": ([Stall()], "router_ReadTimeout"),
-    "silent after the head": ([Send(stream_head()), Stall()], "router_ReadTimeout"),
+    "silent": ([Stall()], "upstream_silent"),
+    "silent after the head": ([Send(stream_head()), Stall()], "upstream_silent"),
     "json": (status(200, {"choices": []}), "upstream_protocol_error"),
     "no type": ([Send(head(200, [("Content-Length", "0")]))], "upstream_protocol_error"),
     "gzip": (

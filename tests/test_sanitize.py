@@ -377,3 +377,34 @@ def test_stripped_fields_are_counted_in_the_first_event_and_the_first_that_ends(
     sanitizer = Sanitizer("r")
     sanitizer.read(event({"x": 1}, finish_reason="stop"))
     assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.OTHER: 1}
+
+
+# Lists without end
+
+SO_MANY: dict[str, Any] = {
+    "choices": {"choices": [{"index": []}] * 129},
+    "parts": {"choices": [{"delta": {"content": [{"text": "a"}] * 4097}}]},
+    "odd calls": {"choices": [{"delta": {"content": [], "tool_calls": [{"function": {}}] * 4097}}]},
+    "calls": {"choices": [{"delta": {"tool_calls": [{"index": 0, "function": {"arguments": "a"}}] * 4097}}]},
+}
+
+
+@pytest.mark.parametrize("chunk", SO_MANY.values(), ids=SO_MANY.keys())
+def test_an_event_with_a_list_without_end_ends_the_answer(chunk: Any) -> None:
+    """It would take long to read, and to read a part of it would cut the answer without a word."""
+    sanitizer = begun()
+    assert passes(json.dumps(chunk).encode(), sanitizer) is None
+    assert (sanitizer.failure, sanitizer.dropped) == ("upstream_protocol_error", {Dropped.TOO_LARGE: 1})
+
+
+@pytest.mark.parametrize("chunk", SO_MANY.values(), ids=SO_MANY.keys())
+def test_a_list_without_end_behind_the_end_is_no_business_of_ours(chunk: Any) -> None:
+    sanitizer = begun()
+    sanitizer.read(event(finish_reason="stop"))
+    assert passes(json.dumps(chunk).encode(), sanitizer) is None
+    assert (sanitizer.failure, sanitizer.dropped) == (None, {Dropped.TOO_LARGE: 1})
+
+
+def test_long_lists_of_what_is_said_pass() -> None:
+    parts = {"choices": [{"delta": {"content": [{"text": "a"}] * 4096}}]}
+    assert passes(json.dumps(parts).encode()) == {"content": "a" * 4096}

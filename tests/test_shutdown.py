@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 from tests.callers import at_rest, check_error_event, check_refusal
-from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, free_port, request_bytes, told, until
+from tests.harness import (
+    CHAT,
+    Answer,
+    Proxy,
+    RawClient,
+    ask,
+    chat,
+    free_port,
+    impatient,
+    request_bytes,
+    told,
+    until,
+)
 from tests.stock import Stock
 from tests.upstream import Router, Send, Stall, stream, stream_head
 
@@ -200,14 +212,14 @@ def test_unix_socket_is_taken_over(router: Router, tmp_path: Path) -> None:
 
 
 def test_stopped_router(router: Router) -> None:
-    """A router that is stopped, not gone: what asks it ends with the read timeout, and a drain is not delayed by it."""
+    """A router that is stopped, not gone: what asks it ends with its allowance, and a drain is not delayed by it."""
     router.script = [Stall()]
-    with Proxy(router, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=0.5) as proxy:
-        check_refusal(ask(proxy, "POST", CHAT, chat()), 503, "router_ReadTimeout")
+    with Proxy(router, **impatient(0.5)) as proxy:
+        check_refusal(ask(proxy, "POST", CHAT, chat()), 503, "upstream_silent")
         client = begin(proxy)
         router.wait_for(lambda: router.posts == 2)
         proxy.terminate()
-        check_refusal(finish(client), 503, "router_ReadTimeout")
+        check_refusal(finish(client), 503, "upstream_silent")
         assert proxy.wait() == 0
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.callers import at_rest, check_refusal
-from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, told, until
+from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, impatient, request_bytes, told, until
 from tests.tools import need
 from tests.upstream import Drained, Pause, Router, Stall, stream
 
@@ -54,7 +54,7 @@ def test_no_stream_is_cut_for_a_silence_of_our_own(router: Router, when: str) ->
     """136 of 200 were cut as silent, while their bytes lay in the buffer."""
     steps = list(stream(["a", "b"], gate="go"))
     router.script = steps
-    with Proxy(router, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=1.5) as proxy:
+    with Proxy(router, **impatient(1.5)) as proxy:
         clients = [begin(proxy) for _ in range(STREAMS)]
         router.wait_for(lambda: router.waiting("go") == STREAMS, 30)
         with stopped(proxy, 2.5):
@@ -68,12 +68,12 @@ def test_no_stream_is_cut_for_a_silence_of_our_own(router: Router, when: str) ->
 
 def test_a_router_that_is_silent_all_the_same_is_found_out(router: Router) -> None:
     router.script = [Stall()]
-    with Proxy(router, EIDPROXY_ROUTER_READ_TIMEOUT_SECONDS=0.5) as proxy:
+    with Proxy(router, **impatient(0.5)) as proxy:
         client = begin(proxy)
         router.wait_for(lambda: router.posts == 1)
         with stopped(proxy, 1.0):
             pass
-        check_refusal(finish(client), 503, "router_ReadTimeout")
+        check_refusal(finish(client), 503, "upstream_silent")
         at_rest(router, proxy)
 
 

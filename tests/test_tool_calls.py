@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from eidproxy.dialect import CameCall
+from eidproxy.dialect import CameCall, TooManyItems
 from eidproxy.repair import Seams, repair
 from eidproxy.tool_calls import ToolCalls
 
@@ -144,3 +144,15 @@ def test_a_broken_id_or_name_is_mended_and_no_mark_comes_through() -> None:
     (call,) = ToolCalls("r").read(msgspec.json.decode(data, type=list[CameCall]), Seams(), marked)
     assert call.function is not None
     assert (call.id, call.function.name) == ("a\ufffd", "f\ufffd")
+
+
+def test_one_event_has_no_more_pieces_than_any_answer() -> None:
+    with pytest.raises(TooManyItems):
+        passed([piece("f", "{}", index=0, id="a")] * 4097)
+
+
+def test_long_arguments_pass_whole() -> None:
+    """Those of a call without id or index are kept to see whether they are complete, but not without end."""
+    text = "a" * 30_000
+    pieces = [[piece("f", '{"x":"')], *[[piece(None, text)] for _ in range(9)], [piece(None, '"}')]]
+    assert whole(*pieces) == [("call_r_0", "f", '{"x":"' + 9 * text + '"}')]

@@ -533,11 +533,11 @@ def test_the_workflow_covers_the_systems_and_the_pythons_that_people_have() -> N
 
 
 def test_shell_has_no_finding_of_shellcheck(tmp_path: Path) -> None:
-    """Scripts of the repository, and the commands that deploy/README.md and deploy/clients.md tell people to type."""
+    """Scripts of the repository, and the commands that the documents of deploy/ tell people to type."""
     (shellcheck,) = need("shellcheck")
     tracked = run("git", "ls-files", "-z").stdout.split("\0")
     files = [ROOT / name for name in tracked if name and _is_shell(ROOT / name)]
-    for document in ("README.md", "clients.md"):
+    for document in ("README.md", "clients.md", "routers.md"):
         for number, block in enumerate(fenced(DEPLOY / document, "sh")):
             path = tmp_path / f"{document}.{number}.sh"
             path.write_text("#!/bin/sh\n" + block)

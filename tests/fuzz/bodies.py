@@ -154,7 +154,8 @@ class _Reader:
         for at, tool in enumerate(value):
             here = f"tools[{at}]"
             found = self.kinded(tool, here, "function", "function " + " ".join(MARKS))
-            function = self.described(found.get("function"), f"{here}.function", "parameters")
+            function = found.get("function", tool.get("function") if isinstance(tool, dict) else None)
+            function = self.described(function, f"{here}.function", "parameters")
             tools.append({"type": "function", "function": function})
         return tools
 

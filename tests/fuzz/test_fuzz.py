@@ -78,7 +78,11 @@ def _repeats_the_role(patch: pytest.MonkeyPatch) -> None:
 def _copies_common_events(patch: pytest.MonkeyPatch) -> None:
     """A short way for common events that skips the rebuilding."""
     rebuild = Frames.rebuild
-    patch.setattr(Frames, "rebuild", lambda self, data: rebuild(self, data) and HEAD + data + b"]}\n\n")
+
+    def copy(self: Frames, data: bytes, is_thinking: bool = False) -> bytes | None:
+        return rebuild(self, data, is_thinking) and HEAD + data + b"]}\n\n"
+
+    patch.setattr(Frames, "rebuild", copy)
 
 
 def _trusts_the_first_finish_reason(patch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,9 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from tests.deploy.files import run
 from tests.page.stub import Stub
-from tests.tools import need, size
+from tests.tools import need, size, without
 
 FLAGS = [
     "--headless",
@@ -73,6 +74,20 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the locked packages that check the page's sources."""
+    npm, _node = need("npm", "node")
+    home = tmp_path_factory.mktemp("node")
+    for name in ("package.json", "package-lock.json", "vendor.js"):
+        shutil.copy(Path(__file__).parent / name, home)
+    done = run(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=home)
+    if done.returncode != 0:
+        without(f"npm cannot install the locked packages: {done.stderr[-500:]}")
+    yield home
+    shutil.rmtree(home / "node_modules")
 
 
 @pytest.fixture

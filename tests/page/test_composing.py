@@ -56,7 +56,12 @@ def test_hangul_takes_one_enter(page: Page, keys: CDPSession, stub: Stub) -> Non
 
 @pytest.mark.parametrize(
     ("shown", "taken"),
-    [(["ｋ", "か", "かん", "かんじ", "漢字"], "漢字"), (["n", "ni", "ni h", "ni hao"], "你好"), (["한"], "韓"), (["한"], "")],
+    [
+        (["か", "かん", "かんじ", "漢字"], "漢字"),
+        (["n", "ni", "ni h", "ni hao"], "你好"),
+        (["한"], "韓"),
+        (["한"], ""),
+    ],
     ids=["Japanese", "Chinese", "Hanja", "taken back"],
 )
 def test_a_proposal_is_not_sent(page: Page, keys: CDPSession, stub: Stub, shown: list[str], taken: str) -> None:

@@ -725,9 +725,7 @@ def test_deep_is_unavailable(site: Site, meet: Meet) -> None:
     site.router.enqueue(broken(503, "macbook_unavailable"))
     page.get_by_role("radio", name="심층").check()
     cancelled(mina, page, "질문")
-    assert notice(page) == (
-        "지금은 심층 모드를 쓸 수 없어요\n심층은 잠시 쉬고 있어요. 일상으로는 답할 수 있어요."
-    )
+    assert notice(page) == ("지금은 심층 모드를 쓸 수 없어요\n심층은 잠시 쉬고 있어요. 일상으로는 답할 수 있어요.")
     mina.look_round()
     button(page, "일상으로 물어보기").click()
     expect(page.locator(".answer .text")).to_have_text("답이에요, canary-answer-mina.")

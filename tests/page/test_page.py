@@ -15,7 +15,6 @@ from tests.harness import until
 from tests.page.conftest import Watch, answers, ask, button, notice, ready, rested, some, storage
 from tests.page.stub import (
     DONE,
-    REQUEST_ID,
     UPSTREAM,
     Answer,
     Hold,
@@ -400,10 +399,7 @@ def test_deep_is_unavailable(page: Page, stub: Stub) -> None:
     stub.script(refusal("macbook_unavailable", retry_after=30), whole("일상 답"))
     page.get_by_role("radio", name="심층").check()
     ask(page, "질문")
-    assert (
-        notice(page)
-        == "지금은 심층 모드를 쓸 수 없어요\n심층은 잠시 쉬고 있어요. 일상으로는 답할 수 있어요."
-    )
+    assert notice(page) == "지금은 심층 모드를 쓸 수 없어요\n심층은 잠시 쉬고 있어요. 일상으로는 답할 수 있어요."
     assert "macbook" not in page.content() + json.dumps(storage(page))
     button(page, "일상으로 물어보기").click()
     expect(page.locator(".answer .text")).to_have_text("일상 답")

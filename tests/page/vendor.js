@@ -1,9 +1,10 @@
-// Builds the vendored markdown parser from its packages; with --check, only says whether what is vendored is that.
+// Builds the vendored markdown parser from its packages: node vendor.js [--check] <file>
+// With --check nothing is written; the exit status says whether the file is what the packages make.
 
 import { build } from "esbuild";
 import { readFile, writeFile } from "node:fs/promises";
 
-const file = new URL("../../eidproxy/pages/chat/vendor/markdown-it.js", import.meta.url);
+const [file] = process.argv.slice(2).filter((word) => !word.startsWith("--"));
 const { outputFiles } = await build({
   entryPoints: ["node_modules/markdown-it/index.mjs"],
   // Nothing here writes entities, so their encoder (23 kB) stays out.
@@ -19,6 +20,6 @@ const { outputFiles } = await build({
 const [{ text }] = outputFiles;
 if (!process.argv.includes("--check")) await writeFile(file, text);
 else if ((await readFile(file, "utf8")) !== text) {
-  console.error("vendor/markdown-it.js is not what `npm run vendor` builds");
+  console.error("vendor/markdown-it.js is not what its packages make");
   process.exit(1);
 }

@@ -3,11 +3,15 @@
 import { copyText } from "./clipboard.js";
 import { Composer } from "./composer.js";
 import * as values from "./conversation.js";
-import { $, download, fill } from "./dom.js";
+import { $, fill } from "./dom.js";
+import { exportAll, importFrom, saveAsFile } from "./files.js";
+import * as frame from "./frame.js";
+import { Keeper } from "./keeper.js";
 import { List } from "./list.js";
 import { Log } from "./log.js";
 import { Login, choose } from "./login.js";
 import { NOTICES } from "./notices.js";
+import { loadMarkdown } from "./paint.js";
 import { Progress } from "./progress.js";
 import { Run } from "./run.js";
 import { Scroll } from "./scroll.js";
@@ -46,8 +50,6 @@ class Chat {
   runs = new Map();
   /** @type {import("./log.js").Event | null} */
   event = null;
-  /** @type {"full" | null} */
-  trouble = null;
   finished = false;
   tab = session.tabName(values.newId);
 
@@ -55,6 +57,7 @@ class Chat {
   constructor(store) {
     this.store = store;
     const words = () => this.words;
+    this.keeper = new Keeper(store, { tried: () => this.drawTrouble(), begun: () => this.list.changed() });
     this.scroll = new Scroll();
     this.progress = new Progress(words);
     this.log = new Log($("log"), {
@@ -75,11 +78,14 @@ class Chat {
       load: async () => (this.person ? this.store.conversations(this.person.owner) : []),
       search: (text, signal) => this.store.search(this.person?.owner ?? "", text, signal),
       show: (id) => this.open(id),
-      rename: (id, title) => this.keep(() => this.store.change(this.person?.owner ?? "", id, (one) => { one.title = title; })),
-      save: (conversation) => this.saveAsFile(conversation),
+      rename: (id, title) => this.keeper.keep(() => this.store.change(this.person?.owner ?? "", id, (one) => { one.title = title; })),
+      save: (conversation) => saveAsFile(this.store, conversation, this.words),
       remove: (conversation) => this.remove(conversation),
-      exportAll: () => this.exportAll(),
-      importFrom: (file) => this.importFrom(file),
+      exportAll: () => this.person && exportAll(this.store, this.person.owner),
+      importFrom: async (file) => {
+        if (this.person) await importFrom(this.keeper, file, this.person.owner, this.words);
+        await this.list.changed();
+      },
     });
     this.#listen();
   }
@@ -100,7 +106,7 @@ class Chat {
     addEventListener("keydown", (event) => this.#onKey(event));
     addEventListener("online", () => this.online());
     addEventListener("pagehide", () => {
-      for (const run of this.runs.values()) this.#write(run.turn);
+      for (const run of this.runs.values()) this.keeper.write(run.turn);
     });
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) return;
@@ -128,6 +134,7 @@ class Chat {
     this.drawWords();
     this.draw();
     this.composer.changed();
+    loadMarkdown();
     await this.login.takeFragment();
     await this.readWaiting();
   }
@@ -195,7 +202,7 @@ class Chat {
     this.runs.set(conversation.id, run);
     this.event = null;
     Object.assign(run.turn, { tab: this.tab, beat: Date.now() });
-    this.#keepTurn(run.turn, conversation);
+    this.keeper.keepTurn(run.turn, conversation);
     this.draw();
     this.scroll.follow(true);
 
@@ -217,12 +224,12 @@ class Chat {
     const { owner, parent, question } = turn;
     const fresh = values.newTurn({ conversation: conversation.id, owner, parent, question, mode: run.way.mode });
     turn.tab = null;
-    this.#keepTurn(turn, conversation);
+    this.keeper.keepTurn(turn, conversation);
     Object.assign(fresh, { tab: this.tab, beat: Date.now() });
     conversation.chosen[parent ?? ""] = fresh.id;
     if (this.conversation === conversation) this.turns.push(fresh);
     run.turn = fresh;
-    this.#keepTurn(fresh, conversation);
+    this.keeper.keepTurn(fresh, conversation);
     this.draw();
   }
 
@@ -244,9 +251,10 @@ class Chat {
       // A continuation that was refused says nothing against the turn it should have continued.
       turn.refused = NOTICES[kind].refused === true && !resume;
     }
-    this.#keepTurn(turn, conversation);
-    if (this.conversation !== conversation) return;
+    this.keeper.keepTurn(turn, conversation);
     this.finished = document.hidden;
+    this.drawTitle();
+    if (this.conversation !== conversation) return;
     this.draw();
     say(kind === null ? this.words.page.finished : "");
     this.scroll.follow();
@@ -269,7 +277,7 @@ class Chat {
     // A very long answer is not written as a whole three times a second.
     if (now - (this.#keptAt.get(run) ?? 0) > Math.max(KEEP_MS, run.turn.answer.length / 500)) {
       this.#keptAt.set(run, now);
-      this.#write(run.turn);
+      this.keeper.write(run.turn);
     }
     if (this.run !== run) return;
     // Many pieces may come within one frame; a hidden tab gets no frames and draws when it is shown again.
@@ -316,7 +324,7 @@ class Chat {
     this.conversation.chosen[key] = turn.id;
     this.draw();
     const { id, owner } = this.conversation;
-    this.keep(() => this.store.change(owner, id, (one) => { one.chosen[key] = turn.id; }));
+    this.keeper.keep(() => this.store.change(owner, id, (one) => { one.chosen[key] = turn.id; }));
   }
 
   editLast() {
@@ -422,7 +430,7 @@ class Chat {
 
   /** Deleted, but for a while it can be had back. */
   async remove(/** @type {Conversation} */ { id, owner }) {
-    await this.keep(() => this.store.change(owner, id, (one) => { one.deleted = Date.now(); }));
+    await this.keeper.keep(() => this.store.change(owner, id, (one) => { one.deleted = Date.now(); }));
     this.runs.get(id)?.stop();
     const open = this.conversation.id === id;
     if (open) this.#turnPage();
@@ -433,7 +441,7 @@ class Chat {
       label: this.words.page.undo,
       press: async () => {
         clearTimeout(timer);
-        await this.keep(() => this.store.change(owner, id, (one) => { one.deleted = null; }));
+        await this.keeper.keep(() => this.store.change(owner, id, (one) => { one.deleted = null; }));
         if (open) await this.open(id);
         await this.list.changed();
       },
@@ -444,99 +452,10 @@ class Chat {
   async #purge(/** @type {string} */ owner) {
     const all = await this.store.conversations(owner, true);
     const due = all.filter(({ deleted }) => deleted !== null && Date.now() - deleted >= UNDO_MS);
-    if (due.length) await this.keep(() => this.store.remove(owner, due.map(({ id }) => id)));
-  }
-
-  async saveAsFile(/** @type {Conversation} */ conversation) {
-    const turns = await this.store.turns(conversation.owner, conversation.id);
-    const { page } = this.words;
-    const title = values.titleOf(conversation) || page.untitled;
-    const name = title.replace(/[\\/:*?"<>|\p{Cc}]+/gu, " ").trim().slice(0, 60) || "eid";
-    download(`${name}.md`, "text/markdown", values.markdownOf(title, values.path(turns, conversation.chosen), page));
-  }
-
-  async exportAll() {
-    if (!this.person) return;
-    const { owner } = this.person;
-    const shelf = { conversations: await this.store.conversations(owner), turns: await this.store.turns(owner) };
-    download(`eid-${new Date().toISOString().slice(0, 10)}.json`, "application/json", values.exported(shelf));
-  }
-
-  async importFrom(/** @type {File} */ file) {
-    const { page } = this.words;
-    if (!this.person) return;
-    const found = values.imported(await file.text(), this.person.owner);
-    if (found === null) {
-      toast(page.import_bad);
-      return;
-    }
-    const n = await this.keep(() => this.store.add(found));
-    await this.list.changed();
-    if (n !== null) toast(fill(found.damaged ? page.imported_damaged : page.imported, { n, bad: found.damaged }));
+    if (due.length) await this.keeper.keep(() => this.store.remove(owner, due.map(({ id }) => id)));
   }
 
   // --- Keeping ------------------------------------------------------------------------------------------------------
-
-  /**
-   * Do something with the store; when the device has no room, say so and go on.
-   *
-   * @template T
-   * @param {() => Promise<T>} work
-   * @returns {Promise<T | null>}
-   */
-  async keep(work) {
-    try {
-      const done = await work();
-      this.trouble = null;
-      return done;
-    } catch (error) {
-      this.trouble = error instanceof DOMException && error.name === "QuotaExceededError" ? "full" : this.trouble;
-      return null;
-    } finally {
-      this.drawTrouble();
-    }
-  }
-
-  /** Keep a turn and its place in its conversation. Before a login there is nobody to keep it for. */
-  #keepTurn(/** @type {Turn} */ turn, /** @type {Conversation} */ conversation) {
-    if (turn.owner === "") return;
-    const { id, chosen, first } = conversation;
-    const key = turn.parent ?? "";
-    const change = (/** @type {Conversation} */ one) => {
-      one.first ||= first;
-      one.updated = Date.now();
-      one.chosen[key] = chosen[key] ?? turn.id;
-    };
-    // It is written as it is now, not as it will be when the store comes to it.
-    const now = structuredClone(turn);
-    // Whoever has logged out and removed everything gets nothing of it back by an answer that was still coming.
-    const begun = this.#known.has(id) || turn.owner !== this.person?.owner ? null : structuredClone(conversation);
-    if (begun) this.#known.add(id);
-    this.keep(() => this.store.keep(now, change, begun)).then((kept) => {
-      // The device had no room for it: it is tried again when something else finds room.
-      if (kept === null) {
-        this.#unkept.set(turn, conversation);
-        if (begun) this.#known.delete(id);
-        return;
-      }
-      this.#unkept.delete(turn);
-      const [next] = this.#unkept;
-      if (next) this.#keepTurn(...next);
-      if (begun) this.list.changed();
-    });
-  }
-
-  /** Turns the device had no room for, with their conversations. @type {Map<Turn, Conversation>} */
-  #unkept = new Map();
-
-  /** Conversations that are in the store. @type {Set<string>} */
-  #known = new Set();
-
-  #write(/** @type {Turn} */ turn) {
-    if (turn.owner === "") return;
-    turn.beat = Date.now();
-    this.keep(() => this.store.write(turn));
-  }
 
   /** Another tab has written something, or this person has logged out there. */
   #heard(/** @type {import("./store.js").News} */ { owner, conversation, gone }) {
@@ -559,7 +478,7 @@ class Chat {
   async #merge() {
     const { id, owner } = this.conversation;
     const stored = await this.store.conversation(owner, id);
-    if (this.conversation.id !== id || (!stored && !this.#known.has(id))) return;
+    if (this.conversation.id !== id || (!stored && !this.keeper.has(id))) return;
     if (stored?.deleted !== null) {
       this.runs.get(id)?.stop();
       this.#turnPage();
@@ -601,7 +520,7 @@ class Chat {
   }
 
   #beat() {
-    for (const run of this.runs.values()) this.#write(run.turn);
+    for (const run of this.runs.values()) this.keeper.write(run.turn);
     if (this.#findDead()) this.draw();
   }
 
@@ -624,7 +543,7 @@ class Chat {
       await this.#settleIn(person, null);
       Object.assign(this, early);
       session.keepOpenConversation(early.conversation.id);
-      for (const turn of early.turns) this.#keepTurn(turn, early.conversation);
+      for (const turn of early.turns) this.keeper.keepTurn(turn, early.conversation);
     } else if (!same) {
       await this.#settleIn(person, null);
     }
@@ -646,11 +565,12 @@ class Chat {
 
   /** Take the person's conversation `id`, or else the one used last, onto the page. */
   async #settleIn(/** @type {Person} */ { owner }, /** @type {string | null} */ id) {
+    this.keeper.settleIn(owner, []);
     try {
       await this.store.adopt(owner, (exchanges) => shelved(owner, exchanges));
       await this.#purge(owner);
       const all = await this.store.conversations(owner);
-      for (const one of all) this.#known.add(one.id);
+      this.keeper.settleIn(owner, all);
       const open = all.find((one) => one.id === id) ?? all[0];
       await this.#load(owner, open?.id ?? null);
     } catch {
@@ -675,7 +595,7 @@ class Chat {
     }
     this.#forget();
     session.dropToken(person.owner);
-    if (!keep) await this.keep(() => this.store.remove(person.owner));
+    if (!keep) await this.keeper.keep(() => this.store.remove(person.owner));
     this.store.tellGone(person.owner);
     this.draw();
   }
@@ -684,8 +604,7 @@ class Chat {
   #forget() {
     for (const run of this.runs.values()) run.stop();
     this.runs.clear();
-    this.#known.clear();
-    this.#unkept.clear();
+    this.keeper.settleIn(null, []);
     if (this.person) session.dropToken(this.person.owner);
     this.person = null;
     this.token = null;
@@ -712,12 +631,7 @@ class Chat {
     });
     $("log").setAttribute("aria-busy", String(run !== null));
     this.progress.draw(run);
-    $("welcome").hidden = path.length > 0;
-    $("welcome-login").hidden = this.token !== null;
-    $("account").textContent = this.token === null ? words.page.login : words.page.logout;
-    $("account").title = this.token === null ? "" : (this.person?.name ?? "");
-    $("fresh").hidden = path.length === 0;
-    $("menu").hidden = this.person === null;
+    frame.drawHead(words, { name: this.person?.name ?? null, loggedIn: this.token !== null, empty: path.length === 0 });
     this.drawComposer();
     this.drawTitle();
     this.drawTrouble();
@@ -732,20 +646,20 @@ class Chat {
     this.drawWaiting();
   }
 
-  /** What the tab says to someone who has gone elsewhere. */
   drawTitle() {
-    const { page } = this.words;
-    const mark = this.runs.size ? "⏳ " : this.finished ? "✓ " : "";
-    document.title = mark + fill(page.title, { name: this.config.title ?? page.name });
+    frame.drawTitle(this.words, this.config.title, this.runs.size ? "⏳ " : this.finished ? "✓ " : "");
   }
 
   drawTrouble() {
-    const { page } = this.words;
-    const told = { unavailable: page.kept_not, newer: page.kept_newer, full: page.kept_full };
-    const trouble = this.store.trouble ?? this.trouble;
-    const text = trouble && this.person ? told[trouble] : "";
-    if ($("trouble").textContent !== text) $("trouble").textContent = text;
-    $("kept").textContent = trouble ? "" : page.kept_here;
+    frame.drawTrouble(this.words, this.person && (this.store.trouble ?? this.keeper.trouble));
+  }
+
+  drawWaiting() {
+    frame.drawWaiting(this.words, this.run === null && this.token !== null ? this.#waiting : null);
+  }
+
+  drawWords() {
+    frame.drawWords(this.words, this.config.title);
   }
 
   /** @type {import("./server.js").Waiting | null} */
@@ -758,39 +672,12 @@ class Chat {
     this.drawWaiting();
   }
 
-  /** How many wait, and how long it would take, before one asks. */
-  drawWaiting() {
-    const { page } = this.words;
-    const { waiting, seconds } = this.#waiting ?? { waiting: 0, seconds: null };
-    let text = "";
-    if ((waiting || (seconds ?? 0) >= 1) && this.run === null && this.token !== null) {
-      text = waiting ? fill(page.waiting, { n: waiting }) : page.waiting_none;
-      if (seconds !== null && seconds < 60) text += fill(page.waiting_seconds, { n: Math.max(1, Math.ceil(seconds)) });
-      else if (seconds !== null) text += fill(page.waiting_minutes, { n: Math.ceil(seconds / 60) });
-    }
-    if ($("queue").textContent !== text) $("queue").textContent = text;
-  }
-
   setLanguage(/** @type {typeof korean} */ words) {
     this.words = words;
     session.keepPreference("language", words.language);
     this.drawWords();
     this.draw();
     this.composer.changed();
-  }
-
-  /** Set every fixed text of the page in the chosen language. */
-  drawWords() {
-    const { page, buttons, language } = this.words;
-    const words = /** @type {Record<string, string>} */ (page);
-    const all = (/** @type {string} */ kind) => /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(`[data-${kind}]`));
-    document.documentElement.lang = language;
-    $("brand").textContent = this.config.title ?? page.name;
-    for (const one of all("text")) one.textContent = words[one.dataset.text ?? ""];
-    for (const one of all("button")) one.textContent = /** @type {Record<string, string>} */ (buttons)[one.dataset.button ?? ""];
-    for (const one of all("label")) one.setAttribute("aria-label", words[one.dataset.label ?? ""]);
-    for (const one of all("hint")) /** @type {HTMLInputElement} */ (one).placeholder = words[one.dataset.hint ?? ""];
-    $("language").lang = language === "ko" ? "en" : "ko";
   }
 }
 

@@ -347,6 +347,8 @@ function code(/** @type {any} */ token, /** @type {Labels} */ labels) {
 
 /** A link is opened by hand alone, tells the other side nothing, and says where it leads. */
 function link(/** @type {string} */ href, /** @type {boolean} */ auto) {
+  // `[a]()` leads nowhere.
+  if (!href) return element("span");
   /** @type {Record<string, string>} */
   const attrs = { href, target: "_blank", rel: "noreferrer noopener nofollow", title: href };
   if (auto) attrs.class = "bare";
@@ -354,6 +356,7 @@ function link(/** @type {string} */ href, /** @type {boolean} */ auto) {
 }
 
 function finishLink(/** @type {Node} */ node) {
+  if (node.tag !== "a") return;
   const where = destination(node.attrs.href);
   const label = textOf(node).trim();
   if (label === "") node.kids = [node.attrs.href];
@@ -365,7 +368,7 @@ function finishLink(/** @type {Node} */ node) {
 /** No picture is ever fetched: it is a link to where it would be. */
 function picture(/** @type {any} */ token) {
   const node = link(token.attrGet("src"), false);
-  node.attrs.class = "picture";
+  if (node.tag === "a") node.attrs.class = "picture";
   node.kids = [token.content || token.attrGet("src")];
   finishLink(node);
   return node;

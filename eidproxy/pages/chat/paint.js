@@ -1,19 +1,39 @@
 // The text of an answer on the page. While it grows only its last block is made anew, and of that only what differs is
 // touched, so a selection elsewhere survives; a long text is drawn over several frames, so no text holds the tab.
 
-import { blocks, parts, plain } from "./markdown.js";
-
 /** @typedef {import("./markdown.js").Node} Node */
 /** @typedef {import("./markdown.js").Labels} Labels */
 /** @typedef {import("./markdown.js").Outline} Outline */
 
-// How much text is parsed in one step, and how long drawing may take of one frame. One step is about 40 ms at its worst.
+// How much text is parsed in one step, and how long drawing may take of one frame. One step is about 40 ms at its
+// worst; it makes no more blocks than MAX_BLOCKS.
 const STEP = 16 * 1024;
+const MAX_BLOCKS = 150;
 // A block longer than this is shown as it is, unless it is code, which is cheap.
 const MAX_BLOCK = 64 * 1024;
 // What comes after this much of a text is shown as it is: styled, it would be ten thousands of elements.
 const MAX_STYLED = 128 * 1024;
 const BUDGET_MS = 10;
+
+/** @type {typeof import("./markdown.js") | null} */
+let markdown = null;
+/** @type {Promise<void> | null} */
+let loading = null;
+
+/** Load the grammar. It is a third of the page, and one can ask before it is there; until then text is shown as it is. */
+export function loadMarkdown() {
+  loading ??= import("./markdown.js").then(
+    (loaded) => {
+      markdown = loaded;
+      nextFrame();
+    },
+    () => {
+      // No network: it is tried again with the next text.
+      loading = null;
+    },
+  );
+  return loading;
+}
 
 /** Paintings with something left to draw. @type {Set<Painting>} */
 const unfinished = new Set();
@@ -43,6 +63,8 @@ export class Painting {
   #nodes = [];
   #whole = false;
   #restAt = 0;
+  // How much the next step takes: more, when the last one had too little of its block to be drawn.
+  #size = STEP;
 
   /** @param {HTMLElement} target @param {Labels} labels */
   constructor(target, labels) {
@@ -62,7 +84,8 @@ export class Painting {
     unfinished.add(this);
     if (spent < BUDGET_MS) this.draw();
     if (unfinished.has(this) && this.#nodes.length === 0) this.target.textContent = clean.slice(0, STEP);
-    nextFrame();
+    if (markdown) nextFrame();
+    else loadMarkdown();
   }
 
   #begin() {
@@ -73,14 +96,15 @@ export class Painting {
   /** Draw on until everything is drawn or the time of this frame is used up. */
   draw() {
     const started = performance.now();
-    if (started < this.#restAt) return;
+    if (markdown === null || started < this.#restAt) return;
     if (this.#nodes.length === 0) this.target.replaceChildren();
-    for (let size = STEP; ; ) {
-      const piece = this.#text.slice(this.#settled.text, this.#settled.text + size);
+    for (;;) {
+      const piece = this.#text.slice(this.#settled.text, this.#settled.text + this.#size);
       const last = this.#settled.text + piece.length === this.#text.length;
-      size = this.#step(piece, last) ? STEP : size * 2;
-      if (last) unfinished.delete(this);
-      if (last || spent + performance.now() - started >= BUDGET_MS) break;
+      const done = this.#step(markdown, piece, last);
+      this.#size = done === "short" ? this.#size * 2 : STEP;
+      if (done === "all") unfinished.delete(this);
+      if (done === "all" || spent + performance.now() - started >= BUDGET_MS) break;
     }
     const took = performance.now() - started;
     spent += took;
@@ -90,19 +114,35 @@ export class Painting {
 
   /**
    * Parse the piece of the text that begins where it is settled, and draw it. All of its blocks but the last are settled
-   * then. Returns false when the piece is too short to be drawn.
+   * then. A piece with very many blocks is drawn in part.
+   *
+   * @param {typeof import("./markdown.js")} grammar
+   * @param {string} piece
+   * @param {boolean} last whether it goes to the end of the text
+   * @returns {"all" | "part" | "short"} what of the text is drawn now; nothing, when the piece was too short for its block
    */
-  #step(/** @type {string} */ piece, /** @type {boolean} */ last) {
-    if (this.#settled.text >= MAX_STYLED) return this.#asItIs(parts(piece));
+  #step({ blocks, parts, plain }, piece, last) {
+    if (this.#settled.text >= MAX_STYLED) return this.#asItIs(parts(piece).map(plain), piece.length, last);
     const found = blocks(piece, this.labels, { ...this.#outline });
     // The line that is not ended yet may still turn out to belong to the block before it.
     const open = last && this.#whole ? piece.length : piece.lastIndexOf("\n") + 1;
     const tail = found.findLast(({ start }) => start < open)?.start ?? 0;
+    const next = found.find(({ start }, index) => index >= MAX_BLOCKS && start > 0 && start <= tail);
+    if (next) {
+      this.#draw(found.filter(({ start }) => start < next.start), next.start);
+      return "part";
+    }
     if (!last && tail === 0) {
       // One block that is longer than a step: more of it is needed, to see its end.
-      if (piece.length < MAX_BLOCK || found[0]?.node.attrs.class === "code") return false;
-      return this.#asItIs([...parts(piece), ""]);
+      if (piece.length < MAX_BLOCK || found[0]?.node.attrs.class === "code") return "short";
+      return this.#asItIs([...parts(piece), ""].map(plain), piece.length, last);
     }
+    this.#draw(found, tail);
+    return last ? "all" : "part";
+  }
+
+  /** Draw blocks; those that begin before `tail` are settled. */
+  #draw(/** @type {import("./markdown.js").Block[]} */ found, /** @type {number} */ tail) {
     this.#put(found.map(({ node }) => node));
     const settled = found.filter(({ start }) => start < tail);
     this.#settle(tail, settled.length);
@@ -111,15 +151,13 @@ export class Painting {
       this.#outline.last = Number(node.tag[1]);
       this.#outline.base ||= Number(node.attrs.class.slice("level-".length));
     }
-    return true;
   }
 
   /** Show pieces of text as they are; all but the last are settled. */
-  #asItIs(/** @type {string[]} */ pieces) {
-    this.#put(pieces.map(plain));
-    const settled = pieces.slice(0, -1);
-    this.#settle(settled.join("").length, settled.length);
-    return true;
+  #asItIs(/** @type {Node[]} */ pieces, /** @type {number} */ length, /** @type {boolean} */ last) {
+    this.#put(pieces);
+    this.#settle(length - String(pieces.at(-1)?.kids[0] ?? "").length, pieces.length - 1);
+    return last ? "all" : "part";
   }
 
   #settle(/** @type {number} */ text, /** @type {number} */ children) {
