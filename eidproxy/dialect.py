@@ -230,10 +230,7 @@ def _read_loosely(loose: _LooseChunk) -> CameChunk:
 
 
 def _loose_choice(raw: Raw) -> CameChoice | None:
-    try:
-        loose = _decode_loose_choice(raw)
-    except msgspec.ValidationError:
-        return None
+    loose = _decode_loose_choice(raw)
     index = 0 if bytes(_raw(loose.index)) in _ZERO else _int(loose.index)
     delta, message = _loose_delta(loose.delta), _loose_delta(loose.message)
     reason = _string(loose.finish_reason)

@@ -258,6 +258,12 @@ def test_unknown_fields_are_counted_where_that_can_be_done(data: bytes, count: i
     assert count_unknown_fields(data) == count
 
 
+def test_a_list_without_end_is_not_read_in_part() -> None:
+    decode_event(b'{"choices":[' + b'{"index":"0","delta":{"content":"a"}},' * 127 + b"{}]}")
+    with pytest.raises(TooManyItems):
+        decode_event(b'{"choices":[' + b'{"index":"0","delta":{"content":"a"}},' * 128 + b"{}]}")
+
+
 def test_json() -> None:
     assert is_json("{}")
     assert is_json(b"[1]")
