@@ -8,19 +8,23 @@ The map, in the order in which a request meets the parts:
     connection a caller's connection and its deadlines  http1     the request's edge, strictly
     endpoints  what can be asked for                    chat      the closed request; schema
     surface    the chat surface; tokens                 pages     what a browser loads, refusals as pages
-    relay      one request on its way: owns slot, upstream connection and deadline
+    relay      one request on its way: owns slot, upstream connection and deadline; progress tells its caller where
     silence    how long a router may say nothing        wedge     whether its model server hangs
     settle     what is kept after a caller left
     gate       the slots; gate_redis shares them over gate_link and gate.lua; admission the queue discipline
     upstream   the connection to the router             egress    where it may lead
     wire       its transport; resolver                  countdown many waits, one timer
-    sse        event framing                            sanitize  the closed chunk
+    stream     one answer from bytes to bytes           sse       event framing
+    dialect    what routers send, in any spelling       repair    broken Unicode, mended and joined
+    sanitize   what may pass of it; tool_calls          chunk     the closed types that go out
+    completion the whole answer, without a stream
     errors     the table of reasons                     vocabulary the closed sets
     metrics    logs; status        what `/status` tells; history  its last five minutes
+    hints      what an operator can do; look, live_check  `check --live`
 
-Pure (values in, values out; no I/O, no clock): errors, vocabulary, http1, chat, sse, sanitize, admission, silence,
-wedge, egress.
-The shell around them owns every await. Imports run one way. DESIGN.md says why.
+Pure (values in, values out; no I/O, no clock): vocabulary, repair, errors, http1, chat, sse, chunk, dialect,
+tool_calls, sanitize, completion, stream, admission, silence, wedge, egress, hints.
+The shell around them owns every await. Imports run one way. DESIGN.md says why, deploy/CONTRACT.md what is promised.
 """
 
 import sys

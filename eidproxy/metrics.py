@@ -1,8 +1,8 @@
 """Metrics: plain numbers that are counted where things happen and read at scrape; prometheus-client writes the text.
 
 Labels are from closed sets and every series is there at 0 from the start. A counter is an attribute and a histogram a
-list, since each request counts a dozen things and the client's own classes take a lock and a loop for each. What is a
-state (the gate, requests in progress) is asked for at scrape.
+list, since each request counts a dozen things and the client's own classes take a lock and a loop for each. The states
+of gate and model servers are asked for at scrape; requests in progress are counted by the relays.
 """
 
 import platform
@@ -136,7 +136,7 @@ class _Family(NamedTuple, Generic[_Series]):
 
 
 class Metrics(Collector):
-    """Every metric of the contract's section 8. Series are made here, once."""
+    """Every metric there is (contract, 8). Series are made here, once."""
 
     def __init__(self, version: str) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=False)

@@ -89,7 +89,7 @@ class ChatSurface:
 
 
 def check_messages(messages: list[Message], caps: Caps) -> None:
-    """Raise Refusal unless the conversation may be had, in the order of the contract's section 9."""
+    """Raise Refusal unless the conversation may be had; the checks are made in the order of (contract, 9)."""
     for at, message in enumerate(messages):
         if message.role in _FORBIDDEN_ROLES:
             raise Refusal("system_role_forbidden", f"messages[{at}].role")

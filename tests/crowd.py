@@ -1,4 +1,4 @@
-"""A crowd of callers that leave, at any moment and in any way (C1, C7), and how soon the router's side was free.
+"""A crowd of callers that leave, at any moment and in any way, and how soon the router's side was free.
 
 tally = crowd(proxy.address, 500, seed)
 assert free_after(router, tally)[-1] < 1

@@ -1,4 +1,4 @@
-"""Callers that leave while the connection to the router is slow (C7). As root, in a network namespace of its own:
+"""Callers that leave while the connection to the router is slow. As root, in a network namespace of its own:
 
     unshare -n python -m tests.slow_connects --seed 1 --count 300
     unshare -n python -m tests.slow_connects --seed 1 --count 0 --stock     # the control

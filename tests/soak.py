@@ -1,4 +1,4 @@
-"""A long mixed load with faults (C23): does anything grow? Run by `make soak`; SOAK_SECONDS says how long (600).
+"""A long mixed load with faults: does anything grow? Run by `make soak`; SOAK_SECONDS says how long (600).
 
 python -m tests.soak
 """

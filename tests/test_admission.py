@@ -1,4 +1,4 @@
-"""The queue discipline, case by case. The clock is a number; names are orders of arrival."""
+"""The queue discipline, case by case (contract, P5). The clock is a number; names are orders of arrival."""
 
 from __future__ import annotations
 

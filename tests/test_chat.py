@@ -1,4 +1,4 @@
-"""The closed request: what is accepted and what the router gets of it, what is refused and how that is said."""
+"""The closed request (contract, P1 and 3): what is accepted, what the router gets of it, what is refused and how."""
 
 from __future__ import annotations
 
@@ -887,7 +887,7 @@ def test_a_waiting_request_is_held_as_bytes() -> None:
     assert all(isinstance(value, (str, bytes, bool)) for value in request)
 
 
-# Generated (test plan, C15)
+# Generated
 
 VALUES: list[Any] = [
     None,

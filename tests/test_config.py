@@ -1,4 +1,4 @@
-"""Settings from outside (section 7): each of them by file, environment, flag and, for a secret, its three forms."""
+"""Settings from outside (contract, 7): each of them by file, environment, flag and, for a secret, its three forms."""
 
 from __future__ import annotations
 

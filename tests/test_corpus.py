@@ -1,4 +1,4 @@
-"""Every recorded answer of a real server, played through eidproxy: the same text, and nothing of the machine."""
+"""Every recorded answer of a real server through eidproxy (contract, P3): the same text, nothing of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wall clock (P7; C3, C21): counted from the grant, whatever the router, the caller or the clocks do."""
+"""The wall clock (contract, P7): counted from the grant, whatever the router, the caller or the clocks do."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_answers_within_the_deadline_are_whole(shared: tuple[Router, Proxy], rou
     assert (answer.told().text, answer.told().done, answer.told().errors) == ("x" * 5, True, [])
 
 
-# --- C21: clocks -------------------------------------------------------------------------------------------------
+# --- clocks that are turned, processes that stand still ----------------------------------------------------------
 
 
 def faketime() -> str:

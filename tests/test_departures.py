@@ -1,4 +1,4 @@
-"""Callers that leave (P6; C1): at any moment, in any way. Nothing stays behind, and the slot is free at once."""
+"""Callers that leave (contract, P6): at any moment, in any way. Nothing stays behind, and the slot is free at once."""
 
 from __future__ import annotations
 

@@ -1,17 +1,32 @@
-"""The documents name what there is: a setting, a reason, a metric or a command that is not documented fails."""
+"""The documents name what there is: a setting, a reason, a metric or a command that is not documented fails.
+
+So does a document that names a function, a file, a decision or a dependency that is not there.
+"""
 
 import re
+import tomllib
+from collections.abc import Iterator
 
 import pytest
 
+import eidproxy
 from eidproxy.cli import cli
 from eidproxy.config import FIELDS
 from eidproxy.errors import RULES
+from eidproxy.relay import ENDS, Cause, State
 from tests.harness import ROOT, Proxy
+from tests.sources import names_in
+from tests.test_imports import MODULES, PURE
 from tests.upstream import Router
 
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "deploy" / "reference.md").read_text()
+DESIGN = (ROOT / "eidproxy" / "DESIGN.md").read_text()
+SECURITY = (ROOT / "deploy" / "SECURITY.md").read_text()
+DOCUMENTS = (
+    *("README.md", "deploy/README.md", "deploy/SECURITY.md", "deploy/CONTRACT.md", "eidproxy/DESIGN.md"),
+    *(".github/CONTRIBUTING.md", ".github/SECURITY.md", ".github/pull_request_template.md"),
+)
 
 
 @pytest.mark.parametrize("path", [field.path for field in FIELDS])
@@ -43,9 +58,120 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_files_that_are_named_exist() -> None:
-    for document in ("README.md", "deploy/README.md", "deploy/SECURITY.md", "eidproxy/DESIGN.md"):
+    for document in DOCUMENTS:
         text = (ROOT / document).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
         for target in re.findall(r"`((?:tests|eidproxy|deploy)/[\w./]+)`", text):
             assert (ROOT / target).exists(), f"{document}: {target}"
+
+
+# --- Names of the code ---------------------------------------------------------------------------------------------
+
+_MODULES = {module: names_in(ROOT / "eidproxy" / f"{module}.py") for module in MODULES}
+_SETTINGS = {field.path for field in FIELDS}
+_CLASSES = {name for names in _MODULES.values() for name in names if "." not in name and name[0].isupper()}
+
+
+def missing_names(text: str) -> Iterator[str]:
+    """Every `file.py`, `module.name`, `Class.name` and "the table `NAME` in `file.py`" of a text that is not there."""
+    for name, path in re.findall(r"`(\w+)` in `(\w+\.py)`", text):
+        if name not in _MODULES.get(path.removesuffix(".py"), ()):
+            yield f"{path}: {name}"
+    for words in re.findall(r"`([A-Za-z_]\w*(?:\.\w+)+)[^`]*`", text):
+        first, _, rest = words.partition(".")
+        if words in _SETTINGS:
+            continue
+        if rest == "py":
+            found = first in _MODULES
+        elif first in _MODULES and rest not in ("md", "lua", "sh"):
+            found = rest in _MODULES[first]
+        else:
+            found = first not in _CLASSES or any(words in names for names in _MODULES.values())
+        if not found:
+            yield words
+
+
+def test_names_of_the_code_exist() -> None:
+    assert not [*missing_names(DESIGN), *missing_names(SECURITY)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the table `_FIELDS` in `chat.py`",
+        "`gone.py`",
+        "`relay.Relay.gone`",
+        "`Relay.gone(it)`",
+        "`sanitize._UsualChunk`",
+    ],
+)
+def test_control_a_name_that_is_gone_is_found(text: str) -> None:
+    assert list(missing_names(text))
+
+
+def test_the_map_names_every_module() -> None:
+    """In `eidproxy/__init__.py`, and the pure ones a second time."""
+    text, _, pure = (eidproxy.__doc__ or "").partition("Pure (")
+    assert set(MODULES) - {"__init__", "__main__"} <= set(re.findall(r"\w+", text))
+    named = pure.partition("):")[2].partition(".")[0]
+    assert set(re.findall(r"\w+", named)) == set(PURE)
+
+
+# --- The design ----------------------------------------------------------------------------------------------------
+
+
+def test_decisions_stand_in_order() -> None:
+    numbers = [int(number) for number in re.findall(r"^### (\d+)\. ", DESIGN, re.MULTILINE)]
+    assert numbers == sorted(set(numbers))
+    named = re.findall(r"decision (\d+)|\((\d\d?)\)|\bby (\d\d)\b", DESIGN)
+    assert len(named) > 10
+    assert {int("".join(each)) for each in named} <= set(numbers)
+
+
+def ends_table() -> str:
+    """What ends a request in each state, from the table of the code. States with the same column share it."""
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for state in State:
+        if state in ENDS:
+            cells = tuple(_cell(ENDS[state].get(cause)) for cause in Cause)
+            columns.setdefault(cells, []).append(state.name)
+    lines = [["cause", *(", ".join(names) for names in columns.values())], ["---"] * (len(columns) + 1)]
+    lines += [[f"`{cause.name}`", *(cells[at] for cells in columns)] for at, cause in enumerate(Cause)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(meaning: str | None) -> str:
+    if meaning is None:
+        return "-"
+    return f"`{meaning}`" if meaning in RULES or meaning == "client_gone" else _MEANINGS[meaning]
+
+
+_MEANINGS = {"given": "given", "status": "by the status", "whole": "whole"}
+
+
+def test_the_table_of_ends_is_the_code_s() -> None:
+    shown = DESIGN.partition("<!-- from ENDS")[2].partition("-->\n")[2].partition("\n<!-- end -->")[0]
+    assert shown == ends_table(), f"between the marks of DESIGN.md must stand:\n{ends_table()}"
+
+
+def test_every_state_is_explained() -> None:
+    text = DESIGN.partition("The states of a request:")[2].partition("<!--")[0]
+    assert re.findall(r"\b[A-Z]{5,}\b", text) == [state.name for state in State]
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["redis"]]
+    table = DESIGN.partition("## Dependencies")[2]
+    reasons = re.findall(r"^\| ([\w-]+)(?: \(extra\))? \| \w", table, re.MULTILINE)
+    assert sorted(reasons) == sorted(["package", *(re.split(r"[>=;\[ ]", name)[0] for name in needed)])
+
+
+def test_every_row_of_security_names_code_and_a_test() -> None:
+    table = SECURITY.partition("| promise |")[2].partition("\n\n")[0]
+    rows = [row.split(" | ") for row in table.splitlines()[2:]]
+    assert len(rows) > 10
+    for promise, code, tests in rows:
+        assert re.search(r"`[\w/]+\.(py|js)", code), promise
+        assert re.search(r"`tests/\w+", tests), promise

@@ -1,4 +1,4 @@
-"""Addresses and names, each with the verdict expected: every range at both sides of both of its edges."""
+"""Addresses and names, each with its verdict (contract, P2): every range at both sides of both of its edges."""
 
 from __future__ import annotations
 

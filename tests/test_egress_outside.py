@@ -1,4 +1,4 @@
-"""Where eidproxy connects to (P2; C9, C10, C20): to the router and nowhere else, whatever names and variables say."""
+"""Where eidproxy connects to (contract, P2): to the router and nowhere else, whatever names and variables say."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.tools import need, without
 from tests.tools import size as amount
 from tests.upstream import Router, status, stream
 
-# --- C9: a resolver that lies, in this process -------------------------------------------------------------------
+# --- a resolver that lies, in this process -----------------------------------------------------------------------
 
 FORBIDDEN = [
     *(
@@ -139,7 +139,7 @@ def test_control_a_guard_that_permits_all_is_noticed(router: Router, monkeypatch
         run_schedule(lambda _n, _c: [GOOD, "127.0.0.2"], 3, 1, router.port, monkeypatch)
 
 
-# --- C10: the environment ----------------------------------------------------------------------------------------
+# --- the environment ---------------------------------------------------------------------------------------------
 
 
 def test_environment_has_no_effect(router: Router, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_words_in_a_request_lead_nowhere(router: Router) -> None:
         assert trap.connections == 0
 
 
-# --- C9, C20: a name server of our own ---------------------------------------------------------------------------
+# --- a name server of our own ------------------------------------------------------------------------------------
 
 
 class NameServer:
@@ -292,7 +292,7 @@ def served_again(proxy: Proxy) -> float:
 
 
 def test_silent_name_server(router: Router, names: tuple[NameServer, list[str]]) -> None:
-    """C20: 40 look-ups that nobody answers, then healthy again: served within 1 s, and the exit is not delayed."""
+    """40 look-ups that nobody answers, then healthy again: served within 1 s, and the exit is not delayed."""
     server, prefix = names
     url = f"http://router.example:{router.port}"
     with Proxy(url, prefix=prefix, EIDPROXY_ROUTER_CONNECT_TIMEOUT_SECONDS=0.3) as proxy:

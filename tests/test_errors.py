@@ -31,7 +31,7 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-# Contract, 5: status, `error.type`, retry advice. Spelled out here a second time, reason by reason.
+# Status, `error.type` and retry advice of each reason (contract, 5), spelled out here a second time.
 CALLER, AUTH, TIMEOUT = "invalid_request_error", "authentication_error", "timeout_error"
 SERVER, UNAVAILABLE = "server_error", "service_unavailable"
 TABLE = {

@@ -1,4 +1,4 @@
-"""Routers that fail (C5, C6): at every byte, in every way. Each fault has its reason, and memory is bounded."""
+"""Routers that fail (contract, P9 and 5): at every byte, in every way. Each has its reason; memory is bounded."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_early_answer(shared: tuple[Router, Proxy], router: Router) -> None:
         assert answer.reason in ("router_503", "router_ReadError", "router_WriteError"), answer
 
 
-# --- C5: sizes ---------------------------------------------------------------------------------------------------
+# --- sizes -------------------------------------------------------------------------------------------------------
 
 
 def lines(count: int, line: bytes) -> Iterator[Step]:
@@ -367,7 +367,7 @@ def test_recovers_at_once(shared: tuple[Router, Proxy], router: Router) -> None:
     assert proxy.get("/readyz").status == 200
 
 
-# --- C19: peers that are gone without a word -----------------------------------------------------------------------
+# --- peers that are gone without a word ----------------------------------------------------------------------------
 
 SILENCE = """
 import subprocess, sys, time

@@ -1,4 +1,4 @@
-"""The gate from outside (P4, P5, P8; C14): how many there were and in which order, judged at the router's sockets."""
+"""The gate from outside (contract, P4, P5 and P8): how many, and in which order, judged at the router's sockets."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_slow_reader_keeps_no_slot(line: Line) -> None:
 
 @pytest.mark.alone
 def test_overload(line: Line, seed: int) -> None:
-    """C14: many wait, FOREGROUND to BACKGROUND 1:9. FOREGROUND that comes waits for one running job at most."""
+    """Many wait, FOREGROUND to BACKGROUND 1:9. FOREGROUND that comes waits for one running job at most."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     count = amount(500, 1000)

@@ -1,4 +1,4 @@
-"""Callers that mean harm (C11 to C13, C15): doubtful framing, slowness, numbers. Others must not notice them."""
+"""Callers that mean harm (contract, P11 and 2): doubtful framing, slowness, numbers. Others must not notice them."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def stock() -> Iterator[tuple[Router, Stock]]:
         yield router, proxy
 
 
-# --- C11 ---------------------------------------------------------------------------------------------------------
+# --- doubtful framing --------------------------------------------------------------------------------------------
 
 
 def test_there_are_enough_variants() -> None:
@@ -387,7 +387,7 @@ def test_behind_an_edge(shared: tuple[Router, Proxy], tmp_path: Path, kind: str)
         router.wait_for(lambda: router.open_sockets == 0)
 
 
-# --- C15 ---------------------------------------------------------------------------------------------------------
+# --- hostile JSON ------------------------------------------------------------------------------------------------
 
 PASSED = {"model", "messages", "stream", "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty"}
 PASSED |= {"stop", "tools", "tool_choice", "response_format"}
@@ -459,7 +459,7 @@ def check_forwarded(router: Router) -> int:
     return len(requests)
 
 
-# --- C12, C13 ----------------------------------------------------------------------------------------------------
+# --- slowness, numbers -------------------------------------------------------------------------------------------
 
 
 FEW_FILES = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh"]

@@ -1,4 +1,4 @@
-"""C22: an exception, or a cancellation, at each call on a request's path. The slot is free and the socket closed.
+"""An exception, or a cancellation, at each call on a request's path (contract, P6): slot free, socket closed.
 
 The calls of a request's path are wrapped, one scenario is played and counted, and then played again once for each call,
 which fails. Afterwards nothing may be left, and the next request must be served. In this process, with real sockets.

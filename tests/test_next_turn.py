@@ -1,4 +1,4 @@
-"""The rule that the contract ends its request with: what eidproxy answers, it accepts (section 3)."""
+"""What eidproxy answers, it accepts (contract, 3)."""
 
 from __future__ import annotations
 

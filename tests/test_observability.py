@@ -1,4 +1,4 @@
-"""What an operator sees (P10; C16, C17; section 8): every series from the start, no new one, no word of anybody."""
+"""What an operator sees (contract, P10 and 8): every series from the start, no new one, no word of anybody."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_control_a_label_of_a_caller_is_noticed() -> None:
 
 
 def check_start(samples: dict[Sample, float]) -> None:
-    """Every series of section 8 is there, at 0, but those that say what is."""
+    """Every series of (contract, 8) is there, at 0, but those that say what is."""
     missing = expected_samples() - set(samples)
     assert not missing, sorted(missing)[:5]
     own = {key for key in samples if key[0].startswith("eidproxy_") and not key[0].endswith("_bucket")}

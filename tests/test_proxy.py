@@ -1,4 +1,4 @@
-"""The contract, sections 2 to 5, from outside: each endpoint, header, status, reason and field over a real socket."""
+"""The interface from outside (contract, 2 to 5): endpoints, headers, statuses, reasons, fields, over a real socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The filter of one stream: what may pass of an event, what is counted, how the stream stands."""
+"""The filter of one stream (contract, P3): what may pass of an event, what is counted, how the stream stands."""
 
 from __future__ import annotations
 

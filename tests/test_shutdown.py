@@ -1,4 +1,4 @@
-"""Signals (C18): a drain explains itself, lets what runs finish, and ends; kill -9 leaves nothing that hinders."""
+"""Signals (contract, 8): a drain explains itself, lets what runs finish, and ends; kill -9 leaves no hindrance."""
 
 from __future__ import annotations
 

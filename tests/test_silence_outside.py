@@ -1,4 +1,4 @@
-"""A router that says nothing, from outside: who waits, who is told, and how it goes on. Times are scaled down.
+"""A router that says nothing, from outside (contract, P11 and 6): who waits, who is told. Times are scaled down.
 
 The controls are the settings that switch a rule off, or the router that keeps to the other side of it.
 """

@@ -1,4 +1,4 @@
-"""Callers that leave while eidproxy connects and the router's machine is slow to answer (C7): nothing stays behind."""
+"""Callers that leave while eidproxy connects to a machine that is slow to answer (contract, P6): nothing stays."""
 
 from __future__ import annotations
 

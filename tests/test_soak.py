@@ -1,4 +1,4 @@
-"""The soak (C23) in seconds instead of minutes, and whether it would notice."""
+"""The soak in seconds instead of minutes, and whether it would notice."""
 
 from __future__ import annotations
 
