@@ -261,6 +261,8 @@ class Application:
         at_most = self.settings.server.drain_seconds
         self.log.state(Event.DRAINING, running=len(self.running), at_most_seconds=at_most)
         self.gate.drain()
+        for relay in list(self.running):
+            relay.drain_unsent()
         self.settlements.drain()
 
     async def drained(self) -> None:

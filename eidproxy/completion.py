@@ -81,7 +81,9 @@ class Completion:
         for piece in delta.tool_calls or ():
             function = piece.function or Function()
             if piece.id is not None:  # the first piece of a call has its id and its name
-                self._calls.append((piece.id, function.name or "", []))
+                name = function.name or ""
+                self._calls.append((piece.id, name, []))
+                self.size += len(piece.id) + len(name)
             arguments = function.arguments or ""
             self._calls[piece.index][2].append(arguments)
             self.size += len(arguments)

@@ -117,9 +117,11 @@ _decode_int = msgspec.json.Decoder(int).decode
 _MOST_TOKENS = 1_000_000_000
 """Tokens of one request. A counter that took any number could be thrown out of use by one answer."""
 
-_MOST_CHOICES = 128
-_MOST_ITEMS = 4096
-"""How long a list may be that is read item by item: each item costs some microseconds, and nobody sends so many."""
+_MOST_ITEMS = 2048
+"""Items of lists in one event that are read one by one: each costs some microseconds, and nobody sends so many."""
+
+_MOST_DEPTH = 4
+"""Contents in a content. Each is read again for each that is around it."""
 
 _SILENT = frozenset({b"null", b"false", b'""', b"{}"})
 """An `error` or `detail` that says nothing (contract, 4)."""
@@ -222,40 +224,91 @@ _EMPTY, _NOTHING = Raw(b"[]"), Raw(b"{}")
 
 def _read_loosely(loose: _LooseChunk) -> CameChunk:
     chunk = CameChunk(**{name: getattr(loose, name) for name in _Envelope.__struct_fields__})
-    choices = [_loose_choice(raw) for raw in _objects(loose.choices, _MOST_CHOICES)]
-    chunk.choices = [choice for choice in choices if choice is not None]
+    chunk.choices = _Leaves().choices(loose.choices)
     if not chunk.choices and not (says_something(chunk.error) or says_something(chunk.detail) or is_error(chunk)):
         raise msgspec.ValidationError  # a chunk in name alone
     return chunk
-
-
-def _loose_choice(raw: Raw) -> CameChoice | None:
-    loose = _decode_loose_choice(raw)
-    index = 0 if bytes(_raw(loose.index)) in _ZERO else _int(loose.index)
-    delta, message = _loose_delta(loose.delta), _loose_delta(loose.message)
-    reason = _string(loose.finish_reason)
-    is_odd = delta is None and bytes(_raw(loose.delta)) != b"null"
-    if index is None or (is_odd and message is None and reason is None and not says_something(loose.error)):
-        return None
-    return CameChoice(index, delta, message, reason, loose.error)
 
 
 _NULL = Raw(b"null")
 _ZERO = frozenset({b"null", b"0.0", b'"0"'})
 
 
-def _loose_delta(raw: Raw | UnsetType) -> CameDelta | None:
-    try:
-        loose = _decode_loose_delta(_raw(raw))
-    except msgspec.ValidationError:
-        return None
-    content, thought = _text(loose.content)
-    reasoning = "".join(_text(loose.reasoning_content)) or "".join(_text(loose.reasoning))
-    calls = [_loose_call(call) for call in _objects(loose.tool_calls, _MOST_ITEMS)]
-    return CameDelta(content, thought + reasoning, None, _string(loose.refusal), [call for call in calls if call])
+class _Leaves:
+    """Reads one event. Raises TooManyItems when its lists have more items together than any answer's."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = _MOST_ITEMS
+
+    def choices(self, field: Raw | UnsetType) -> list[CameChoice]:
+        choices = [self._choice(raw) for raw in self._objects(field)]
+        return [choice for choice in choices if choice is not None]
+
+    def _choice(self, raw: Raw) -> CameChoice | None:
+        loose = _decode_loose_choice(raw)
+        index = 0 if bytes(_raw(loose.index)) in _ZERO else _int(loose.index)
+        delta, message = self._delta(loose.delta), self._delta(loose.message)
+        reason = _string(loose.finish_reason)
+        is_odd = delta is None and bytes(_raw(loose.delta)) != b"null"
+        if index is None or (is_odd and message is None and reason is None and not says_something(loose.error)):
+            return None
+        return CameChoice(index, delta, message, reason, loose.error)
+
+    def _delta(self, raw: Raw | UnsetType) -> CameDelta | None:
+        try:
+            loose = _decode_loose_delta(_raw(raw))
+        except msgspec.ValidationError:
+            return None
+        content, thought = self._text(loose.content)
+        reasoning = "".join(self._text(loose.reasoning_content)) or "".join(self._text(loose.reasoning))
+        calls = [_call(call) for call in self._objects(loose.tool_calls)]
+        return CameDelta(content, thought + reasoning, None, _string(loose.refusal), [call for call in calls if call])
+
+    def _text(self, raw: Raw | UnsetType, depth: int = 1) -> tuple[str, str]:
+        """Text and reasoning of a content: a string or parts (BerriAI/litellm#16272, Mistral's `thinking`)."""
+        text = _string(raw)
+        if text is not None:
+            return text, ""
+        items = self._items(raw)
+        if items and depth > _MOST_DEPTH:
+            raise TooManyItems
+        texts: list[str] = []
+        thoughts: list[str] = []
+        for item in items:
+            if bytes(item)[:1] == b'"':
+                texts.append(_string(item) or "")
+                continue
+            try:
+                part = _decode_part(item)
+            except msgspec.ValidationError:
+                continue
+            kind = _string(part.type)
+            if kind in ("text", None):
+                texts.append(_string(part.text) or "")
+            elif kind in ("thinking", "reasoning"):
+                for field in (part.thinking, part.reasoning, part.text):
+                    thoughts += self._text(field, depth + 1)
+        return "".join(texts), "".join(thoughts)
+
+    def _objects(self, raw: Raw | UnsetType) -> list[Raw]:
+        """The items of a list that are objects: to find that out by decoding costs an exception for each."""
+        return [item for item in self._items(raw) if bytes(item)[:1] == b"{"]
+
+    def _items(self, raw: Raw | UnsetType) -> list[Raw]:
+        """The items of a list; none of anything else."""
+        try:
+            items = _decode_list(_raw(raw))
+        except msgspec.ValidationError:
+            return []
+        self._left -= len(items)
+        if self._left < 0:
+            raise TooManyItems
+        return items
 
 
-def _loose_call(raw: Raw) -> CameCall | None:
+def _call(raw: Raw) -> CameCall | None:
     try:
         loose = _decode_loose_call(raw)
         is_bare = bytes(_raw(loose.function)) == b"null"
@@ -266,31 +319,6 @@ def _loose_call(raw: Raw) -> CameCall | None:
     if arguments is None and (text := bytes(_raw(function.arguments))) != b"null":
         arguments = text.decode()  # their JSON text (BerriAI/litellm#37792)
     return CameCall(_int(loose.index), _string(loose.id), CameFunction(_string(function.name), arguments))
-
-
-def _text(raw: Raw | UnsetType) -> tuple[str, str]:
-    """Text and reasoning of a content: a string, or a list of parts (BerriAI/litellm#16272, Mistral's `thinking`)."""
-    text = _string(raw)
-    if text is not None:
-        return text, ""
-    texts: list[str] = []
-    thoughts: list[str] = []
-    for item in _list(raw, _MOST_ITEMS):
-        text = _string(item) if bytes(item)[:1] == b'"' else None
-        if text is not None:
-            texts.append(text)
-            continue
-        try:
-            part = _decode_part(item)
-        except msgspec.ValidationError:
-            continue
-        kind = _string(part.type)
-        if kind in ("text", None):
-            texts.append(_string(part.text) or "")
-        elif kind in ("thinking", "reasoning"):
-            for field in (part.thinking, part.reasoning, part.text):
-                thoughts += _text(field)
-    return "".join(texts), "".join(thoughts)
 
 
 def _raw(field: Raw | UnsetType) -> Raw:
@@ -309,22 +337,6 @@ def _int(raw: Raw | UnsetType) -> int | None:
         return _decode_int(_raw(raw))
     except msgspec.ValidationError:
         return None
-
-
-def _list(raw: Raw | UnsetType, most: int) -> list[Raw]:
-    """The items of a list; none of anything else. Raises TooManyItems."""
-    try:
-        items = _decode_list(_raw(raw))
-    except msgspec.ValidationError:
-        return []
-    if len(items) > most:
-        raise TooManyItems
-    return items
-
-
-def _objects(raw: Raw | UnsetType, most: int) -> list[Raw]:
-    """The items of a list that are objects: to find that out by decoding costs an exception for each."""
-    return [item for item in _list(raw, most) if bytes(item)[:1] == b"{"]
 
 
 def _tokens(raw: Raw | UnsetType) -> int:

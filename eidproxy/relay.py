@@ -9,7 +9,6 @@ where they arrive (`Splice`).
 """
 
 import asyncio
-import math
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
@@ -520,15 +519,20 @@ class Relay:
             self.conclude(Cause.ROUTER_CLOSED)
             return
         is_first = self.state is State.ASKED and body.sanitizer.begun
+        has_heard = body.heard != splice.heard
+        splice.heard = body.heard
+        has_changed = body.comment is not splice.comment and self._hear_comment(body.comment, now)
         if is_first:
             self._on_first_event(now)
-        elif body.sanitizer.begun:
+        elif has_heard and (body.sanitizer.begun or body.failure is not None):
             self.on_sign_of_life(now)
         if events:
             self._pass_on(events, now, is_first, stage is Stage.OVER)
+        if is_first and self._silence_timer is not None:
+            self.check_silence()  # the timer was set for a router that had not begun, and is too late for one that has
         if self._progress is not None:
             self._progress.stage(stage, now)
-        if stage >= Stage.FINISHED:
+        if stage >= Stage.FINISHED and (has_heard or has_changed):
             self._on_finish_reason(body)
         if stage is Stage.OVER:
             if body.failure is not None:
@@ -561,12 +565,16 @@ class Relay:
         if isinstance(body, _ErrorBody) or self._silence is None:
             return
         if body.comment is not splice.comment:
-            splice.comment = body.comment
-            self._silence.comment(body.comment, now)
+            self._hear_comment(body.comment, now)
         if body.heard != splice.heard:
             splice.heard = body.heard
             if body.sanitizer.begun:
                 self.on_sign_of_life(now)
+
+    def _hear_comment(self, comment: bytes, now: float) -> bool:
+        """Note a comment and return whether it is a sign of life: a constant ping goes on before a dead model."""
+        self._splice.comment = comment
+        return self._silence is not None and self._silence.comment(comment, now)
 
     def _on_finish_reason(self, stream: Stream) -> None:
         """Take the answer for whole when the router is silent; but not where text came after a finish reason."""
@@ -586,7 +594,7 @@ class Relay:
             return
         if error is not None:
             self.conclude(Cause.ROUTER_BROKE, f"router_{type(error).__name__}")
-        elif self._stream.sanitizer.finish_reason is not None:
+        elif self._stream.sanitizer.finish_reason is not None and not (self._exchange and self._exchange.is_cut):
             self.conclude(Cause.ROUTER_DONE)
         else:
             self.conclude(Cause.ROUTER_CLOSED)
@@ -605,8 +613,6 @@ class Relay:
             self.connection.write_chunk(events)
         else:
             self._begin(events)
-        if is_first and self._silence_timer is not None:
-            self.check_silence()  # the timer was set for a router that had not begun, and is too late for a stream
 
     def _begin(self, first: bytes) -> None:
         """Send the head of a stream, and its first event in the same write."""
@@ -694,7 +700,8 @@ class Relay:
                     self.connection.write_chunk(_KEEPALIVE)
                 splice.last_sent_at = now
             due = min(due, splice.last_sent_at + keepalive)
-        if due < math.inf:
+        due = min(due, self._deadline_at)  # where nothing is due, the timer says that this has run
+        if due > now:
             self._silence_timer = self._loop.call_at(due, self.check_silence)
 
     # The end
@@ -702,6 +709,11 @@ class Relay:
     def on_disconnect(self) -> None:
         """The caller left."""
         self.conclude(Cause.CALLER_LEFT)
+
+    def drain_unsent(self) -> None:
+        """The process stops: turn the request away unless it is at the router."""
+        if self.state in (State.QUEUED, State.CONNECTING):
+            self.conclude(Cause.DRAIN)
 
     def drain(self) -> None:
         """The process stops and waits no longer."""
@@ -769,6 +781,8 @@ class Relay:
     def _is_silent_end(self, refusal: Refusal | None) -> bool:
         if self._silence is None or refusal is None or isinstance(refusal.reason, Said):
             return False
+        if self._status not in (None, 200):  # who refuses does not hang
+            return False
         return self._silence.is_silent_end(refusal.reason, self._loop.time())
 
     def _leave_guard(self, is_silent: bool) -> None:
@@ -790,6 +804,8 @@ class Relay:
         left = self._deadline_at - self._loop.time()
         try:
             self._settlement = self.services.settlements.keep(self._claim, close, left)
+            if self._settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
+                self._leave_guard(is_silent)  # the next request is the trial, whatever is kept of this one
         except Exception as error:  # noqa: BLE001  # what is not kept is given back
             self.services.log.fault("settle", error)
         return self._settlement is not None

@@ -72,7 +72,7 @@ class SilenceClock:
         """Note a data event. A lone role before the first event is none (contract, 4)."""
         if self.first_event_at is None:
             self.first_event_at = now
-        self._heard_at = now
+        self._heard_at = max(self._heard_at, now)  # told late, of an event before the last comment or pause
 
     def comment(self, text: bytes, now: float) -> bool:
         """Note a comment and return whether it is a sign of life: it differs from the one before it.

@@ -7,8 +7,13 @@ from eidproxy.repair import Seams, unmark
 _MOST_PIECES = 4096
 """Pieces that one event may have. Nobody sends so many, and each costs some microseconds."""
 
+_MOST_CALLS = 1024
+"""Calls that one answer may have. Each is kept until its end."""
+
 _MOST_KEPT_CHARS = 64 * 1024
-"""How much of a call's arguments is kept to see whether they are complete. Longer ones are taken not to be."""
+_MOST_SCANNED_CHARS = 4 * 1024 * 1024
+"""How much of a call's arguments is kept to see whether they are complete, and how much is looked through for that in
+one answer. Beyond they are taken not to be."""
 
 
 class ToolCalls:
@@ -18,7 +23,7 @@ class ToolCalls:
     each piece. A name begins a call, unless the call with that id has begun already.
     """
 
-    __slots__ = ("_by_id", "_by_index", "_names", "_request_id", "_unnamed")
+    __slots__ = ("_by_id", "_by_index", "_names", "_request_id", "_scanned", "_unnamed")
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
@@ -27,6 +32,7 @@ class ToolCalls:
         self._by_index: dict[int, int] = {}
         self._unnamed: dict[int, str] = {}
         """The arguments so far of calls that came without an id."""
+        self._scanned = 0
 
     def read(self, pieces: list[CameCall], seams: Seams, marked: bool) -> list[ToolCall]:
         """The pieces as they pass. Raises TooManyItems."""
@@ -69,7 +75,7 @@ class ToolCalls:
                 return number if number is not None and self._names[number] == name else None
             number = self._by_index.get(index) if index is not None else None
             # A server that gives no ids and repeats the name; or one whose next call has the same name.
-            if number is None or self._names[number] != name or is_json(self._unnamed.get(number, "")):
+            if number is None or self._names[number] != name or self._is_complete(number):
                 return None
             return number
         if index is not None and index in self._by_index:
@@ -78,8 +84,16 @@ class ToolCalls:
             return number
         return len(self._names) - 1 if self._names else None
 
+    def _is_complete(self, number: int) -> bool:
+        """Whether the arguments of a call are whole, so that nothing of it can follow."""
+        arguments = self._unnamed.get(number, "")
+        self._scanned += len(arguments)
+        return self._scanned <= _MOST_SCANNED_CHARS and is_json(arguments)
+
     def _begin(self, index: int | None, given_id: str | None, name: str) -> ToolCall:
         number = len(self._names)
+        if number == _MOST_CALLS:
+            raise TooManyItems
         self._names.append(name)
         if index is not None:
             self._by_index[index] = number

@@ -171,6 +171,10 @@ class WedgeGuard:
             return self._change(Event.SILENT_AGAIN, now)
         return self._change(Event.SILENT, now)
 
+    def is_trial(self, passage: Passage) -> bool:
+        """Whether this request is the one that finds out."""
+        return passage is self._trial
+
     def retry_seconds(self, now: float) -> float:
         """What to tell somebody who is refused: seconds to the next trial. While one runs, as if it failed now."""
         return self._retry_seconds if self._state is State.TRIAL else max(self._retry_at - now, 0.0)

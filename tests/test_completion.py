@@ -67,4 +67,4 @@ def test_the_size_is_what_is_held() -> None:
     completion = Completion()
     completion.add(Delta(content="일상", reasoning_content="ab", refusal="c", role="assistant"))
     completion.add(Delta(tool_calls=[ToolCall(0, "x", "function", Function("f", "{}"))]))
-    assert completion.size == 7
+    assert completion.size == 9

@@ -259,9 +259,23 @@ def test_unknown_fields_are_counted_where_that_can_be_done(data: bytes, count: i
 
 
 def test_a_list_without_end_is_not_read_in_part() -> None:
-    decode_event(b'{"choices":[' + b'{"index":"0","delta":{"content":"a"}},' * 127 + b"{}]}")
+    decode_event(b'{"choices":[' + b'{"index":"0","delta":{"content":"a"}},' * 2047 + b"{}]}")
     with pytest.raises(TooManyItems):
-        decode_event(b'{"choices":[' + b'{"index":"0","delta":{"content":"a"}},' * 128 + b"{}]}")
+        decode_event(b'{"choices":[' + b'{"index":"0","delta":{"content":"a"}},' * 2048 + b"{}]}")
+
+
+def test_contents_in_contents_end_somewhere() -> None:
+    def nested(depth: int) -> bytes:
+        return b'{"choices":[{"delta":{"content":%s"a"%s}}]}' % (
+            b'[{"type":"thinking","thinking":' * depth,
+            b"}]" * depth,
+        )
+
+    (choice,) = decode_event(nested(4))[0].choices or [CameChoice(0, None, None, None, UNSET)]
+    assert isinstance(choice.delta, CameDelta)
+    assert choice.delta.reasoning_content == "a"
+    with pytest.raises(TooManyItems):
+        decode_event(nested(5))
 
 
 def test_json() -> None:
@@ -278,6 +292,14 @@ HEAVY = {
     "numbers in a usage": b'{"usage":[' + b"5e-324," * (MIB // 7) + b"1]}",
     "objects": b'{"choices":[' + b"{}," * (MIB // 3) + b"{}]}",
     "odd choices": b'{"choices":[' + b'{"index":[]},' * (MIB // 13) + b"{}]}",
+    "choices with contents": b'{"choices":[' + b'{"delta":{"content":[0,0,0,0]}},' * (MIB // 31) + b"{}]}",
+    "contents in contents": b'{"choices":[{"delta":{"content":'
+    + b'[{"type":"thinking","thinking":' * 300
+    + b'"'
+    + b"a" * MIB
+    + b'"'
+    + b"}]" * 300
+    + b"}}]}",
     "broken bytes": b'{"choices":[{"delta":{"content":"' + b"\xff" * MIB + b'"}}]}',
     "lone halves": b'{"choices":[{"delta":{"content":"' + rb"\ud83d" * (MIB // 6) + b'"}}]}',
 }

@@ -108,6 +108,16 @@ def test_a_changing_comment_counts_between_events_too() -> None:
     assert ended(silence) == (180.0, "router_ReadTimeout")
 
 
+def test_an_event_that_is_told_late_undoes_nothing() -> None:
+    """The relay tells of events only when a clock asks; a comment or a pause may have come since."""
+    silence = clock()
+    silence.event(10.0)
+    silence.comment(b"a", 50.0)
+    silence.comment(b"b", 60.0)
+    silence.event(10.0)
+    assert ended(silence) == (180.0, "router_ReadTimeout")
+
+
 def test_a_comment_is_compared_by_its_first_256_bytes() -> None:
     silence = clock()
     silence.comment(b"x" * 256 + b"1", 1.0)

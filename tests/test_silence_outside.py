@@ -434,3 +434,95 @@ def test_a_leave_after_the_first_event_releases_at_once(router: Router, after_le
         first.close()
         assert ask(proxy, "POST", CHAT, chat()).status == 200
         assert sum(v for (name, _), v in proxy.metrics().items() if name == "eidproxy_gate_settle_seconds_count") == 0
+
+
+# Once an answer has begun
+
+END_OF_ANSWER = [Send(chunk(event(completion_chunk({}, "stop")))), Send(chunk(event("[DONE]"))), Send(LAST_CHUNK)]
+
+
+def total_ms(proxy: Proxy) -> float:
+    """How long the one request of this proxy took."""
+    (line,) = until(lambda: [line for line in proxy.log() if line["event"] == "request"])
+    return float(line["total_ms"])
+
+
+def said(text: str) -> Send:
+    """One event with text."""
+    return Send(chunk(event(completion_chunk({"content": text}))))
+
+
+@pytest.mark.parametrize("unseen", [{"tools": TOOLS}, {"say": BIG}], ids=["tools", "a long prompt"])
+def test_keepalives_come_where_the_wall_clock_alone_counts(unseen: dict[str, Any]) -> None:
+    """The first look at the silence was before the first event, and had nothing to wait for."""
+    settings = {"ROUTER_FIRST_EVENT_SECONDS_PER_KIB": 1, "ROUTER_READ_TIMEOUT_SECONDS": 30}
+    with Router() as router, proxied(router, STREAM_KEEPALIVE_SECONDS=0.2, **settings) as proxy:
+        router.script = [Send(stream_head()), Pause(0.6), said("a"), Pause(1.2), said("b"), *END_OF_ANSWER]
+        whole = answer(posted(proxy, "deep", **unseen))
+        assert whole.body.count(b": keepalive") >= 3
+        assert whole.body.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("allowance", [10, 60])
+def test_the_read_timeout_counts_from_the_first_event(streaming: bool, allowance: int) -> None:
+    """And not from the clock that was set for the first event, be it before or after the wall clock."""
+    with (
+        Router() as router,
+        proxied(router, ROUTER_FIRST_EVENT_SECONDS=allowance, STREAM_KEEPALIVE_SECONDS=0.2) as proxy,
+    ):
+        router.script = [Send(stream_head()), Pause(0.8), said("a"), Stall()]
+        ended = answer(posted(proxy, "deep", stream=streaming))
+        assert b"router_ReadTimeout" in ended.body
+        assert total_ms(proxy) < 9000, "the allowance or the wall clock ended it"
+
+
+SIGNS: dict[str, Any] = {
+    "comments that count": lambda at: chunk(b": ping %d\n\n" % at),
+    "events that say nothing": lambda _: chunk(event(completion_chunk({}))),
+    "usage": lambda _: chunk(event({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})),
+}
+
+
+@pytest.mark.parametrize("sign", SIGNS.values(), ids=SIGNS.keys())
+def test_signs_of_life_hold_the_read_timeout_off(sign: Any) -> None:
+    with Router() as router, proxied(router, ROUTER_READ_TIMEOUT_SECONDS=1.2) as proxy:
+        signs: list[Step] = [step for at in range(6) for step in (Pause(0.5), Send(sign(at)))]
+        router.script = [Send(stream_head()), said("a"), said("a"), *signs, said("b"), *END_OF_ANSWER]
+        assert answer(posted(proxy, "deep")).body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_constant_ping_after_the_finish_reason_holds_nothing_up() -> None:
+    """Control: one that counts does, up to the wall clock."""
+    ended = {}
+    for name, form in (("constant", b": ping\n\n"), ("counting", b": ping %d\n\n")):
+        with Router() as router, proxied(router, STREAM_DEADLINE_SECONDS=11) as proxy:
+
+            def pings(form: bytes = form) -> Iterator[Step]:
+                yield from (Send(stream_head()), said("a"), END_OF_ANSWER[0])
+                for at in itertools.count():
+                    yield Pause(0.5)
+                    yield Send(chunk(form % at if b"%" in form else form))
+
+            router.script = lambda _, pings=pings: pings()
+            assert answer(posted(proxy, "deep")).body.endswith(b"data: [DONE]\n\n")
+            ended[name] = total_ms(proxy)
+    assert ended["constant"] + 2000 < ended["counting"]
+
+
+def test_a_router_that_refuses_does_not_hang() -> None:
+    refusal = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{"
+    with Router() as router, proxied(router, STREAM_DEADLINE_SECONDS=1) as proxy:
+        router.script = [Send(refusal), Stall()]
+        for _ in range(2):
+            assert ask(proxy, "POST", CHAT, chat("daily")).status == 503
+        assert upstream(proxy)["state"] == "live"
+
+
+def test_text_after_the_end_and_a_cut_within_a_chunk_is_no_whole_answer() -> None:
+    late = [Send(stream_head()), said("a"), END_OF_ANSWER[0], said("b")]
+    with Router() as router, proxied(router) as proxy:
+        router.script = [*late, Send(b"ff\r\n: "), Fin()]
+        assert b"upstream_truncated" in answer(posted(proxy)).body
+        router.script = [*late, Send(LAST_CHUNK)]
+        assert answer(posted(proxy)).body.endswith(b"data: [DONE]\n\n")

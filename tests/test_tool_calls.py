@@ -156,3 +156,18 @@ def test_long_arguments_pass_whole() -> None:
     text = "a" * 30_000
     pieces = [[piece("f", '{"x":"')], *[[piece(None, text)] for _ in range(9)], [piece(None, '"}')]]
     assert whole(*pieces) == [("call_r_0", "f", '{"x":"' + 9 * text + '"}')]
+
+
+def test_an_answer_has_no_more_calls_than_any_answer() -> None:
+    calls, seams = ToolCalls("r"), Seams()
+    begin = msgspec.convert([piece("f", "{}")], list[CameCall])
+    for _ in range(1024):
+        calls.read(begin, seams, marked=False)
+    with pytest.raises(TooManyItems):
+        calls.read(begin, seams, marked=False)
+
+
+def test_arguments_are_not_looked_through_without_end() -> None:
+    """A name that is repeated without an id asks each time whether the call is complete."""
+    began = piece("f", "[" + "1," * 30_000, index=0)
+    assert len(whole([began], *[[piece("f", index=0)] * 4096] * 20)) == 1

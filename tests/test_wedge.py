@@ -137,6 +137,14 @@ def test_a_trial_that_is_silent_too() -> None:
     assert guard.enter(354.0) is not None
 
 
+def test_the_trial_is_known() -> None:
+    guard = wedged()
+    trial = guard.enter(230.0)
+    assert trial is not None
+    assert guard.is_trial(trial)
+    assert not guard.is_trial(Passage())
+
+
 def test_a_trial_that_ends_without_a_word_hands_on() -> None:
     guard = wedged(now=200.0)
     for now in (230.0, 231.0, 232.0):
