@@ -30,6 +30,8 @@ _MAX_LINE_BYTES = 4096
 
 
 _REFUSALS_SECONDS = 1.0
+_REFUSALS_AT_ONCE = 8
+"""A person's few mistakes have a line each; a flood has one a second."""
 _FOLLOW_SECONDS = 1.0
 """A file is looked for under its name at most so often."""
 
@@ -188,24 +190,28 @@ class Log:
 
 
 class Refusals:
-    """The lines of requests that were refused at the edge: the first at once, then at most one a second.
+    """The lines of requests that were refused at the edge: eight at once, then one a second.
 
     Whoever can connect can be refused, tens of thousands of times a second, so a line for each would fill a disk. The
     line at the end of a second is that of its last refusal and tells how many others have none: the lines and what
-    they left out are all that were refused. Each of them is counted in the metrics by its reason.
+    they left out are all that were refused. Each of them is counted in the metrics by its reason. Each second without
+    a refusal allows one more at once, up to eight.
     """
 
     def __init__(self, log: Log, call_later: Callable[[float, Callable[[], None]], object]) -> None:
         self._log = log
         self._call_later = call_later
-        self._is_held = False
+        self._free = _REFUSALS_AT_ONCE
         self._last: RequestLine | None = None
         self._left_out = 0
 
     def add(self, line: RequestLine) -> None:
         """One refused request."""
-        if not self._is_held:
-            self._write(line)
+        if self._free:
+            if self._free == _REFUSALS_AT_ONCE:
+                self._call_later(_REFUSALS_SECONDS, self._tick)
+            self._free -= 1
+            self._log.request(line)
             return
         if self._last is not None:
             self._left_out += 1
@@ -216,17 +222,14 @@ class Refusals:
         if self._last is not None:
             self._last.left_out = self._left_out or None
             line, self._last, self._left_out = self._last, None, 0
-            self._write(line)
-
-    def _write(self, line: RequestLine) -> None:
-        self._log.request(line)
-        if not self._is_held:
-            self._is_held = True
-            self._call_later(_REFUSALS_SECONDS, self._tick)
+            self._log.request(line)
 
     def _tick(self) -> None:
-        self._is_held = False
+        if self._last is None:
+            self._free += 1
         self.flush()
+        if self._free < _REFUSALS_AT_ONCE:
+            self._call_later(_REFUSALS_SECONDS, self._tick)
 
 
 def _now() -> str:

@@ -106,7 +106,7 @@ class Exchange(asyncio.Protocol):
         """The connection that is not yet there."""
         self.first_byte_at: float | None = None
         self.is_cut = False
-        """The body ended before its length or its last chunk (RFC 9112, 8)."""
+        """The body ended before its length, or within a chunk. Some servers leave out the last one, which is no cut."""
         self.last_read_at = 0.0
         self.retry_after = b""
         """The router's `Retry-After`, as it stands in the head."""
@@ -241,7 +241,7 @@ class Exchange(asyncio.Protocol):
     def eof_received(self) -> None:
         """The router closed its side: the end of a body without a length, or of anything else that was cut."""
         if self._head_done:
-            self.is_cut = self._length or self._coding is not None
+            self.is_cut = self._length or (self._coding is not None and not self._chunk_ended)
             self._end(None)
         else:
             self._end(httpx.RemoteProtocolError("the router closed the connection without an answer"))

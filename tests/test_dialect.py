@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw
 
 from eidproxy.dialect import (
     CameCall,
+    CameChoice,
     CameDelta,
     CameFunction,
     NotJson,

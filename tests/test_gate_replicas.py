@@ -292,7 +292,7 @@ def test_standing_still(router: Router, store: Store) -> None:
 MOMENTS = {
     "the grant is read": "before(RedisGate, '_apply', lambda gate, claim, sent_at, state, *_: state == b'holds')",
     "the grant is believed": "after(RedisGate, '_begin_hold')",
-    "the connect begins": "after(Relay, '_granted')",
+    "the connect begins": "after(Relay, '_on_granted')",
     "the connect is made": "after(Exchange, 'connection_made')",
     "the request is about to be sent": "before(Relay, '_send')",
 }

@@ -816,10 +816,10 @@ def test_keepalive_comments(pair: Pair) -> None:
 
 
 def test_upstream_comments_are_a_sign_of_life(pair: Pair) -> None:
-    """The read timeout is 1 s here: comments each 0.4 s carry a silence of 1.6 s, and no comment is passed on."""
+    """The read timeout is 1 s here: comments that change carry a silence of 1.6 s, and none is passed on."""
     script: list[Step] = [Send(stream_head())]
-    for _ in range(4):
-        script += [Pause(0.4), Send(chunk(b": upstream-text\n\n"))]
+    for number in range(4):
+        script += [Pause(0.4), Send(chunk(b": upstream-text %d\n\n" % number))]
     answer = pair.play([*script, Send(chunk(event(said("x", "stop"))) + LAST_CHUNK)])
     assert (answer.status, answer.told().text) == (200, "x")
     assert b"upstream-text" not in answer.body
