@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -96,6 +97,28 @@ def test_drain(router: Router) -> None:
             "stopped",
         ]
     assert router.open_sockets == 0
+
+
+def test_what_is_not_yet_at_the_router_is_turned_away() -> None:
+    """A connect to a router whose queue is full may take longer than the whole drain."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        for _ in range(4):  # nobody accepts, so these fill the queue
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        proxy = stack.enter_context(Proxy(f"http://127.0.0.1:{address[1]}", EIDPROXY_ROUTER_CONNECT_TIMEOUT_SECONDS=60))
+        asked = [begin(proxy), begin(proxy, "deep")]
+
+        def connecting(mode: str) -> float:
+            return proxy.metric("eidproxy_requests_in_progress", mode=mode, phase="upstream")
+
+        until(lambda: connecting("daily") + connecting("deep") == 2)
+        proxy.terminate()
+        for client in asked:
+            check_refusal(finish(client), 503, "draining")
+        assert proxy.wait() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -526,3 +526,21 @@ def test_text_after_the_end_and_a_cut_within_a_chunk_is_no_whole_answer() -> Non
         assert b"upstream_truncated" in answer(posted(proxy)).body
         router.script = [*late, Send(LAST_CHUNK)]
         assert answer(posted(proxy)).body.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("after_leave", ["release", "settle", "first_event"])
+def test_after_a_trial_whose_caller_left_the_next_request_is_the_trial(after_leave: str) -> None:
+    """Whatever is kept of it: with `settle` and `first_event` the next waits for the slot."""
+    settings = {"GATE_AFTER_LEAVE": after_leave, "GATE_SETTLE_SECONDS": 1.5, "ROUTER_WEDGE_RETRY_SECONDS": 1}
+    with Router() as router, proxied(router, **settings) as proxy:
+        wedge(router, proxy)
+        until(lambda: upstream(proxy)["next_trial_seconds"] == 0)
+        router.script = SILENT
+        posts = router.posts
+        trial = posted(proxy)
+        router.wait_for(lambda: router.posts > posts)
+        trial.rst()
+        until(lambda: upstream(proxy)["next_trial_seconds"] == 0)
+        router.script = stream()
+        assert answer(posted(proxy)).status == 200
+        assert upstream(proxy)["state"] == "live"
