@@ -262,7 +262,9 @@ def retry_after(reason: str, seconds: float | None) -> int:
 
 def router_retry_seconds(value: bytes) -> int | None:
     """The whole seconds of a router's `Retry-After` (RFC 9110, 10.2.3), or None for a date or anything else."""
-    return int(value) if re.fullmatch(rb"[0-9]{1,9}", value) else None
+    if not re.fullmatch(rb"[0-9]+", value):
+        return None
+    return int(value) if len(value) < 10 else _MAX_RETRY_SECONDS
 
 
 def metric_reason(reason: str) -> str:
