@@ -190,7 +190,7 @@ class _ErrorBody:
 
     __slots__ = ("data", "stage")
 
-    chunks = 0
+    chunks = heard = 0
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -281,7 +281,7 @@ class Splice:
         body, counters = self.body, self.counters
         counters.chunks += body.chunks - self.chunks
         counters.bytes += len(events)
-        self.chunks = body.chunks
+        self.chunks, self.heard = body.chunks, body.heard
         self.sent_bytes += len(events)
         self.last_sent_at = self.heard_at = now
 

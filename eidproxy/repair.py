@@ -101,12 +101,10 @@ def _unmark(text: str, final: bool = True) -> tuple[str, str]:
         digits = "".join(f"{ord(mark) & 15:x}" for mark in run[0])
         if ord(run[0][0]) < _HALVES:
             read, taken = codecs.utf_8_decode(bytes.fromhex(digits), "replace", is_last)
-            taken *= 2
         else:
             read, taken = codecs.utf_16_be_decode(bytes.fromhex(digits), "replace", is_last)
-            taken *= 2
         parts += (text[at : run.start()], read)
         at = run.end()
-        rest = run[0][taken:]
+        rest = run[0][2 * taken :]
     parts.append(text[at:])
     return "".join(parts), rest

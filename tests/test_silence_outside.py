@@ -492,6 +492,17 @@ def test_signs_of_life_hold_the_read_timeout_off(sign: Any) -> None:
         assert answer(posted(proxy, "deep")).body.endswith(b"data: [DONE]\n\n")
 
 
+def test_a_constant_ping_between_events_is_no_life() -> None:
+    """Nor the first one after an event that took the long way: it was read long ago."""
+    with Router() as router, proxied(router, ROUTER_READ_TIMEOUT_SECONDS=3) as proxy:
+        ping = Send(chunk(b": ping\n\n"))
+        both = Send(chunk(2 * event(completion_chunk({"content": "b"}))))
+        router.script = [Send(stream_head()), said("a"), Pause(0.2), both, Pause(2), ping, Stall()]
+        ended = answer(posted(proxy, "deep"))
+        assert b"router_ReadTimeout" in ended.body
+        assert total_ms(proxy) < 4500, "the ping put the end off"
+
+
 def test_a_constant_ping_after_the_finish_reason_holds_nothing_up() -> None:
     """Control: one that counts does, up to the wall clock."""
     ended = {}
