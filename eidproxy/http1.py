@@ -137,7 +137,7 @@ def parse_head(head: bytes) -> RequestHead:
     repeated: dict[bytes, list[bytes]] = {}
     for field in fields[:-2]:
         name, colon, value = field.partition(b":")
-        if not colon or not name or name.translate(None, _NAME):
+        if not colon:
             raise Refusal("invalid_request")
         name = name.lower()
         value = value.strip(b" \t")
@@ -145,6 +145,8 @@ def parse_head(head: bytes) -> RequestHead:
             repeated.setdefault(name, [headers[name]]).append(value)
         else:
             headers[name] = value
+    if b"" in headers or b"".join(headers).translate(None, _NAME):
+        raise Refusal("invalid_request")
     for name, values in repeated.items():
         headers[name] = b", ".join(values)  # one list in several lines (RFC 9110, 5.3)
     if b"host" not in headers or not _SINGLE.isdisjoint(repeated) or b"upgrade" in headers:

@@ -10,8 +10,7 @@ where they arrive (`Splice`).
 
 import asyncio
 from collections.abc import Callable
-from enum import Enum, auto
-from functools import partial
+from enum import IntEnum, auto
 from typing import NamedTuple
 
 import httpx
@@ -62,8 +61,8 @@ _FLUSH_SECONDS = 0.5
 _KEEPALIVE = b": keepalive\n\n"
 
 
-class State(Enum):
-    """How far a request has come."""
+class State(IntEnum):
+    """How far a request has come. An `IntEnum`, since the hash of an `Enum` is computed in Python."""
 
     QUEUED = auto()
     CONNECTING = auto()
@@ -78,7 +77,7 @@ class State(Enum):
     CONCLUDED = auto()
 
 
-class Cause(Enum):
+class Cause(IntEnum):
     """What may end a request."""
 
     REFUSAL = auto()
@@ -343,7 +342,13 @@ class Relay:
         self._arrived_at = self._loop.time()
         self._created = int(services.clock())
         completion = None if request.stream else Completion()
-        self._stream = Stream(connection.request_id, self._created, request.mode, completion)
+        self._stream = Stream(
+            connection.request_id,
+            self._created,
+            request.mode,
+            completion,
+            counts_unknown=services.metrics.streams[request.mode].samples_unknown(),
+        )
         self._splice = Splice(self, connection, self._stream)
         self._progress = Progress(self._loop, self._send_progress, self._place) if progress and request.stream else None
         self._claim: Pass | None = None
@@ -533,7 +538,7 @@ class Relay:
         if self._progress is not None:
             self._progress.stage(stage, now)
         if stage >= Stage.FINISHED and (has_heard or has_changed):
-            self._on_finish_reason(body)
+            self._on_finish_reason(body, is_over=stage is Stage.OVER)
         if stage is Stage.OVER:
             if body.failure is not None:
                 self.conclude(Cause.ROUTER_ERROR, body.failure)
@@ -576,13 +581,14 @@ class Relay:
         self._splice.comment = comment
         return self._silence is not None and self._silence.comment(comment, now)
 
-    def _on_finish_reason(self, stream: Stream) -> None:
+    def _on_finish_reason(self, stream: Stream, is_over: bool) -> None:
         """Take the answer for whole when the router is silent; but not where text came after a finish reason."""
         tail = self.services.clocks.tail
         tail.stop(self)
         if stream.sanitizer.is_trusted:
             self._enter(State.FINISHED)
-            tail.start(self)
+            if not is_over:
+                tail.start(self)
         elif self.state is State.FINISHED:
             self._enter(State.STREAMING)
             self.check_silence()
@@ -732,16 +738,18 @@ class Relay:
         is_silent = is_kept = False
         try:
             refusal = self._verdict(state, cause, given, refusal)
-            is_silent = self._is_silent_end(refusal)
-            is_kept = self._settles(state, refusal, is_silent)
+            if refusal is not None:
+                is_silent = self._is_silent_end(refusal)
+                is_kept = self._settles(state, refusal, is_silent)
         except Exception as error:  # noqa: BLE001  # nothing may keep the slot
             self.services.log.fault("verdict", error)
             refusal = refusal or Refusal("internal_error")
-        log = self.services.log
         if not is_kept:
-            leave_guard = partial(self._leave_guard, is_silent)
-            _call_all(log, partial(self._close_upstream, refusal), leave_guard, self._leave_gate)
-        _call_all(log, self._cancel_timers, self._detach)
+            self._call(self._close_upstream, refusal)
+            self._call(self._leave_guard, is_silent)
+            self._call(self._leave_gate)
+        self._call(self._cancel_timers)
+        self._call(self._detach)
         self.services.metrics.in_progress[self.mode, _PHASES[state]] -= 1
         status = 200
         try:
@@ -752,6 +760,13 @@ class Relay:
         self._record(refusal, status)
         if self._settlement is None:
             self._let_go()
+
+    def _call(self, step: Callable[..., None], *given: object) -> None:
+        """Give one thing back; whatever fails, the rest must be given back too."""
+        try:
+            step(*given)
+        except Exception as error:  # noqa: BLE001
+            self.services.log.fault("conclude", error)
 
     def _verdict(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
         """What the caller is told: None for a whole answer."""
@@ -778,8 +793,8 @@ class Relay:
         if self._exchange is not None:
             self._exchange.abort(reset=refusal is not None)
 
-    def _is_silent_end(self, refusal: Refusal | None) -> bool:
-        if self._silence is None or refusal is None or isinstance(refusal.reason, Said):
+    def _is_silent_end(self, refusal: Refusal) -> bool:
+        if self._silence is None or isinstance(refusal.reason, Said):
             return False
         if self._status not in (None, 200):  # who refuses does not hang
             return False
@@ -790,15 +805,15 @@ class Relay:
         if self._passage is not None and self._guard.leave(self._passage, self._loop.time(), silent=is_silent):
             self.services.on_upstream_state(self.mode)
 
-    def _settles(self, state: State, refusal: Refusal | None, is_silent: bool) -> bool:
+    def _settles(self, state: State, refusal: Refusal, is_silent: bool) -> bool:
         """Whether slot and router are kept, since the caller left while the model server reads the prompt."""
-        if state is not State.ASKED or refusal is None or not _is_departure(refusal.reason) or self._exchange is None:
+        if state is not State.ASKED or not _is_departure(refusal.reason) or self._exchange is None:
             return False
 
         def close() -> None:
             has_begun = self._silence is not None and self._silence.first_event_at is not None
-            leave_guard = partial(self._leave_guard, is_silent and not has_begun)
-            _call_all(self.services.log, partial(self._close_upstream, refusal), leave_guard)
+            self._call(self._close_upstream, refusal)
+            self._call(self._leave_guard, is_silent and not has_begun)
             self._let_go()
 
         left = self._deadline_at - self._loop.time()
@@ -880,9 +895,11 @@ class Relay:
             self.connection.send_stream(self._server_timing(), self._unsent + end, flush)
 
     def _enter(self, state: State) -> None:
-        in_progress = self.services.metrics.in_progress
-        in_progress[self.mode, _PHASES[self.state]] -= 1
-        in_progress[self.mode, _PHASES[state]] += 1
+        before, after = _PHASES[self.state], _PHASES[state]
+        if before is not after:
+            in_progress = self.services.metrics.in_progress
+            in_progress[self.mode, before] -= 1
+            in_progress[self.mode, after] += 1
         self.state = state
 
     def _record(self, refusal: Refusal | None, status: int) -> None:
@@ -945,15 +962,6 @@ _PHASES = {
     State.FINISHED: Phase.STREAMING,
 }
 """The metrics' view of a state."""
-
-
-def _call_all(log: Log, *calls: Callable[[], None]) -> None:
-    """Give back each thing, whatever fails before it."""
-    for call in calls:
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001  # the rest must be given back
-            log.fault("conclude", error)
 
 
 def _is_departure(reason: str) -> bool:

@@ -66,11 +66,12 @@ class Sanitizer:
         "tokens",
     )
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, *, counts_unknown: bool = True) -> None:
+        """`counts_unknown` says whether unknown fields are counted, which costs more than reading an event."""
         self._request_id = request_id
         self._seams = Seams()
         self._calls: ToolCalls | None = None
-        self._counted_end = False
+        self._counted_end = not counts_unknown
         self.begun = False
         """A good event came: one with text, reasoning, a refusal, a call or a finish reason."""
         self.has_text = False
@@ -124,7 +125,11 @@ class Sanitizer:
 
     def _read_chunk(self, chunk: CameChunk, data: bytes, marked: bool) -> Delta | None:
         choices = chunk.choices
-        if says_something(chunk.error) or says_something(chunk.detail) or (not choices and is_error(chunk)):
+        if (
+            (chunk.error is not UNSET and says_something(chunk.error))
+            or (chunk.detail is not UNSET and says_something(chunk.detail))
+            or (not choices and is_error(chunk))
+        ):
             self._fail(data)
             return None
         if chunk.model is not UNSET:
@@ -132,12 +137,14 @@ class Sanitizer:
         if chunk.usage is not UNSET:
             self._count_usage(chunk.usage)
         # Only index 0 is read; a router that ignores n=1 may send others, in any order.
-        choice = next((each for each in choices or () if not each.index), None)
+        choice = choices[0] if choices else None
+        if choices and choice is not None and choice.index:
+            choice = next((each for each in choices if not each.index), None)
         if choice is None:
             self._drop(Dropped.EMPTY)
             return None
-        word = (choice.finish_reason or "").strip().lower()
-        failing = word in _FAILURES or says_something(choice.error)
+        word = choice.finish_reason.strip().lower() if choice.finish_reason else ""
+        failing = word in _FAILURES or (choice.error is not UNSET and says_something(choice.error))
         if failing and not self.begun:
             self._fail(data, in_choice=True)
             return None

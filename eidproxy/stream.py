@@ -55,10 +55,11 @@ class Stream:
 
     def __init__(
         self, request_id: str, created: int, model: str, completion: Completion | None = None,
-        max_event_bytes: int = MAX_EVENT_BYTES,
+        max_event_bytes: int = MAX_EVENT_BYTES, *, counts_unknown: bool = True,
     ) -> None:  # fmt: skip
+        """See `Sanitizer` for `counts_unknown`."""
         self._head = chunk_head(request_id, created, model)
-        self.sanitizer = Sanitizer(request_id)
+        self.sanitizer = Sanitizer(request_id, counts_unknown=counts_unknown)
         self.completion = completion
         self._frames = Frames(self._head)
         self._parser = EventParser(max_event_bytes)
