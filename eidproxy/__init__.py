@@ -13,7 +13,7 @@ The map, in the order in which a request meets the parts:
     settle     what is kept after a caller left
     gate       the slots; gate_redis shares them over gate_link and gate.lua; admission the queue discipline
     upstream   the connection to the router             egress    where it may lead
-    wire       its transport; resolver                  countdown many waits, one timer
+    wire       its transport; idle; resolver            countdown many waits, one timer
     stream     one answer from bytes to bytes           sse       event framing
     dialect    what routers send, in any spelling       repair    broken Unicode, mended and joined
     sanitize   what may pass of it; tool_calls          chunk     the closed types that go out

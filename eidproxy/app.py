@@ -80,6 +80,8 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
         tls=ssl.create_default_context(cafile=router.ca_file) if secure else None,
         connect_timeout=router.connect_timeout_seconds,
         write_timeout=router.write_timeout_seconds,
+        # What keeps two replicas apart is that a request's connection ends with its lease (decision 23).
+        keep_idle=0.0 if settings.gate.url else router.keep_idle_seconds,
         resolver=resolver,
     )
 
@@ -283,6 +285,7 @@ class Application:
     async def stopped(self) -> None:
         """See `server.Process`."""
         await self.gate.aclose()
+        self.upstream.close()
         self.endpoints.refusals.flush()
         self.log.state(Event.STOPPED)
 

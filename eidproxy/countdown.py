@@ -63,6 +63,13 @@ class Countdown(Generic[Item]):
         """End an item's wait, if there is one."""
         self._ends.pop(item, None)  # the timer stays: when it is due it looks who is next
 
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def last(self) -> Item | None:
+        """Who began last."""
+        return next(reversed(self._ends), None)
+
     def first(self) -> Item | None:
         """Who has waited longest."""
         return next(iter(self._ends), None)

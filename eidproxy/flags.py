@@ -30,6 +30,7 @@ TEXTS = {
     "router.first_event_seconds_per_kib": "and how much longer for each KiB of the request",
     "router.wedge_after": "silent ends in a row until a model counts as stuck; 0 is never",
     "router.wedge_retry_seconds": "how often a stuck model is tried again",
+    "router.keep_idle_seconds": "how long a connection waits for the next request; 0: none does",
     "router.ask_usage": "ask the router for token counts, for the metrics",
     "models.daily.alias": "the router's name for daily",
     "models.deep.alias": "the router's name for deep",

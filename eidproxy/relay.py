@@ -402,7 +402,8 @@ class Relay:
     def _reach_router(self) -> bool:
         """The slot is there: connect, and send the request if that is done at once, as on one machine."""
         self._on_granted()
-        exchange = self._exchange = self.services.upstream.dial()
+        upstream = self.services.upstream
+        exchange = self._exchange = upstream.kept() or upstream.dial()
         if exchange is None or exchange.dialling is not None:
             return False
         self._send(exchange)
@@ -744,12 +745,13 @@ class Relay:
         except Exception as error:  # noqa: BLE001  # nothing may keep the slot
             self.services.log.fault("verdict", error)
             refusal = refusal or Refusal("internal_error")
+        log = self.services.log
         if not is_kept:
-            self._call(self._close_upstream, refusal)
-            self._call(self._leave_guard, is_silent)
-            self._call(self._leave_gate)
-        self._call(self._cancel_timers)
-        self._call(self._detach)
+            _call(log, self._close_upstream, refusal)
+            _call(log, self._leave_guard, is_silent)
+            _call(log, self._leave_gate)
+        _call(log, self._cancel_timers)
+        _call(log, self._detach)
         self.services.metrics.in_progress[self.mode, _PHASES[state]] -= 1
         status = 200
         try:
@@ -760,13 +762,6 @@ class Relay:
         self._record(refusal, status)
         if self._settlement is None:
             self._let_go()
-
-    def _call(self, step: Callable[..., None], *given: object) -> None:
-        """Give one thing back; whatever fails, the rest must be given back too."""
-        try:
-            step(*given)
-        except Exception as error:  # noqa: BLE001
-            self.services.log.fault("conclude", error)
 
     def _verdict(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
         """What the caller is told: None for a whole answer."""
@@ -789,9 +784,13 @@ class Relay:
         return Refusal(reason, retry_seconds=self._retry_seconds, is_final=is_final)
 
     def _close_upstream(self, refusal: Refusal | None) -> None:
-        """Close the connection to the router; reset it when the answer is not whole (contract, P6)."""
-        if self._exchange is not None:
-            self._exchange.abort(reset=refusal is not None)
+        """End the exchange with the router; reset its connection when the answer is not whole (contract, P6)."""
+        if self._exchange is None:
+            return
+        if refusal is None:
+            self.services.upstream.finish(self._exchange)
+        else:
+            self._exchange.abort(reset=True)
 
     def _is_silent_end(self, refusal: Refusal) -> bool:
         if self._silence is None or isinstance(refusal.reason, Said):
@@ -810,10 +809,12 @@ class Relay:
         if state is not State.ASKED or not _is_departure(refusal.reason) or self._exchange is None:
             return False
 
+        log = self.services.log
+
         def close() -> None:
             has_begun = self._silence is not None and self._silence.first_event_at is not None
-            self._call(self._close_upstream, refusal)
-            self._call(self._leave_guard, is_silent and not has_begun)
+            _call(log, self._close_upstream, refusal)
+            _call(log, self._leave_guard, is_silent and not has_begun)
             self._let_go()
 
         left = self._deadline_at - self._loop.time()
@@ -962,6 +963,14 @@ _PHASES = {
     State.FINISHED: Phase.STREAMING,
 }
 """The metrics' view of a state."""
+
+
+def _call(log: Log, step: Callable[..., None], *given: object) -> None:
+    """Give one thing back; whatever fails, the rest must be given back too."""
+    try:
+        step(*given)
+    except Exception as error:  # noqa: BLE001
+        log.fault("conclude", error)
 
 
 def _is_departure(reason: str) -> bool:

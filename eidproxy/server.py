@@ -17,8 +17,8 @@ import uvicorn
 from eidproxy.connection import Connection, Roster, Service
 from eidproxy.keepalive import enable_keepalive
 
-_RESERVED_DESCRIPTORS = 48
-"""For the listener, the logs, the loop, files that are read for a request, and look-ups."""
+_RESERVED_DESCRIPTORS = 80
+"""For the listener, the logs, the loop, files that are read for a request, look-ups, and kept connections."""
 
 
 class Process(Protocol):

@@ -1,8 +1,8 @@
 """The connection to the router: resolve, decide on every address, dial the literal, check the peer, send, listen.
 
-One connection carries one request: a connection that was kept could be closed by the router at the very moment a
-request is written on it, and such a request must never be sent twice. What arrives is handed on in the callback in
-which it arrives. Every failure leaves as one of httpx's exception classes, the words of this field.
+A request is never sent twice, whatever happens to its connection (see `idle` for those that are kept). What arrives is
+handed on in the callback in which it arrives. Every failure leaves as one of httpx's exception classes, the words of
+this field.
 """
 
 import asyncio
@@ -16,12 +16,14 @@ import httpx
 from eidproxy.countdown import PatientTimer, patience, second_look
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 from eidproxy.hints import Hint, hint
+from eidproxy.idle import IdleConnections
 from eidproxy.keepalive import enable_keepalive
 from eidproxy.resolver import Resolver, canonical
 from eidproxy.wire import Readers, Wire, has_unread, reset_on_close
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_INTERIM = 8
+_LAST_CHUNK = b"0\r\n\r\n"
 _READ_SECONDS = 0.05
 """How long what lies unread in the kernel may take to be read."""
 
@@ -63,6 +65,7 @@ class Exchange(asyncio.Protocol):
         "_head_bytes",
         "_head_done",
         "_interim",
+        "_keeps_alive",
         "_length",
         "_looked_at",
         "_loop",
@@ -101,6 +104,7 @@ class Exchange(asyncio.Protocol):
         self._coding: bytes | None = None
         self._length = False
         self._encoded = False
+        self._keeps_alive = False
         self._looked_at: float | None = None
         self.dialling: Wire | None = None
         """The connection that is not yet there."""
@@ -139,6 +143,19 @@ class Exchange(asyncio.Protocol):
                 reset_on_close(transport.get_extra_info("socket"))
             transport.abort()
         self._release()
+
+    def release(self) -> Wire | None:
+        """Let go of a connection that can carry another request; None when it cannot.
+
+        To be asked about an answer that is whole by its content. The message must be whole too, with nothing behind it:
+        while its last chunk is on the way, the router may count the request as one that still runs.
+        """
+        wire = self._transport
+        if not (self._over and self._keeps_alive and isinstance(wire, Wire) and wire.is_sound):
+            return None
+        self._sink = self._parser = self._transport = None
+        self._release()
+        return wire
 
     def second_look(self, late: float, seconds: float) -> float:
         """How much longer to wait before a silence is punished that ended `late` seconds ago; 0 when it is one.
@@ -227,6 +244,8 @@ class Exchange(asyncio.Protocol):
                 self._end(httpx.RemoteProtocolError("the router's response head is too large"))
                 return
         self._between_chunks = self._chunk_ended and data[-2:] == b"\r\n"
+        if self._over and data[-5:] != _LAST_CHUNK:
+            self._keeps_alive = False  # something stands behind the message, if only a blank line
         parts, sink = self._parts, self._sink
         if parts and sink is not None:
             body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -240,6 +259,7 @@ class Exchange(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """The router closed its side: the end of a body without a length, or of anything else that was cut."""
+        self._keeps_alive = False
         if self._head_done:
             self.is_cut = self._length or (self._coding is not None and not self._chunk_ended)
             self._end(None)
@@ -278,6 +298,7 @@ class Exchange(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A response begins; after an interim one, the next."""
         self._content_type, self._coding, self._length, self._encoded = b"", None, False, False
+        self._keeps_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field of the head. Only framing and media type matter."""
@@ -313,6 +334,7 @@ class Exchange(asyncio.Protocol):
         if status < 100 or status > 599:
             raise httptools.HttpParserError("no such status")
         self._head_done = True
+        self._keeps_alive = self._coding is not None and self._parser.should_keep_alive()
         if self._sink is not None:
             self._sink.upstream_head(status, self._content_type, self._encoded)
 
@@ -374,6 +396,7 @@ class Upstream:
         tls: ssl.SSLContext | None = None,
         connect_timeout: float = 5.0,
         write_timeout: float = 30.0,
+        keep_idle: float = 0.0,
         resolver: Resolver | None = None,
     ) -> None:
         self.host = host
@@ -387,6 +410,8 @@ class Upstream:
         self._connect_timeout = connect_timeout
         self._write_timeout = write_timeout
         self._literal = policy.decide_all([host]) if literal(host) is not None else None
+        # A name is judged at each request, since what it means may change.
+        self._idle = IdleConnections(keep_idle if self._literal is not None and tls is None else 0.0)
         self._resolver = resolver or Resolver(patience=connect_timeout)
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         lines = [
@@ -395,11 +420,11 @@ class Upstream:
             "Content-Type: application/json",
             "Accept: text/event-stream",
             "Accept-Encoding: identity",
-            "Connection: close",
         ]
         if api_key is not None:
             lines.append(f"Authorization: Bearer {api_key}")
-        self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
+        heads = ("\r\n".join([*lines, f"Connection: {word}", "Content-Length: "]) for word in ("close", "keep-alive"))
+        self._closing_head, self._keeping_head = (head.encode() for head in heads)
         self.reachable: bool | None = None
         self.checked_at: float | None = None
         self.hint: Hint | None = None
@@ -408,7 +433,8 @@ class Upstream:
 
     def request(self, body: bytes) -> bytes:
         """The whole request with a body: its head is the same but for the length."""
-        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+        head = self._keeping_head if self._idle.seconds else self._closing_head
+        return b"%b%d\r\n\r\n%b" % (head, len(body), body)
 
     async def addresses(self) -> list[str]:
         """What may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
@@ -419,6 +445,31 @@ class Upstream:
         if not decisions[0].permitted:
             raise EgressBlocked(decisions[0])
         return [str(decision.address) for decision in decisions]
+
+    def kept(self) -> Exchange | None:
+        """A connection that was kept since an earlier request, if there is one.
+
+        Its address was judged and its peer checked when it was made, and neither can change.
+        """
+        wire = self._idle.take()
+        if wire is None:
+            return None
+        exchange = Exchange(self._loop, self._write_timeout)
+        wire.hand_over(exchange)
+        exchange.connection_made(wire)
+        return exchange
+
+    def finish(self, exchange: Exchange) -> None:
+        """End an exchange whose answer is whole: keep its connection if that is sound, else close it."""
+        wire = exchange.release() if self._idle.seconds else None
+        if wire is None:
+            exchange.abort()
+        else:
+            self._idle.keep(wire)
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        self._idle.close()
 
     def dial(self) -> Exchange | None:
         """Begin to connect without waiting; None when a look-up or TLS must come first.

@@ -231,6 +231,20 @@ class Wire(asyncio.Transport):
         self._protocol.connection_made(self)
         self.resume_reading()
 
+    def read_on(self) -> None:
+        """Read now, as when the selector tells that there is something."""
+        if not self._closed:
+            self.read(self._descriptor)
+
+    def hand_over(self, protocol: asyncio.Protocol) -> None:
+        """Have another protocol listen from now on."""
+        self._protocol = protocol
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether everything that was written is sent, and the peer is read."""
+        return self._reading and not self._unsent and self._broken is None and not self._closed
+
     def probe(self) -> None:
         """See `enable_keepalive`."""
         if not self._closed:

@@ -1,0 +1,197 @@
+"""idle: when a connection to the router carries a second request, judged at the router's sockets."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, told, until
+from tests.upstream import (
+    DONE,
+    LAST_CHUNK,
+    Drained,
+    Fin,
+    Pause,
+    Received,
+    Reset,
+    Router,
+    Stall,
+    Step,
+    Wait,
+    chunk,
+    completion_chunk,
+    event,
+    head,
+    stream,
+    wire,
+)
+
+FULL = os.environ.get("FULL") == "1"
+WHOLE = wire(stream(["whole"]))
+"""An answer that comes in one read, its last chunk too."""
+
+
+def asked(proxy: Proxy, times: int, model: str = "daily") -> None:
+    for _ in range(times):
+        answer = ask(proxy, "POST", CHAT, chat(model))
+        assert (answer.status, answer.told().text, answer.told().done) == (200, "whole", True)
+
+
+def test_an_idle_connection_carries_the_next_request(router: Router, proxy: Proxy) -> None:
+    router.script = [WHOLE]
+    for model in ("daily", "deep", "daily"):
+        asked(proxy, 1, model)
+    assert (router.posts, router.connections, router.max_concurrent) == (3, 1, 1)
+    assert {request.header("Connection") for request in router.requests} == {"keep-alive"}
+
+
+def one_body(content: str) -> bytes:
+    return event(completion_chunk({"content": content})) + event(completion_chunk({}, "stop")) + DONE
+
+
+TOLD = [("Content-Type", "text/event-stream")]
+CHUNKED = [*TOLD, ("Transfer-Encoding", "chunked")]
+BODY = one_body("whole")
+
+UNFIT: dict[str, list[Step]] = {
+    "close was said": [head(headers=[*CHUNKED, ("Connection", "close")]) + chunk(BODY) + LAST_CHUNK],
+    "HTTP/1.0": [head(headers=TOLD, version="HTTP/1.0") + BODY, Fin()],
+    "a body without an end": [head(headers=TOLD) + BODY, Fin()],
+    "a length": [head(headers=[*TOLD, ("Content-Length", str(len(BODY)))]) + BODY],
+    "a blank line behind": [WHOLE + b"\r\n"],
+    "an answer behind": [WHOLE + WHOLE],
+    "bytes behind": [WHOLE + b"hostile"],
+    "the last chunk is on the way": [WHOLE.removesuffix(LAST_CHUNK), Stall()],
+    "a trailer": [WHOLE.removesuffix(b"\r\n") + b"X-Trailer: hostile\r\n\r\n"],
+    "an answer behind, later": [WHOLE, Drained(), WHOLE],
+    "a byte behind, later": [WHOLE, Drained(), b"\n"],
+    "the end behind": [WHOLE, Drained(), Fin()],
+    "a reset behind": [WHOLE, Drained(), Reset()],
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_connection_that_is_not_sound_is_closed(router: Router, proxy: Proxy, kind: str) -> None:
+    router.enqueue(UNFIT[kind])
+    router.script = [WHOLE]
+    asked(proxy, 1)
+    until(lambda: router.open_sockets == 0)  # before its second is over, or the next request would take it
+    asked(proxy, 1)
+    assert (router.posts, router.connections, router.max_concurrent) == (2, 2, 1)
+
+
+@pytest.mark.parametrize("ending", ["error status", "error event", "caller left"])
+def test_a_connection_whose_answer_was_not_whole_is_reset(router: Router, proxy: Proxy, ending: str) -> None:
+    if ending == "error status":
+        router.enqueue([head(503, [("Content-Length", "0")])])
+    elif ending == "error event":
+        router.enqueue([head(headers=CHUNKED) + chunk(event({"error": {"message": "x"}})) + LAST_CHUNK])
+    else:
+        router.enqueue(stream(gate="held"))
+    with RawClient(proxy) as client:
+        client.send(request_bytes("POST", CHAT, chat("daily")))
+        if ending == "caller left":
+            router.wait_for(lambda: router.waiting("held") == 1)
+            client.rst()
+        else:
+            client.read_head()
+    router.wait_for(lambda: router.open_sockets == 0)
+    assert [close.how for close in router.closes] == ["reset"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "host"),
+    [({"EIDPROXY_ROUTER_KEEP_IDLE_SECONDS": 0}, "127.0.0.1"), ({}, "localhost")],
+    ids=["0", "name"],
+)
+def test_one_connection_for_each_request(router: Router, settings: dict[str, Any], host: str) -> None:
+    """Where the setting says so, and where a name must be judged anew for each."""
+    router.script = [WHOLE]
+    url = f"http://{host}:{router.port}"
+    with Proxy(router, LLM_ROUTER_URL=url, **settings) as proxy:
+        asked(proxy, 2)
+        router.wait_for(lambda: router.open_sockets == 0)
+    assert router.connections == 2
+    assert {request.header("Connection") for request in router.requests} == {"close"}
+
+
+def test_an_idle_connection_ends_in_time_and_with_the_process(router: Router) -> None:
+    router.script = [WHOLE]
+    with Proxy(router, EIDPROXY_ROUTER_KEEP_IDLE_SECONDS=0.05) as proxy:
+        asked(proxy, 1)
+        router.wait_for(lambda: router.open_sockets == 0)
+    with Proxy(router, EIDPROXY_ROUTER_KEEP_IDLE_SECONDS=60) as proxy:
+        asked(proxy, 1)
+        assert router.open_sockets == 1
+        proxy.terminate()
+        router.wait_for(lambda: router.open_sockets == 0)
+
+
+def test_no_more_are_kept_than_there_is_room_for(router: Router) -> None:
+    router.script = [Wait("all"), WHOLE]
+    with Proxy(router, EIDPROXY_ROUTER_KEEP_IDLE_SECONDS=60) as proxy:
+        clients = [RawClient(proxy) for _ in range(40)]
+        for client in clients:
+            client.send(request_bytes("POST", CHAT, chat("deep")))
+        router.wait_for(lambda: router.waiting("all") == 40)
+        router.release("all")
+        for client in clients:
+            client.read_head()
+            client.read_body()
+            client.close()
+        router.wait_for(lambda: router.open_sockets == 32)
+
+
+def test_nothing_is_kept_once_a_router_spoke_unasked(router: Router, proxy: Proxy) -> None:
+    """It could have the answer of one caller taken for that of another."""
+    router.enqueue([WHOLE], [WHOLE, Drained(), WHOLE])
+    router.script = lambda request: [wire(stream([request.json["messages"][0]["content"]]))]
+    asked(proxy, 2)
+    router.wait_for(lambda: router.open_sockets == 0)
+    for number in range(3):
+        answer = ask(proxy, "POST", CHAT, chat("daily", say=f"request {number}"))
+        assert answer.told().text == f"request {number}"
+    assert [request.header("Connection") for request in router.requests] == ["keep-alive"] * 2 + ["close"] * 3
+
+
+def test_a_request_is_never_sent_twice(seed: int) -> None:
+    """Whatever becomes of an idle connection, and at whatever moment: one request, and its answer or one error."""
+    rng = random.Random(seed)
+    count = 10_000 if FULL else 400
+
+    def script(request: Received) -> list[Step]:
+        whole = wire(stream([request.json["messages"][0]["content"]]))
+        later = rng.choice([0.0, 0.0002, 0.0005, 0.001, 0.003])
+        after: list[list[Step]] = [[], [Drained()], [Drained(), Pause(later)]]
+        end: list[list[Step]] = [[], [], [Fin()], [Reset()]]
+        return [whole, *rng.choice(after), *rng.choice(end)]
+
+    outcomes: Counter[str] = Counter()
+    with Router(script=script) as router, Proxy(router) as proxy:
+        client = RawClient(proxy)
+        for number in range(count):
+            if rng.random() < 0.02:
+                router.hang_up()
+                router.listen()
+            say = f"request {number}"
+            client.send(request_bytes("POST", CHAT, chat("daily", say=say)))
+            status = client.read_head().status
+            body = client.read_body()
+            if status == 200:
+                assert (told(body).text, told(body).done) == (say, True)
+            else:
+                assert status == 503
+                client.close()
+                client = RawClient(proxy)
+            outcomes["whole" if status == 200 else "error"] += 1
+        client.close()
+        router.look()
+        times = Counter(request.json["messages"][0]["content"] for request in router.requests)
+        assert max(times.values()) == 1
+        assert router.max_concurrent == 1
+        assert router.connections < count * 0.9, "none was used again"
+    print(f"{count} requests: {dict(outcomes)}, {router.connections} connections")
