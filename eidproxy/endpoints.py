@@ -112,8 +112,7 @@ class Endpoints:
             return self._max_body_bytes
         if head.host not in self._allowed_hosts:
             raise Refusal("host_not_allowed")
-        is_chat = head.path in (CHAT_API, CHAT_PAGE) or head.path.startswith(CHAT_PAGE + "/")
-        if self._api_key is not None and not (is_chat and self._chat is not None):
+        if self._api_key is not None and not (self._chat is not None and _is_chat(head.path)):
             self._authorize(head)
         if self._chat is not None and head.path == CHAT_STATE:
             self._chat.authorize(head)
@@ -299,7 +298,10 @@ def check_media_type(head: RequestHead) -> None:
 
 def trace_id(head: RequestHead) -> str | None:
     """The trace id of a valid `traceparent` (W3C Trace Context, 3.2.2), else None."""
-    match = _TRACEPARENT.fullmatch(head.headers.get(b"traceparent", b""))
+    given = head.headers.get(b"traceparent")
+    if given is None:
+        return None
+    match = _TRACEPARENT.fullmatch(given)
     if match is None or b"traceparent" in head.repeated or not int(match[1], 16) or not int(match[2], 16):
         return None
     return match[1].decode()
@@ -313,10 +315,15 @@ def _bearer(head: RequestHead) -> bytes:
 
 def _is_cross_site(head: RequestHead) -> bool:
     """Whether a page of another site asks (W3C Fetch Metadata), and not because somebody followed a link."""
-    if b"cross-site" not in head.headers.get(b"sec-fetch-site", b"").lower():
+    site = head.headers.get(b"sec-fetch-site")
+    if site is None or b"cross-site" not in site.lower():
         return False
     mode = head.headers.get(b"sec-fetch-mode", b"").lower()
     return not (mode == b"navigate" and head.method == "GET" and head.path in _NAVIGABLE)
+
+
+def _is_chat(path: str) -> bool:
+    return path in (CHAT_API, CHAT_PAGE) or path.startswith(CHAT_PAGE + "/")
 
 
 def _surface(head: RequestHead | None) -> Surface:

@@ -27,6 +27,7 @@ from eidproxy.tool_calls import ToolCalls
 from eidproxy.vocabulary import Dropped, Stripped, TokenKind
 
 _MODEL, _USAGE = Stripped.MODEL, Stripped.USAGE
+_PROMPT, _COMPLETION = TokenKind.PROMPT, TokenKind.COMPLETION
 _NONE_STRIPPED = dict.fromkeys(Stripped, 0)
 
 _WORDS: dict[str, FinishReason | None] = {
@@ -216,7 +217,7 @@ class Sanitizer:
         counts = decode_usage(raw)
         if counts is not None:  # a strange one costs nobody the text beside it
             # The last usage of a stream is its sum; servers that send one in every chunk count up.
-            self.tokens = dict(zip((TokenKind.PROMPT, TokenKind.COMPLETION), counts, strict=True))
+            self.tokens = {_PROMPT: counts[0], _COMPLETION: counts[1]}
 
     def _fail(self, data: bytes, in_choice: bool = False) -> None:
         if not self.is_trusted:

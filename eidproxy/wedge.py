@@ -132,7 +132,7 @@ class WedgeGuard:
 
     def send(self, passage: Passage, now: float) -> bool:
         """Whether a request that was let in may still be written to the router. False: refuse it as `enter` does."""
-        if self.state is UpstreamState.WEDGED and passage is not self._trial:
+        if not self.is_live and self.state is UpstreamState.WEDGED and passage is not self._trial:
             return False
         passage.sent_at = now
         return True
