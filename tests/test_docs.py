@@ -13,7 +13,7 @@ import eidproxy
 from eidproxy.cli import cli
 from eidproxy.config import FIELDS
 from eidproxy.errors import RULES
-from eidproxy.relay.relay import ENDS, Cause, State
+from eidproxy.relay.states import ENDS, Cause, State
 from tests.harness import ROOT, Proxy
 from tests.sources import names_in
 from tests.test_imports import MODULES, PATHS, PURE
