@@ -187,6 +187,12 @@ def recorded() -> list[dict[str, Any]]:
     return found
 
 
+def field() -> list[bytes]:
+    """The bodies of the streams that routers were seen to send."""
+    answers = [split(path.read_bytes()) for path in sorted((corpus.HERE / "field").glob("*.http"))]
+    return [body for status, _, body in answers if status == 200]
+
+
 _WORDS = [
     "",
     "a",
@@ -222,22 +228,27 @@ class Grammar:
         self.calling = 0.0
         """How often a chunk has tool calls."""
         self.recorded = recorded()
+        self.field = field()
 
     def stream(self) -> bytes:
-        """One stream: a few frames, mostly good ones, an end of some kind."""
+        """One stream: a few frames, mostly good ones, an end of some kind; now and then one that was seen."""
         rng = self.rng
+        if rng.random() < 0.05:
+            body = rng.choice(self.field)
+            self.frames += body.count(b"\n\n")
+            return body
         self.early = rng.choice([0, 0, 0.05, 0.5, 1])
         self.calling = rng.choice([0.1, 0.1, 0.9])
         style = rng.choice([[b"\n"], [b"\n"], [b"\r\n"], [b"\r"], [b"\n", b"\r\n", b"\r"]])
-        body = bytearray(b"\xef\xbb\xbf" if rng.random() < 0.1 else b"")
+        written = bytearray(b"\xef\xbb\xbf" if rng.random() < 0.1 else b"")
         for _ in range(rng.randrange(1, 25)):
             self.frames += 1
             for line in self._frame():
-                body += line + rng.choice(style)
+                written += line + rng.choice(style)
         if rng.random() < 0.7:
             for line in [*self._event(self._chunk(finish=rng.choice(_FINISH))), b"data: [DONE]", b""]:
-                body += line + rng.choice(style)
-        return bytes(body)
+                written += line + rng.choice(style)
+        return bytes(written)
 
     def _canary(self, place: str) -> str:
         return f"{CANARY}/{place}"
@@ -362,7 +373,7 @@ class Grammar:
         rng = self.rng
         call: dict[str, Any] = {}
         if rng.random() < 0.8:
-            call["index"] = rng.choice([0, 0, 1, None, 7])
+            call["index"] = rng.choice([0, 0, 1, None, 7, "1", 1.0])
         if rng.random() < 0.6:
             call["id"] = rng.choice(["call_1", "call_2", "call_3", "", None])
         if rng.random() < 0.3:
