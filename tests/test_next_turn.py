@@ -59,7 +59,7 @@ def next_turn(message: Any) -> list[Any]:
     return sent
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_answer_is_valid_in_the_next_request(seed: int) -> None:
     rng = random.Random(seed)
     grammar = fuzz.Grammar(rng)
