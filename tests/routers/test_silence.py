@@ -55,7 +55,7 @@ IMPATIENT: dict[str, Any] = {
 }
 
 HEARS_NO_COMMENT = """
-from eidproxy.silence import SilenceClock
+from eidproxy.relay.silence import SilenceClock
 SilenceClock.comment = lambda self, text, now: False
 """
 
@@ -76,8 +76,8 @@ def test_a_prefill_that_counts_itself_up_is_no_silence(server: Server, planted: 
 
 
 CLOSES = """
-import eidproxy.upstream, eidproxy.wire
-eidproxy.upstream.reset_on_close = eidproxy.wire.reset_on_close = lambda sock: None
+from eidproxy.router import upstream, wire
+upstream.reset_on_close = wire.reset_on_close = lambda sock: None
 """
 
 
