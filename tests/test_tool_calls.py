@@ -102,6 +102,18 @@ APART: dict[str, tuple[list[list[Piece]], list[tuple[str, str, str]]]] = {
         [[piece("f", "{}")], [piece("f", "{}")]],
         [("call_r_0", "f", "{}"), ("call_r_1", "f", "{}")],
     ),
+    "the name in each piece, no id, no index": (
+        [[piece("f", "{")], [piece("f", "}")], [piece("g", "[")], [piece("g", "]")]],
+        [("call_r_0", "f", "{}"), ("call_r_1", "g", "[]")],
+    ),
+    "the name in each piece, an id in the first, no index": (
+        [[piece("f", "{", id="a")], [piece("f", "}")], [piece("f", "[]")]],
+        [A, ("call_r_1", "f", "[]")],
+    ),
+    "an id before its name": (
+        [[piece("f", "{}", index=0, id="a")], [piece(None, "", index=1, id="b")], [piece("f", "[]", index=1)]],
+        [A, ("call_r_1", "f", "[]")],
+    ),
     "the name again without its id": ([[piece("f", "{", index=0, id="a")], [piece("f", "}", index=0)]], [A]),
     "one id for two names": (
         [[piece("f", "{}", index=0, id="a")], [piece("g", "[]", index=1, id="a")]],
