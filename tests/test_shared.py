@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from eidproxy.config import GateSettings, SettingsError, gate_address, load
+from eidproxy.config import GateSettings, SettingsError, load
 from eidproxy.egress import EgressPolicy
 from eidproxy.errors import Refusal
 from eidproxy.gate import Gate, Pass
+from eidproxy.gate.address import gate_address
 from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.gate.local import LocalGate
 from eidproxy.metrics import Metrics

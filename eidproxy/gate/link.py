@@ -20,8 +20,8 @@ from redis.asyncio.connection import Connection
 from redis.exceptions import ConnectionError as StoreUnreachable
 from redis.exceptions import ResponseError
 
-from eidproxy.config import GateAddress
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+from eidproxy.gate.address import GateAddress
 from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.upstream import EgressBlocked

@@ -18,9 +18,10 @@ from functools import partial
 
 import httpx
 
-from eidproxy.config import GateSettings, gate_address
+from eidproxy.config import GateSettings
 from eidproxy.errors import Refusal
 from eidproxy.gate import GateStatistics, Holder, Pass, Waiter
+from eidproxy.gate.address import gate_address
 from eidproxy.gate.link import Call, GuardedConnection, Link, Reply, addresses
 from eidproxy.metrics import Metrics
 from eidproxy.router.upstream import EgressBlocked
