@@ -12,7 +12,7 @@ The map, in the order in which a request meets the parts:
     silence    how long a router may say nothing        wedge     whether its model server hangs
     settle     what is kept after a caller left
     gate       the slots; gate_redis shares them over gate_link and gate.lua; admission the queue discipline
-    upstream   the connection to the router             egress    where it may lead
+    upstream   the connection to the router; reasons    egress    where it may lead
     wire       its transport; idle; resolver            countdown many waits, one timer
     stream     one answer from bytes to bytes           sse       event framing
     dialect    what routers send, in any spelling       repair    broken Unicode, mended and joined

@@ -33,6 +33,7 @@ from eidproxy.history import History
 from eidproxy.logs import Event, Log
 from eidproxy.metrics import Metrics, loop_lag_sampler
 from eidproxy.pages import chat_routes, live_route
+from eidproxy.reasons import reason_of_fault
 from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.resolver import Resolver
 from eidproxy.server import Server, connection_limit
@@ -312,10 +313,8 @@ class Application:
     async def _ask_if_ready(self) -> str | None:
         try:
             await self.upstream.check()
-        except EgressBlocked:
-            reason: str | None = "egress_blocked"
-        except httpx.TransportError as error:
-            reason = f"router_{type(error).__name__}"
+        except (EgressBlocked, httpx.TransportError) as error:
+            reason: str | None = reason_of_fault(error)
         else:
             reason = None
         if self._ready is not (reason is None):

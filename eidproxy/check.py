@@ -15,6 +15,7 @@ import uvloop
 from eidproxy.config import ChatSettings, Loaded, Settings, notes, refused, shown
 from eidproxy.hints import Hint
 from eidproxy.look import is_eidproxy, models_of_router
+from eidproxy.reasons import reason_of_fault
 from eidproxy.surface import unreadable_files
 from eidproxy.tokens import Tokens
 from eidproxy.upstream import EgressBlocked, Upstream
@@ -167,7 +168,7 @@ async def look_at_router(settings: Settings, say: Say) -> bool:
         return False
     except httpx.TransportError as error:
         remedy = PRIVACY if upstream.hint is Hint.LOCAL_NETWORK_PRIVACY else "start it, or mend router.url"
-        say(fail("router", f"{name} does not answer (router_{type(error).__name__})", remedy))
+        say(fail("router", f"{name} does not answer ({reason_of_fault(error)})", remedy))
         return False
     return await _is_a_router(settings, upstream, say)
 

@@ -34,6 +34,7 @@ from eidproxy.gate import Gate, Pass
 from eidproxy.logs import Event, Log, RequestLine
 from eidproxy.metrics import Metrics
 from eidproxy.progress import News, Progress
+from eidproxy.reasons import reason_of_fault
 from eidproxy.settle import Settlement, Settlements
 from eidproxy.silence import SilenceClock, SilenceLimits
 from eidproxy.stream import DONE, Stage, Stream
@@ -443,7 +444,7 @@ class Relay:
             self.services.log.alarm(Event.EGRESS_BLOCKED, verdict=error.decision.verdict)
             self.conclude(Cause.DIAL_FAILED, "egress_blocked")
         elif isinstance(error, httpx.TransportError):
-            self.conclude(Cause.DIAL_FAILED, f"router_{type(error).__name__}")
+            self.conclude(Cause.DIAL_FAILED, reason_of_fault(error))
         else:
             self.fail("relay", error)
 
@@ -600,7 +601,7 @@ class Relay:
             self._settlement.finish(SettleEnd.FIRST_EVENT)
             return
         if error is not None:
-            self.conclude(Cause.ROUTER_BROKE, f"router_{type(error).__name__}")
+            self.conclude(Cause.ROUTER_BROKE, reason_of_fault(error))
         elif self._stream.sanitizer.finish_reason is not None and not (self._exchange and self._exchange.is_cut):
             self.conclude(Cause.ROUTER_DONE)
         else:
