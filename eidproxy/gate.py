@@ -156,8 +156,8 @@ class LocalGate:
         self,
         queue: AdmissionQueue,
         metrics: Metrics,
-        wait_timeout_seconds: float = 300.0,
-        max_hold_seconds: float = 305.0,
+        wait_timeout_seconds: float,
+        max_hold_seconds: float,
     ) -> None:
         self._queue = queue
         self._metrics = metrics

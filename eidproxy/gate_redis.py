@@ -78,7 +78,14 @@ async def check_store(settings: GateSettings) -> tuple[list[str], str | None]:
         told = [f"would dial {dialled} port {address.port}" for dialled in found]
     faults: list[Exception | None] = []
     gate = RedisGate(
-        build_link(settings), Metrics("check"), lease_seconds=settings.lease_seconds, changed=faults.append
+        build_link(settings),
+        Metrics("check"),
+        capacity=settings.capacity,
+        max_waiting=settings.max_waiting,
+        lease_seconds=settings.lease_seconds,
+        wait_timeout_seconds=settings.wait_timeout_seconds,
+        max_hold_seconds=0.0,  # it holds nothing
+        changed=faults.append,
     )
     served = await gate.available()
     await gate.aclose()
@@ -175,11 +182,11 @@ class RedisGate:
         link: Callable[["RedisGate"], Link],
         metrics: Metrics,
         *,
-        capacity: int = 1,
-        max_waiting: int = 64,
-        lease_seconds: float = 15.0,
-        wait_timeout_seconds: float = 300.0,
-        max_hold_seconds: float = 305.0,
+        capacity: int,
+        max_waiting: int,
+        lease_seconds: float,
+        wait_timeout_seconds: float,
+        max_hold_seconds: float,
         changed: Callable[[Exception | None], None] = lambda _error: None,
     ) -> None:
         """`changed` hears when the store becomes available (None) and when it no longer is (why)."""

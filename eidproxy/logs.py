@@ -142,7 +142,7 @@ def _path_of(descriptor: int) -> str | None:
 class Log:
     """The one way to write a line."""
 
-    def __init__(self, level: str = "info", fmt: str = "auto", on_drop: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, level: str, fmt: str, on_drop: Callable[[], None] = lambda: None) -> None:
         console = fmt == "console" or (fmt == "auto" and sys.stderr.isatty())
         renderer: Any = (
             ConsoleRenderer(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ)

@@ -27,9 +27,9 @@ _READS = 3
 class Caps(NamedTuple):
     """How much a caller may send, in Unicode code points."""
 
-    message_chars: int = 8000
-    messages: int = 40
-    total_chars: int = 32000
+    message_chars: int
+    messages: int
+    total_chars: int
 
     @property
     def body_bytes(self) -> int:

@@ -28,6 +28,7 @@ LOCKS = {
     "clients-openai2": ROOT / "tests/clients/requirements-openai2.lock",
     "clients-node": ROOT / "tests/clients/package-lock.json",
     "routers": ROOT / "tests/routers/requirements.lock",
+    "release": ROOT / "tests/release/requirements.lock",
 }
 
 

@@ -72,7 +72,7 @@ class House:
 
     def __init__(self, after_leave: AfterLeave, settle_seconds: float = SETTLE, capacity: int = 1) -> None:
         self.metrics = Metrics("test")
-        self.gate = LocalGate(AdmissionQueue(capacity, 100), self.metrics, 1e6, DEADLINE + 5)
+        self.gate = LocalGate(AdmissionQueue(capacity, 100, 60.0), self.metrics, 1e6, DEADLINE + 5)
         self.settlements = Settlements(self.gate, self.metrics, after_leave, settle_seconds)
         self.loop = asyncio.get_running_loop()
         self.closed: list[float] = []
@@ -216,7 +216,7 @@ async def test_the_next_waiter_leaves_meanwhile() -> None:
 async def test_a_slot_that_is_taken_away_ends_it() -> None:
     """A lease that ran out while it settled: the router must not be kept by nobody."""
     house = House(AfterLeave.FIRST_EVENT, settle_seconds=1000.0)
-    house.gate = LocalGate(AdmissionQueue(1, 100), house.metrics, 300.0, max_hold_seconds=8.0)
+    house.gate = LocalGate(AdmissionQueue(1, 100, 60.0), house.metrics, 300.0, max_hold_seconds=8.0)
     house.settlements.gate = house.gate
     holder, waiter = house.gate.request(F), house.gate.request(F)
     house.departed(holder)
