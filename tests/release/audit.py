@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 
-from tests.environments import LOCKS, ROOT, program
+from tests.environments import LOCKS, ROOT, is_made, program
 
 
 def audited(lock: str) -> tuple[int, int, list[str]]:
@@ -33,6 +33,9 @@ def audited(lock: str) -> tuple[int, int, list[str]]:
 
 def main() -> None:
     """Audit every lock of Python packages."""
+    if not is_made("release"):
+        print("no lock is audited: python -m tests.environments release makes what looks them up")
+        return
     found = []
     locks = [path.relative_to(ROOT).as_posix() for path in LOCKS.values() if path.suffix == ".lock"]
     for lock in ("requirements.lock", "requirements-test.lock", *locks):

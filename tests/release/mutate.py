@@ -81,11 +81,11 @@ def prepare(modules: list[str]) -> None:
     for name in ("eidproxy", "tests", "deploy"):
         shutil.rmtree(PLACE / name, ignore_errors=True)
         shutil.copytree(ROOT / name, PLACE / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
-    tests = [f"tests/test_{module}.py" for module in modules]
+    tests = [f"tests/test_{module.rpartition('.')[2]}.py" for module in modules]
     measured = "costs_the_same or holds_the_loop or is_expensive or costs_more or log_and_the_status"
     settings = {
         "source_paths": ["eidproxy/"],
-        "only_mutate": [f"eidproxy/{module}.py" for module in modules],
+        "only_mutate": [f"eidproxy/{module.replace('.', '/')}.py" for module in modules],
         "pytest_add_cli_args_test_selection": tests,
         "pytest_add_cli_args": ["-q", "-p", "no:cacheprovider", "-k", f"not ({measured})"],
         "also_copy": ["tests/", "eidproxy/", "deploy/"],
@@ -106,8 +106,7 @@ def mutmut(*arguments: str, quiet: bool = False) -> str:
 
 def place(name: str) -> str:
     """`module:Class.function` of a mutant's name."""
-    _, module, function = name.split(".", 2)
-    function = function.rpartition("__mutmut_")[0]
+    module, function = name.removeprefix("eidproxy.").rpartition("__mutmut_")[0].rsplit(".", 1)
     kind, _, method = function.removeprefix("x").removeprefix("ǁ").rpartition("ǁ")
     return f"{module}:{kind}.{method}" if kind else f"{module}:{function.removeprefix('x_')}"
 
@@ -134,7 +133,7 @@ def main() -> None:
     prepare(modules)
     mutmut("run", "--max-children", str(max((os.cpu_count() or 2) // 2, 1)))
     results = [line.split(": ") for line in mutmut("results", "--all", "true", quiet=True).splitlines() if ": " in line]
-    ended = [(name.strip(), end.strip()) for name, end in results if name.split(".")[1] in modules]
+    ended = [(name.strip(), end.strip()) for name, end in results if place(name).partition(":")[0] in modules]
     survivors = [(place(name), change(name), name) for name, end in ended if end not in ("killed", "timeout")]
     excused = 0
     for where, what, name in survivors:
