@@ -16,7 +16,7 @@ from eidproxy.chat import ChatRequest, Closed, Model, parse_object, typed, upstr
 from eidproxy.config import ChatSettings
 from eidproxy.errors import Refusal
 from eidproxy.http1 import RequestHead
-from eidproxy.tokens import Tokens
+from eidproxy.tokens import Tokens, bearer_token
 from eidproxy.vocabulary import Mode
 
 _FORBIDDEN_ROLES = frozenset({"system", "developer", "tool"})
@@ -69,10 +69,7 @@ class ChatSurface:
 
     def authorize(self, head: RequestHead) -> None:
         """Raise Refusal `unauthorized` unless there is one valid bearer token."""
-        scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or b"authorization" in head.repeated:
-            raise Refusal("unauthorized")
-        self.tokens.check(token)
+        self.tokens.check(bearer_token(head))
 
     def request(self, body: bytes) -> ChatRequest:
         """The request for the relay. Raises Refusal."""

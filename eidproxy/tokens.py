@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import jwt
 
 from eidproxy.errors import Refusal
+from eidproxy.http1 import RequestHead
 
 _MAX_TOKEN_BYTES = 4096
 _MAX_KID_BYTES = 128
@@ -25,6 +26,12 @@ _HEADER_FIELDS = frozenset({"alg", "typ", "kid"})
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _MAX_SECONDS = 10 * 366 * 86_400.0
+
+
+def bearer_token(head: RequestHead) -> bytes:
+    """The token of the one `Authorization: Bearer` header; empty, which none is, when there is no such header or two."""
+    scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
+    return b"" if scheme.lower() != b"bearer" or b"authorization" in head.repeated else token.strip()
 
 
 class Tokens:

@@ -50,7 +50,7 @@ def test_a_version_is_cut_once_and_not_without_changes(tree: Path) -> None:
         cut(tree, "98.76.55", "2030-01-02")
     changelog = tree / "CHANGELOG.md"
     changelog.write_text(changelog.read_text("utf-8").replace("[Unreleased]\n", "[Unreleased]\n\n- More.\n"), "utf-8")
-    with pytest.raises(SystemExit, match="has 98.76.54 already"):
+    with pytest.raises(SystemExit, match=r"has 98\.76\.54 already"):
         cut(tree, "98.76.54", "2030-01-03")
 
 
