@@ -29,7 +29,7 @@ _MAX_SECONDS = 10 * 366 * 86_400.0
 
 
 def bearer_token(head: RequestHead) -> bytes:
-    """The token of the one `Authorization: Bearer` header; empty, which none is, when there is no such header or two."""
+    """The token of the one `Authorization: Bearer` header; empty, which none is, when there are none or two."""
     scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
     return b"" if scheme.lower() != b"bearer" or b"authorization" in head.repeated else token.strip()
 
