@@ -231,6 +231,9 @@ class GateAddress:
         return EgressPolicy() if address is None else EgressPolicy(narrowed([str(address)]))
 
 
+_ROUTER_URL = "must be http:// or https:// and a host, perhaps with a port, and nothing more but /v1"
+
+
 def router_address(url: str) -> tuple[str, int, bool]:
     """Host, port and whether TLS is spoken, of `http[s]://host[:port]`, perhaps with `/` or `/v1` behind it.
 
@@ -239,7 +242,7 @@ def router_address(url: str) -> tuple[str, int, bool]:
     scheme, _, rest = url.partition("://")
     authority = rest.removesuffix("/").removesuffix("/v1")  # as people have it in OPENAI_BASE_URL
     if scheme not in ("http", "https") or not authority or not url.isascii() or set("/?#@") & set(authority):
-        raise ValueError("must be http:// or https://, a host and a port, and nothing more but /v1")
+        raise ValueError(_ROUTER_URL)
     host, port = host_and_port(authority)
     return host, port or (443 if scheme == "https" else 80), scheme == "https"
 
@@ -661,7 +664,7 @@ def _router_faults(settings: Settings) -> Iterator[str]:
     try:
         host, port, _ = router_address(url)
     except ValueError:
-        yield "router.url: must be http:// or https://, a host and a port, and nothing more but /v1"
+        yield f"router.url: {_ROUTER_URL}"
         return
     address = literal(host)
     if address is None and not is_name(host):

@@ -343,9 +343,6 @@ def _progress(head: RequestHead) -> bool:
     return _PROGRESS_WORDS[word]
 
 
-Page = Callable[[Request], Awaitable[Response]]
-
-
 def json_response(value: Any) -> Response:
     """A value as JSON."""
     return Response(msgspec.json.encode(value), media_type="application/json")

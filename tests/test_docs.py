@@ -57,6 +57,15 @@ def test_every_command_is_in_the_readme() -> None:
         assert f"`eidproxy {name}" in README
 
 
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_option_of_a_command_is_in_the_readme(name: str) -> None:
+    """But for those that are settings, and `--config`, which stands above the settings."""
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `eidproxy {name}")]
+    settings = {field.flag for field in FIELDS}
+    options = {option for parameter in cli.commands[name].params for option in parameter.opts}
+    assert {option for option in options - settings - {"--config", "--workers"} if option not in row} == set()
+
+
 def test_files_that_are_named_exist() -> None:
     for document in DOCUMENTS:
         text = (ROOT / document).read_text()
