@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -190,6 +192,16 @@ def test_a_module_imports_what_it_may(module: str) -> None:
 def test_the_table_has_no_circle() -> None:
     order = list(TopologicalSorter(ALLOWED).static_order())
     assert set(order) == set(ALLOWED)
+
+
+def test_every_dependency_is_imported() -> None:
+    """By the package; anyio, which callbacks have no use for, by the tests alone (DESIGN, Dependencies)."""
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    spelled = {"pyjwt": "jwt"}
+    names = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in listed}
+    of_ours = {name.partition(".")[0] for module in MODULES for name in _imports(PACKAGE / f"{module}.py")}
+    assert {name for name in names if spelled.get(name, name) not in of_ours} == {"anyio"}
+    assert "anyio" in _imports(PACKAGE.parent / "tests" / "loops.py")
 
 
 def test_the_table_names_no_module_that_is_gone() -> None:
