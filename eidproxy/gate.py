@@ -251,8 +251,9 @@ class LocalGate:
         """See `Gate.holders`."""
         now = self._loop.time()
         return [
-            Holder(ticket.priority, now - (ticket.granted_at or now), self._passes[number].settling)
+            Holder(ticket.priority, now - ticket.granted_at, self._passes[number].settling)
             for number, ticket in self._queue.holders.items()
+            if ticket.granted_at is not None
         ]
 
     def waiters(self) -> list[Waiter]:

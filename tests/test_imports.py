@@ -194,6 +194,19 @@ def test_the_table_has_no_circle() -> None:
     assert set(order) == set(ALLOWED)
 
 
+ELSEWHERE = {
+    "__init__": "test_imports.py",
+    "__main__": "test_signals.py",
+    "upstream": "test_exchange.py",
+}
+"""Modules whose tests have another name."""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_tests_of_its_name(module: str) -> None:
+    assert Path(__file__).with_name(ELSEWHERE.get(module, f"test_{module}.py")).exists()
+
+
 def test_every_dependency_is_imported() -> None:
     """By the package; anyio, which callbacks have no use for, by the tests alone (DESIGN, Dependencies)."""
     listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
