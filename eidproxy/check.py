@@ -21,9 +21,12 @@ from eidproxy.tokens import Tokens
 from eidproxy.upstream import EgressBlocked, Upstream
 
 _FEW_DESCRIPTORS = 1024
+"""Fewer are told of: half of them are connections."""
 _EDGE_SECONDS = 60.0
+"""How long a model that has to be loaded may keep the edge waiting."""
 _EDGE_CONNECT_SECONDS = 5.0
 _SHORT_ANSWER_SECONDS = 0.3
+"""An answer that is over sooner may come in one piece through an edge that does not buffer."""
 _LOOK_SECONDS = 2.0
 """How long the router has to show whether it speaks TLS, HTTP, or is an eidproxy. None of it is an inference."""
 

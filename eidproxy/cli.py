@@ -32,7 +32,6 @@ _HIJACKERS = (
 )
 """Variables that the C library's resolver and OpenSSL obey."""
 
-_BACKLOG = 2048
 _LOCK_TRIES = 100
 """Twenty a second: a start has the folder for some milliseconds."""
 
@@ -128,9 +127,11 @@ class SocketTaken(Exception):
 
 def listen(settings: Settings) -> list[socket.socket]:
     """The listening sockets. Raises OSError, SocketTaken."""
+    from eidproxy.server import BACKLOG
+
     server = settings.server
     if server.uds is not None:
-        return [_listen_unix(server.uds)]
+        return [_listen_unix(server.uds, BACKLOG)]
     sockets = []
     answers = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, _, _, _, address in dict.fromkeys(answers):
@@ -139,13 +140,13 @@ def listen(settings: Settings) -> list[socket.socket]:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
         sockets.append(sock)
     return sockets
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, backlog: int) -> socket.socket:
     """Listen at a path. A path is a name and not a lock: who removes what is there may take over a living server.
 
     So only what refuses a connection is removed, and the lock of the folder makes one of all that start at once: from
@@ -157,7 +158,7 @@ def _listen_unix(path: str) -> socket.socket:
             _remove_dead_socket(path)
             sock.bind(path)
             os.chmod(path, 0o660)
-            sock.listen(_BACKLOG)
+            sock.listen(backlog)
     except BaseException:
         sock.close()
         raise

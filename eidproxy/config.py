@@ -21,11 +21,11 @@ from msgspec import Meta, Struct
 
 from eidproxy.chat import NAMES
 from eidproxy.egress import EgressPolicy, Verdict, host_and_port, is_loopback, is_name, literal, narrowed
+from eidproxy.errors import MAX_RETRY_SECONDS
 from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0
-_MAX_RETRY_SECONDS = 60
-"""The most that `Retry-After` says (contract, 5)."""
+"""The longest that anything may be set to take: more is a slip of the unit."""
 _LIKENESS = 0.6
 """From which ratio on (difflib) a name is suggested for another."""
 _ALMOST = 0.85
@@ -556,8 +556,8 @@ def notes(settings: Settings) -> Iterator[tuple[str, str]]:
     for name, seconds in clocks:
         if seconds > wall:
             yield name, f"{seconds:g} s are more than stream.deadline_seconds ({wall:g} s), which ends a request before"
-    if router.wedge_after and router.wedge_retry_seconds > _MAX_RETRY_SECONDS:
-        told = f"callers are told to come back after {_MAX_RETRY_SECONDS} s at most, so some come too early"
+    if router.wedge_after and router.wedge_retry_seconds > MAX_RETRY_SECONDS:
+        told = f"callers are told to come back after {MAX_RETRY_SECONDS} s at most, so some come too early"
         yield "router.wedge_retry_seconds", f"{router.wedge_retry_seconds:g} s: {told}"
 
 

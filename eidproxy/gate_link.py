@@ -31,6 +31,7 @@ _KEYS = tuple(
 )
 
 _MAX_BATCH = 64
+"""Calls in one write: all of them share one bound in time."""
 
 
 class Reply(NamedTuple):

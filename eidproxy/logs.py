@@ -30,6 +30,7 @@ _MAX_LINE_BYTES = 4096
 
 
 _REFUSALS_SECONDS = 1.0
+"""How often a flood of refusals has a line."""
 _REFUSALS_AT_ONCE = 8
 """A person's few mistakes have a line each; a flood has one a second."""
 _FOLLOW_SECONDS = 1.0
@@ -273,6 +274,7 @@ class ConsoleRenderer:
 _STYLES = {"ok": "32", "info": "", "warning": "33", "error": "1;31"}
 _SHORT = {"foreground": "fg", "background": "bg"}
 _OWN_ID_LENGTH = 24
+"""Of the ids that we make; a longer or shorter one is a caller's."""
 
 
 def _request_words(facts: dict[str, Any]) -> tuple[str, list[str]]:

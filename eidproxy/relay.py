@@ -49,6 +49,7 @@ _REFUSAL_SECONDS = 5.0
 """How long the body of a router's refusal is waited for: its status alone is a reason."""
 
 _MAX_ERROR_BODY_BYTES = 64 * 1024
+"""The most that is read of a refusal: its reason stands at the beginning."""
 
 _PROBE_SECONDS = 3.0
 """Delay before TCP keep-alive is enabled on the router's socket; the kernel then needs up to 25 s to find a dead peer.

@@ -21,7 +21,9 @@ from eidproxy.vocabulary import Mode
 
 _FORBIDDEN_ROLES = frozenset({"system", "developer", "tool"})
 _MAX_FILE_BYTES = 256 * 1024
+"""The longest file that is read for each question: a longer one is the wrong file."""
 _READS = 3
+"""How often a file is read that changes meanwhile. An editor writes once."""
 
 
 class Caps(NamedTuple):
