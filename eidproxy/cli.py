@@ -127,7 +127,7 @@ class SocketTaken(Exception):
 
 def listen(settings: Settings) -> list[socket.socket]:
     """The listening sockets. Raises OSError, SocketTaken."""
-    from eidproxy.server import BACKLOG
+    from eidproxy.inbound.server import BACKLOG
 
     server = settings.server
     if server.uds is not None:
@@ -213,7 +213,7 @@ def _remove_dead_socket(path: str) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=8790, show_default=True, metavar="PORT")
 def demo(once: bool, port: int) -> None:
     """Show the proxy with an embedded router, then serve it until Ctrl-C."""
-    from eidproxy.demo import demo as show
+    from eidproxy.commands.demo import demo as show
 
     harden()
     try:
@@ -251,11 +251,11 @@ def check(
         raise click.UsageError("--measure goes with --live; --all and --public-url go without it")
     loaded = _load(config, flags)
     if live:
-        from eidproxy.live_check import live_check
+        from eidproxy.commands.live_check import live_check
 
         works = live_check(loaded.settings, measure=measure, as_json=as_json)
     else:
-        from eidproxy.check import check as report
+        from eidproxy.commands.check import check as report
 
         works = report(loaded, public_url, everything=everything, as_json=as_json)
     sys.exit(0 if works else 1)
@@ -282,7 +282,7 @@ def top(once: bool, url: str | None, interval: float, config: Path | None) -> No
 
     The API key, when one is set, is taken from EIDPROXY_SERVER_API_KEY or EIDPROXY_SERVER_API_KEY_FILE.
     """
-    from eidproxy.top import TopError, connect, is_place, show_once, takes_a_view, watch
+    from eidproxy.commands.top import TopError, connect, is_place, show_once, takes_a_view, watch
 
     if url is not None and not is_place(url):
         raise click.BadParameter(

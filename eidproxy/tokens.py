@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import jwt
 
 from eidproxy.errors import Refusal
-from eidproxy.http1 import RequestHead
+from eidproxy.inbound.http1 import RequestHead
 
 _MAX_TOKEN_BYTES = 4096
 """A bound of the contract (9): what is longer is not looked at."""

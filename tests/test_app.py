@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from eidproxy.app import Application, build_models, chat_state
-from eidproxy.chat import Model
 from eidproxy.config import Settings, load
-from eidproxy.gate import GateStatistics, LocalGate
+from eidproxy.gate import GateStatistics
+from eidproxy.gate.local import LocalGate
+from eidproxy.inbound.chat import Model
 from eidproxy.vocabulary import Mode, Priority
 from tests.harness import free_port
 from tests.loops import played

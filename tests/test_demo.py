@@ -6,8 +6,8 @@ import asyncio
 import json
 from typing import Any
 
-from eidproxy import demo
-from eidproxy.demo import DemoRouter
+from eidproxy.commands import demo
+from eidproxy.commands.demo import DemoRouter
 from tests.harness import Answer, parse_sse, request_bytes
 from tests.loops import played
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import UNSET, Raw
 
-from eidproxy.dialect import (
+from eidproxy.relay.dialect import (
     CameCall,
     CameChoice,
     CameDelta,
@@ -99,8 +99,10 @@ CALLS: dict[str, tuple[Any, CameCall | None]] = {
     ),
     "arguments null": (
         {"index": "0", "function": {"name": "f", "arguments": None}},
-        CameCall(None, None, CameFunction("f")),
+        CameCall(0, None, CameFunction("f")),
     ),
+    "an index with a point": ({"index": 1.0}, CameCall(1, None, CameFunction())),
+    "an index in a text": ({"index": "12"}, CameCall(12, None, CameFunction())),
     "strange types": ({"index": [], "id": 5, "function": {"name": 5}}, CameCall(None, None, CameFunction())),
     "no function": ({"index": "x", "id": "a"}, CameCall(None, "a", CameFunction())),
     "a function of a strange type": ({"id": "a", "function": 5}, None),
@@ -119,7 +121,8 @@ CHOICES: dict[str, tuple[Any, int | None, bool]] = {
     "null": ({"index": None, "delta": {}}, 0, True),
     "a float": ({"index": 0.0, "delta": {"content": []}}, 0, True),
     "a word": ({"index": "0", "delta": {}}, 0, True),
-    "another word": ({"index": "1", "delta": {}}, 0, False),
+    "another word": ({"index": "1", "delta": {}}, 1, True),
+    "a word that is no number": ({"index": "x", "delta": {}}, 0, False),
     "a truth": ({"index": True, "delta": {}}, 0, False),
     "bare": ({}, 0, True),
     "bare and odd": ({"finish_reason": 5}, 0, True),

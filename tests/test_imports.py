@@ -38,12 +38,13 @@ ALLOWED: dict[str, set[str]] = {
     "egress": set(),
     "hints": {"egress"},
     # shell
-    "logs": set(),
-    "metrics": {"errors", "vocabulary"},
+    "record": {"errors", "vocabulary"},
+    "logs": {"record", "vocabulary"},
+    "metrics": {"errors", "record", "vocabulary"},
     "config": {"chat", "egress", "errors", "vocabulary"},
     "flags": {"config"},
     "tokens": {"errors", "http1"},
-    "pages": {"errors"},
+    "site": {"errors"},
     "status": set(),
     "history": {"metrics", "status"},
     "signals": set(),
@@ -58,12 +59,17 @@ ALLOWED: dict[str, set[str]] = {
     "idle": {"countdown", "wire"},
     "upstream": {"countdown", "egress", "hints", "idle", "keepalive", "resolver", "wire"},
     "reasons": {"errors", "upstream"},
-    "gate": {"admission", "countdown", "errors", "metrics", "vocabulary"},
+    "gate": {"vocabulary"},
+    "local": {"admission", "countdown", "errors", "gate", "metrics", "vocabulary"},
     "settle": {"gate", "metrics", "vocabulary"},
-    "gate_link": {"config", "egress", "keepalive", "resolver", "upstream"},
-    "gate_redis": {"config", "errors", "gate", "gate_link", "metrics", "upstream", "vocabulary"},
+    "link": {"config", "egress", "keepalive", "resolver", "upstream"},
+    "shared": {"config", "errors", "gate", "link", "metrics", "upstream", "vocabulary"},
     "progress": {"stream"},
+    "states": {"errors", "vocabulary"},
+    "splice": {"connection", "metrics", "stream", "wedge"},
+    "answer": {"completion", "connection", "errors", "progress", "splice", "stream", "vocabulary"},
     "relay": {
+        "answer",
         "chat",
         "completion",
         "connection",
@@ -74,8 +80,11 @@ ALLOWED: dict[str, set[str]] = {
         "metrics",
         "progress",
         "reasons",
+        "record",
         "settle",
         "silence",
+        "splice",
+        "states",
         "stream",
         "upstream",
         "vocabulary",
@@ -88,7 +97,8 @@ ALLOWED: dict[str, set[str]] = {
         "http1",
         "logs",
         "metrics",
-        "pages",
+        "record",
+        "site",
         "relay",
         "status",
         "surface",
@@ -103,11 +113,13 @@ ALLOWED: dict[str, set[str]] = {
         "endpoints",
         "reasons",
         "gate",
-        "gate_redis",
+        "local",
+        "shared",
         "history",
         "logs",
         "metrics",
-        "pages",
+        "record",
+        "site",
         "relay",
         "resolver",
         "server",
@@ -121,7 +133,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "schema": {"chat", "chunk", "completion"},
     "look": {"errors", "reasons", "upstream", "vocabulary"},
-    "check": {"app", "config", "reasons", "gate_redis", "hints", "look", "surface", "tokens", "upstream"},
+    "check": {"app", "config", "reasons", "hints", "shared", "look", "surface", "tokens", "upstream"},
     "live_check": {"app", "check", "config", "look", "top", "vocabulary"},
     "demo": {"app", "config", "signals", "tokens"},
     "cli": {
@@ -177,16 +189,47 @@ def _imports(path: Path) -> set[str]:
 
 
 def _own(path: Path) -> set[str]:
-    return {name.removeprefix("eidproxy.") for name in _imports(path) if name.startswith("eidproxy")}
+    return {name.rpartition(".")[2] for name in _imports(path) if name.startswith("eidproxy")} - set(PACKAGES)
 
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+def _module(path: Path) -> str:
+    """The name of a module. A package whose face holds code goes by the name of its folder."""
+    return path.parent.name if path.stem == "__init__" and path.parent != PACKAGE else path.stem
+
+
+FACES = {"gate"}
+"""Packages whose `__init__` holds what every module of theirs is."""
+
+PACKAGES = sorted({path.parent.name for path in PACKAGE.glob("*/__init__.py")} - FACES)
+
+PATHS = {
+    _module(path): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.stem != "__init__" or path.parent == PACKAGE or path.parent.name in FACES
+}
+"""The file of each module, by its name alone: no two have the same."""
+
+MODULES = sorted(PATHS)
+
+
+def dotted(module: str) -> str:
+    """The name to import it by."""
+    return ".".join(PATHS[module].relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_two_modules_have_one_name() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if path.parent.name not in {*PACKAGES} or path.stem != "__init__"]
+    assert len(files) == len(MODULES)
+
+
+def test_the_root_is_a_map() -> None:
+    assert len([name for name in MODULES if PATHS[name].parent == PACKAGE]) + len(PACKAGES) + len(FACES) <= 28
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_what_it_may(module: str) -> None:
     assert module in ALLOWED, f"{module} is new: say in ALLOWED what it may import"
-    assert _own(PACKAGE / f"{module}.py") <= ALLOWED[module]
+    assert _own(PATHS[module]) <= ALLOWED[module]
 
 
 def test_the_table_has_no_circle() -> None:
@@ -198,6 +241,7 @@ ELSEWHERE = {
     "__init__": "test_imports.py",
     "__main__": "test_signals.py",
     "upstream": "test_exchange.py",
+    **dict.fromkeys(("answer", "splice", "states"), "test_relay.py"),
 }
 """Modules whose tests have another name."""
 
@@ -212,7 +256,7 @@ def test_every_dependency_is_imported() -> None:
     listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     spelled = {"pyjwt": "jwt"}
     names = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in listed}
-    of_ours = {name.partition(".")[0] for module in MODULES for name in _imports(PACKAGE / f"{module}.py")}
+    of_ours = {name.partition(".")[0] for module in MODULES for name in _imports(PATHS[module])}
     assert {name for name in names if spelled.get(name, name) not in of_ours} == {"anyio"}
     assert "anyio" in _imports(PACKAGE.parent / "tests" / "loops.py")
 
@@ -223,7 +267,7 @@ def test_the_table_names_no_module_that_is_gone() -> None:
 
 @pytest.mark.parametrize("module", PURE)
 def test_a_pure_module_imports_values_only(module: str) -> None:
-    path = PACKAGE / f"{module}.py"
+    path = PATHS[module]
     foreign = {name for name in _imports(path) if not name.startswith("eidproxy")}
     assert foreign <= PURE_MAY_IMPORT
     assert _own(path) <= set(PURE)
@@ -231,14 +275,14 @@ def test_a_pure_module_imports_values_only(module: str) -> None:
 
 @pytest.mark.parametrize("module", PURE)
 def test_a_pure_module_awaits_nothing(module: str) -> None:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
     waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith, ast.Yield, ast.YieldFrom)
     assert not [node for node in ast.walk(tree) if isinstance(node, waiting)]
 
 
 def test_pure_modules_load_nothing_that_does_io() -> None:
     code = (
-        f"import sys; before = set(sys.modules); import {', '.join(f'eidproxy.{name}' for name in PURE)}; "
+        f"import sys; before = set(sys.modules); import {', '.join(map(dotted, PURE))}; "
         "print(*(name.partition('.')[0] for name in sys.modules.keys() - before))"
     )
     code = f"import sys; sys.path[:0] = {sys.path!r}; {code}"
@@ -250,4 +294,4 @@ def test_pure_modules_load_nothing_that_does_io() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_uses_the_middleware_that_hides_departures(module: str) -> None:
-    assert "starlette.middleware" not in (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    assert "starlette.middleware" not in PATHS[module].read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eidproxy.look import Look, Part, Read, Said, part_of, said_in
+from eidproxy.commands.look import Look, Part, Read, Said, part_of, said_in
 
 STREAM = (
     b'\xef\xbb\xbf: ping\n\ndata: {"a":1}\r\n\r\nevent: message\ndata: {"b":\ndata: 2}\n\n'

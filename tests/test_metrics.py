@@ -8,6 +8,7 @@ import pytest
 
 from eidproxy.errors import METRIC_REASONS
 from eidproxy.metrics import Distribution, Metrics, StreamCounters, loop_lag_sampler
+from eidproxy.record import RequestRecord
 from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Phase, Priority, Surface, WaitOutcome
 from tests.harness import Sample, parse_metrics
 
@@ -47,10 +48,14 @@ def _of(samples: dict[Sample, float], name: str) -> list[frozenset[tuple[str, st
 
 def test_an_ended_request_is_counted_by_its_reason_and_told_to_the_status() -> None:
     metrics = Metrics("0")
-    metrics.count_request(Surface.PROXY, Mode.DAILY, "none", 0.3)
-    metrics.count_request(Surface.CHAT, Mode.DEEP, "none", 0.3)
-    metrics.count_request(Surface.PROXY, NO_MODE, "client_gone", 1.0)
-    metrics.count_request(Surface.PROXY, Mode.DEEP, "warming", 1.0)
+    for surface, mode, reason in (
+        (Surface.PROXY, Mode.DAILY, None),
+        (Surface.CHAT, Mode.DEEP, None),
+        (Surface.PROXY, NO_MODE, "client_gone"),
+        (Surface.PROXY, Mode.DEEP, "warming"),
+    ):
+        record = RequestRecord(request_id="r", surface=surface, mode=mode, reason=reason, status=200, seconds=0.3)
+        metrics.count_request(record)
     assert metrics.outcomes() == {"ok": 2, "client_gone": 1, "warming": 1}
     for mode, outcome, reason in (
         (Mode.DAILY, Outcome.OK, "none"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from eidproxy.progress import News, Progress
-from eidproxy.stream import Stage
+from eidproxy.relay.progress import News, Progress
+from eidproxy.relay.stream import Stage
 from tests.loops import played_virtually
 
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from typing import Any, cast
 
-from eidproxy.connection import Roster
-from eidproxy.server import Server
+from eidproxy.inbound.connection import Roster
+from eidproxy.inbound.server import Server
 from tests.harness import ROOT
 from tests.loops import played
 
@@ -82,7 +82,7 @@ def test_half_of_the_descriptors_are_connections() -> None:
     """The soft limit is raised to the hard one; a few are kept for everything else."""
     code = """
 import resource
-from eidproxy.server import connection_limit
+from eidproxy.inbound.server import connection_limit
 for soft, hard in ((100, 1080), (64, 80)):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     print(connection_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))

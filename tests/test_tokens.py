@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eidproxy.errors import Refusal
-from eidproxy.http1 import parse_head
+from eidproxy.inbound.http1 import parse_head
 from eidproxy.tokens import Tokens, bearer_token, login_link, parse_duration, parse_place, qr_code
 
 SECRET = "k" * 32

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from eidproxy.dialect import CameCall, TooManyItems
-from eidproxy.repair import Seams, repair
-from eidproxy.tool_calls import ToolCalls
+from eidproxy.relay.dialect import CameCall, TooManyItems
+from eidproxy.relay.repair import Seams, repair
+from eidproxy.relay.tool_calls import ToolCalls
 
 Piece = dict[str, Any]
 
@@ -101,6 +101,18 @@ APART: dict[str, tuple[list[list[Piece]], list[tuple[str, str, str]]]] = {
     "two names, no ids, no index": (
         [[piece("f", "{}")], [piece("f", "{}")]],
         [("call_r_0", "f", "{}"), ("call_r_1", "f", "{}")],
+    ),
+    "the name in each piece, no id, no index": (
+        [[piece("f", "{")], [piece("f", "}")], [piece("g", "[")], [piece("g", "]")]],
+        [("call_r_0", "f", "{}"), ("call_r_1", "g", "[]")],
+    ),
+    "the name in each piece, an id in the first, no index": (
+        [[piece("f", "{", id="a")], [piece("f", "}")], [piece("f", "[]")]],
+        [A, ("call_r_1", "f", "[]")],
+    ),
+    "an id before its name": (
+        [[piece("f", "{}", index=0, id="a")], [piece(None, "", index=1, id="b")], [piece("f", "[]", index=1)]],
+        [A, ("call_r_1", "f", "[]")],
     ),
     "the name again without its id": ([[piece("f", "{", index=0, id="a")], [piece("f", "}", index=0)]], [A]),
     "one id for two names": (

@@ -12,8 +12,8 @@ from functools import partial
 
 import pytest
 
-from eidproxy import wire as wire_module
-from eidproxy.wire import EpollPoller, Readers, SelectorPoller, Wire
+from eidproxy.router import wire as wire_module
+from eidproxy.router.wire import EpollPoller, Readers, SelectorPoller, Wire
 from tests.loops import played
 
 

@@ -9,19 +9,22 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from eidproxy import chat, dialect, http1, sanitize
-from eidproxy.chunk import Delta, FinishReason, Frames
-from eidproxy.repair import repair
-from eidproxy.sanitize import Sanitizer
-from eidproxy.sse import EventParser
-from eidproxy.tool_calls import ToolCalls
+from eidproxy.inbound import chat, http1
+from eidproxy.relay import dialect, sanitize
+from eidproxy.relay.chunk import Delta, FinishReason, Frames
+from eidproxy.relay.repair import repair
+from eidproxy.relay.sanitize import Sanitizer
+from eidproxy.relay.sse import EventParser
+from eidproxy.relay.tool_calls import ToolCalls
 from tests import fuzz
 from tests.fuzz import HEAD, bodies, requests
 from tests.tools import size
 
 
 def test_streams(seed: int) -> None:
-    assert fuzz.fuzz(size(20_000, 1_000_000), seed) >= 20_000
+    found = fuzz.fuzz(size(20_000, 1_000_000), seed)
+    assert found.frames >= 20_000
+    assert 0 < found.code_points_in == found.code_points_out
 
 
 def test_requests(seed: int) -> None:

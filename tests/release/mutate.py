@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from tests.environments import ROOT, program
-from tests.test_imports import PURE
+from tests.test_imports import PATHS, PURE
 
 PLACE = ROOT / "build" / "mutation"
 
@@ -81,11 +81,11 @@ def prepare(modules: list[str]) -> None:
     for name in ("eidproxy", "tests", "deploy"):
         shutil.rmtree(PLACE / name, ignore_errors=True)
         shutil.copytree(ROOT / name, PLACE / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
-    tests = [f"tests/test_{module.rpartition('.')[2]}.py" for module in modules]
+    tests = [f"tests/test_{module}.py" for module in modules]
     measured = "costs_the_same or holds_the_loop or is_expensive or costs_more or log_and_the_status"
     settings = {
         "source_paths": ["eidproxy/"],
-        "only_mutate": [f"eidproxy/{module.replace('.', '/')}.py" for module in modules],
+        "only_mutate": [PATHS[module].relative_to(ROOT).as_posix() for module in modules],
         "pytest_add_cli_args_test_selection": tests,
         "pytest_add_cli_args": ["-q", "-p", "no:cacheprovider", "-k", f"not ({measured})"],
         "also_copy": ["tests/", "eidproxy/", "deploy/"],
@@ -106,7 +106,8 @@ def mutmut(*arguments: str, quiet: bool = False) -> str:
 
 def place(name: str) -> str:
     """`module:Class.function` of a mutant's name."""
-    module, function = name.removeprefix("eidproxy.").rpartition("__mutmut_")[0].rsplit(".", 1)
+    path, function = name.rpartition("__mutmut_")[0].rsplit(".", 1)
+    module = path.rpartition(".")[2]
     kind, _, method = function.removeprefix("x").removeprefix("ǁ").rpartition("ǁ")
     return f"{module}:{kind}.{method}" if kind else f"{module}:{function.removeprefix('x_')}"
 

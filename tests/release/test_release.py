@@ -55,7 +55,7 @@ def test_a_version_is_cut_once_and_not_without_changes(tree: Path) -> None:
 
 
 def test_a_mutant_has_a_place_and_perhaps_an_excuse() -> None:
-    assert place("eidproxy.sse.xǁEventParserǁ_feed_plain__mutmut_4") == "sse:EventParser._feed_plain"
-    assert place("eidproxy.relay.sse.x_whole_event__mutmut_12") == "relay.sse:whole_event"
+    assert place("eidproxy.relay.sse.xǁEventParserǁ_feed_plain__mutmut_4") == "sse:EventParser._feed_plain"
+    assert place("eidproxy.errors.x_rule__mutmut_12") == "errors:rule"
     assert excuse("wedge:Passage.__init__", "self.left = False => self.left = None") is not None
     assert excuse("wedge:Passage.__init__", "self.left = False => self.left = True") is None

@@ -1,0 +1,311 @@
+"""`eidproxy check`: would this configuration work, here and now? Each line says how it is, and what to do about it."""
+
+import asyncio
+import json
+import resource
+import ssl
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import click
+import httpx
+import uvloop
+
+from eidproxy.commands.look import is_eidproxy, models_of_router
+from eidproxy.config import ChatSettings, Loaded, Settings, notes, refused, shown
+from eidproxy.hints import Hint
+from eidproxy.router.reasons import reason_of_fault
+from eidproxy.router.upstream import EgressBlocked, Upstream
+from eidproxy.surface import unreadable_files
+from eidproxy.tokens import Tokens
+
+_FEW_DESCRIPTORS = 1024
+"""Fewer are told of: half of them are connections."""
+_EDGE_SECONDS = 60.0
+"""How long a model that has to be loaded may keep the edge waiting."""
+_EDGE_CONNECT_SECONDS = 5.0
+_SHORT_ANSWER_SECONDS = 0.3
+"""An answer that is over sooner may come in one piece through an edge that does not buffer."""
+_LOOK_SECONDS = 2.0
+"""How long the router has to show whether it speaks TLS, HTTP, or is an eidproxy. None of it is an inference."""
+
+_COLORS = {"ok": "green", "note": "yellow", "fail": "red", "skip": "cyan"}
+
+PRIVACY = (
+    "macOS refuses the local network to what an agent starts, while the same works in a terminal: run eidproxy as a "
+    "daemon (deploy/README.md, A Mac mini)"
+)
+
+
+class Finding(NamedTuple):
+    """One line: how it is (`ok`, `note`, `fail`, `skip`), of what, what was found, what to do, and how long it took."""
+
+    level: str
+    subject: str
+    text: str
+    remedy: str | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        took = "" if self.seconds is None else f" ({self.seconds:.2f} s)"
+        return f"{self.subject}: {self.text}{took}{'' if self.remedy is None else f': {self.remedy}'}"
+
+
+def ok(subject: str, text: str, seconds: float | None = None) -> Finding:
+    """It works."""
+    return Finding("ok", subject, text, None, seconds)
+
+
+def note(subject: str, text: str, remedy: str, seconds: float | None = None) -> Finding:
+    """It serves, but somebody may notice."""
+    return Finding("note", subject, text, remedy, seconds)
+
+
+def fail(subject: str, text: str, remedy: str, seconds: float | None = None) -> Finding:
+    """It would not serve, or not safely."""
+    return Finding("fail", subject, text, remedy, seconds)
+
+
+def skip(subject: str, text: str) -> Finding:
+    """It was not asked, or cannot be told."""
+    return Finding("skip", subject, text)
+
+
+Say = Callable[[Finding], None]
+
+
+class Report:
+    """Prints findings as they come, or all of them as JSON at the end."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.found: list[Finding] = []
+        self._as_json = as_json
+
+    def say(self, finding: Finding) -> None:
+        """One more."""
+        self.found.append(finding)
+        if not self._as_json:
+            level = click.style(f"{finding.level:<4}", fg=_COLORS[finding.level])
+            click.echo(f"{level}  {finding}", err=finding.level == "fail")
+
+    def end(self, **facts: object) -> bool:
+        """Whether nothing would fail. As JSON everything is printed now, the facts with it."""
+        if self._as_json:
+            click.echo(json.dumps({"findings": [each._asdict() for each in self.found], **facts}, indent=2))
+        return all(finding.level != "fail" for finding in self.found)
+
+
+def check(loaded: Loaded, public_url: str | None, *, everything: bool = False, as_json: bool = False) -> bool:
+    """Print the settings that differ from their default (or all) and the findings; whether nothing would fail."""
+    rows = list(shown(loaded, everything=everything))
+    if not as_json:
+        width = max(len(path) for path, _, _ in rows)
+        for path, value, origin in rows:
+            click.echo(f"{path:<{width}}  {value}  ({origin})")
+        click.echo()
+    report = Report(as_json)
+    uvloop.run(_find(loaded.settings, public_url, report.say))
+    return report.end(settings={path: {"value": value, "origin": origin} for path, value, origin in rows})
+
+
+async def _find(settings: Settings, public_url: str | None, say: Say) -> None:
+    """Everything that can be said without an inference."""
+    await look_at_router(settings, say)
+    look_at_clocks(settings, say)
+    await _look_at_gate(settings, say)
+    _look_at_chat(settings.chat, say)
+    _look_at_process(say)
+    if public_url is not None:
+        await _look_at_edge(settings, public_url, say)
+
+
+def _look_at_process(say: Say) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = hard if hard != resource.RLIM_INFINITY else max(soft, _FEW_DESCRIPTORS)
+    if limit < _FEW_DESCRIPTORS:
+        say(note("descriptors", f"only {limit}", f"raise the limit (LimitNOFILE, ulimit -n) to {_FEW_DESCRIPTORS}"))
+    else:
+        say(ok("descriptors", str(limit)))
+
+
+def look_at_clocks(settings: Settings, say: Say) -> None:
+    """Tell of settings that are each right, and of which one takes away what another one gives."""
+    for name, text in notes(settings):
+        say(note(name, text, "lower the one or raise the other"))
+
+
+async def look_at_router(settings: Settings, say: Say) -> bool:
+    """Resolve, dial, and see what answers there; whether it can be asked. No inference is asked for."""
+    from eidproxy.app import build_upstream
+
+    upstream = build_upstream(settings)
+    name = f"{upstream.host} port {upstream.port}"
+    try:
+        async with asyncio.timeout(settings.router.connect_timeout_seconds):
+            addresses = await upstream.addresses()
+    except EgressBlocked as blocked:
+        address = blocked.decision.address or upstream.host
+        why = f"egress_blocked: {address} {refused(settings, blocked.decision.verdict)}"
+        say(fail("router", why, "use an address of your own network"))
+        return False
+    except (httpx.TransportError, TimeoutError):
+        say(fail("router", f"the name {upstream.host} cannot be resolved", "mend the name or give an address"))
+        return False
+    for address in addresses:
+        say(ok("router", f"would dial {address} port {upstream.port}"))
+    secure = settings.router_address[2]
+    if secure and (fault := await _tls_fault(settings, addresses, upstream.port)) is not None:
+        say(fault)
+        return False
+    try:
+        (await upstream.connect()).abort()
+    except EgressBlocked as blocked:
+        say(
+            fail(
+                "router",
+                f"egress_blocked: {name} {refused(settings, blocked.decision.verdict)}",
+                "name the router itself",
+            )
+        )
+        return False
+    except httpx.TransportError as error:
+        remedy = PRIVACY if upstream.hint is Hint.LOCAL_NETWORK_PRIVACY else "start it, or mend router.url"
+        say(fail("router", f"{name} does not answer ({reason_of_fault(error)})", remedy))
+        return False
+    return await _is_a_router(settings, upstream, say)
+
+
+async def _is_a_router(settings: Settings, upstream: Upstream, say: Say) -> bool:
+    look = await models_of_router(upstream, min(_LOOK_SECONDS, settings.router.connect_timeout_seconds))
+    if is_eidproxy(look):
+        say(
+            fail(
+                "router", "is an eidproxy: a request would wait in two queues or go round", "name the router behind it"
+            )
+        )
+        return False
+    if look.reason == "router_RemoteProtocolError" and not settings.router_address[2]:
+        say(fail("router", "answers, but not in HTTP", "if it speaks TLS, write https:// in router.url"))
+        return False
+    say(ok("router", "answers"))
+    return True
+
+
+async def _tls_fault(settings: Settings, addresses: list[str], port: int) -> Finding | None:
+    """Why TLS with the router fails, if it does; a router that is not there at all is another fault."""
+    host = settings.router_address[0]
+    patience = min(_LOOK_SECONDS, settings.router.connect_timeout_seconds)
+    context = ssl.create_default_context(cafile=settings.router.ca_file)
+    fault: Finding | None = None
+    for address in addresses:
+        try:
+            if not await _opens(address, port, patience):
+                continue
+            async with asyncio.timeout(patience):
+                _, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=host)
+            writer.transport.abort()
+            return None
+        except ssl.SSLCertVerificationError as error:
+            told = f"TLS: the certificate is not trusted ({error.verify_message})"
+            fault = fail("router", told, "name its authority in router.ca_file, or mend the name in router.url")
+        except (TimeoutError, ConnectionError, ssl.SSLError):
+            told = "TLS: the port is open but does not speak TLS"
+            fault = fail("router", told, "write http:// in router.url, or have the router speak TLS")
+        except OSError:
+            continue
+    return fault
+
+
+async def _opens(address: str, port: int, patience: float) -> bool:
+    try:
+        async with asyncio.timeout(patience):
+            _, writer = await asyncio.open_connection(address, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.transport.abort()
+    return True
+
+
+async def _look_at_gate(settings: Settings, say: Say) -> None:
+    if settings.gate.url is None:
+        say(ok("gate", "in the process"))
+        return
+    from eidproxy.gate.shared import check_store
+
+    told, fault = await check_store(settings.gate)
+    for line in told:
+        say(ok("gate", f"shared, {line}"))
+    if fault is not None:
+        say(fail("gate", fault, "until it serves, daily gets 503 gate_unavailable"))
+
+
+def _look_at_chat(chat: ChatSettings, say: Say) -> None:
+    if not chat.enabled:
+        say(ok("chat surface", "off (it needs chat.jwt_secret and chat.rules_file)"))
+        return
+    unreadable = unreadable_files(chat)
+    for setting in unreadable:
+        told = "cannot be read, so every question gets 503 rules_missing"
+        say(fail(setting, told, "write the file, or let this user read it"))
+    if not unreadable:
+        say(ok("chat surface", "on"))
+
+
+async def _look_at_edge(settings: Settings, public_url: str, say: Say) -> None:
+    """What the edge in front makes of the chat surface's stream, and what it shows that it should not."""
+    if not settings.chat.enabled:
+        say(note("public url", "cannot be tried while the chat surface is off", "set chat.jwt_secret and rules_file"))
+        return
+    # The system's store, so that an authority counts that was made known to this machine, as Caddy's own is.
+    trust = ssl.create_default_context()
+    patience = httpx.Timeout(_EDGE_SECONDS, connect=_EDGE_CONNECT_SECONDS)
+    async with httpx.AsyncClient(base_url=public_url, trust_env=False, timeout=patience, verify=trust) as client:
+        try:
+            say(await _closed(client))
+            say(await _streamed(client, settings.chat))
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            say(_edge_fault(error))
+
+
+def _edge_fault(error: Exception) -> Finding:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            told = f"TLS: the certificate is not trusted by this machine ({cause.verify_message})"
+            return fail("public url", told, "install the edge's authority here, or use a name that its certificate has")
+        if isinstance(cause, ssl.SSLError):  # among them SSLWantReadError: the handshake was never answered
+            return fail("public url", "TLS: the port is open but does not speak TLS", "write http://, or mend the edge")
+        cause = cause.__cause__ or cause.__context__
+    return fail("public url", type(error).__name__, "is the edge running, is the address right?")
+
+
+async def _closed(client: httpx.AsyncClient) -> Finding:
+    paths = ("/v1/models", "/metrics", "/status")
+    opened = [path for path in paths if (await client.get(path)).is_success]
+    if opened:
+        return fail("public url", f"shows {', '.join(opened)}", "let the edge pass /chat and /api/eid/ only")
+    return ok("public url", "shows nothing but the chat surface")
+
+
+async def _streamed(client: httpx.AsyncClient, chat: ChatSettings) -> Finding:
+    """Ask for a short answer and look how its events come: a buffer gives many of them at once."""
+    assert chat.jwt_secret is not None  # noqa: S101  # the surface is enabled
+    token = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds).issue("check", 120)
+    question = {"mode": "daily", "messages": [{"role": "user", "content": "Count from one to thirty."}]}
+    headers = {"Authorization": f"Bearer {token}"}
+    began = time.monotonic()
+    async with client.stream("POST", "/api/eid/chat", json=question, headers=headers) as answer:
+        reads = [(time.monotonic() - began, data.count(b"\n\n")) async for data in answer.aiter_raw()]
+        encoding = answer.headers.get("content-encoding")
+        if answer.status_code != 200 or not reads:
+            told = f"the stream got status {answer.status_code}"
+            return fail("public url", told, "does the edge pass POST /api/eid/chat to this eidproxy?")
+    if encoding is not None:
+        return fail("public url", f"the stream is compressed ({encoding})", "leave text/event-stream alone")
+    first, last = reads[0][0], reads[-1][0]
+    if last < _SHORT_ANSWER_SECONDS:
+        return skip("public url", "the answer was too short to tell whether the stream is buffered")
+    if len(reads) < sum(events for _, events in reads) / 4:
+        return fail("public url", "the stream is buffered", "let the edge flush at once (proxy_buffering off)")
+    return ok("public url", f"the stream arrives as it is sent (first event after {first * 1e3:.0f} ms)")

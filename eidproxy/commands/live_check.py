@@ -1,0 +1,490 @@
+"""`eidproxy check --live`: does it work with *this* router? At most 7 requests and 100 tokens.
+
+The router is asked by itself where its own bytes are looked at, and else through an eidproxy as BACKGROUND: the one
+that runs here, which then gets all of it, since a request beside its gate would be a second inference; or one in this
+process. No dialect is named, only shapes are. No answer, no alias and no name of a model is printed.
+"""
+
+import asyncio
+import json
+import math
+import re
+import secrets
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import msgspec
+import uvloop
+
+from eidproxy.commands.check import Finding, Report, Say, fail, look_at_clocks, look_at_router, note, ok, skip
+from eidproxy.commands.look import Look, Proxy, Read, Router, is_done, is_eidproxy, said_in
+from eidproxy.commands.top import connect
+from eidproxy.config import ChatSettings, LogSettings, Settings
+from eidproxy.vocabulary import Mode
+
+_COUNT = "Count from one to thirty in words."
+_WORD = "Say hello in one word."
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "current_time",
+        "description": "The time now.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+_KEY = "eid_check"
+"""A word that no model would choose: where it stands, the schema was kept to."""
+_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "greeting",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {_KEY: {"type": "string"}},
+            "required": [_KEY],
+            "additionalProperties": False,
+        },
+    },
+}
+_BEGINS_AS_ASKED = re.compile(r'\s*\{\s*"' + _KEY + r'"\s*:')
+
+_MEASURE_KIB = 8
+"""Of a prompt that is timed: some 2,000 tokens, which every context holds."""
+_BYTES_A_TOKEN = 4
+"""Holds for English, and roughly for Korean in UTF-8."""
+
+_LEAVE_TOKENS = 256
+"""Asked for in the answer that is left at its first event: a server that goes on is busy for a while."""
+_GAP_SECONDS = 0.01
+"""Events that come closer together were written, or buffered, as one."""
+_TOO_QUICK_SECONDS = 0.3
+"""What is over sooner tells nothing about buffers or a busy server."""
+_SLOWER = 3
+"""How many times slower than alone the next answer may begin before the model server counts as still busy."""
+_MARGIN = 1.5
+"""Of the allowance over what was measured: a long prompt costs more for each KiB than a short one."""
+_SHARE = 0.8
+"""Of the wall clock that a prompt may take; the rest is for the answer."""
+
+_WAITS = frozenset({"warming", "upstream_cold", "macbook_unavailable", "editor_busy"})
+_BUSY = frozenset({"gate_queue_full", "gate_wait_timeout", "draining", "overloaded", "gate_unavailable"})
+_HANGS = frozenset(
+    {"upstream_wedged", "upstream_silent", "router_ReadTimeout", "stream_deadline_exceeded", "no_answer"}
+)
+_KEY_WORDS = frozenset({"router_http_401", "router_http_403", "authentication_error", "invalid_api_key"})
+_NO_KEY = re.compile(rb"api.?key|no_db_connection|authenticat|authoriz", re.IGNORECASE)
+_NO_ALIAS = frozenset({"router_rejected", "router_http_404", "router_http_422", "not_found_error", "router_error"})
+_LOADING = re.compile(r"loading model", re.IGNORECASE)
+
+_SUBJECTS = (
+    *("key", "daily", "deep", "sign of life", "unbuffered", "whole", "nothing told", "stop", "tools", "json"),
+    *("prompt speed", "leave in the prefill"),
+)
+
+
+class Interrupted(Exception):
+    """A signal ended the eidproxy in this process."""
+
+
+def live_check(settings: Settings, *, measure: bool, as_json: bool) -> bool:
+    """Ask the router and print what was found; whether nothing would fail."""
+    report = Report(as_json)
+    check = LiveCheck(settings, measure, report.say)
+    try:
+        uvloop.run(check.run())
+    except Interrupted:
+        raise click.Abort from None
+    if not as_json:
+        click.echo()
+        for name, value in check.proposals.items():
+            click.echo(f"proposed: {name} = {json.dumps(value)}")
+        click.echo(f"asked: {check.requests} requests, about {check.tokens} tokens generated")
+    return report.end(proposals=check.proposals, requests=check.requests, tokens=check.tokens)
+
+
+class LiveCheck:
+    """One run: what it asked, what it found."""
+
+    def __init__(self, settings: Settings, measure: bool, say: Say) -> None:
+        self.proposals: dict[str, str | int | float] = {}
+        self.requests = 0
+        self.tokens = 0
+        self._settings = settings
+        self._measure = measure
+        self._subjects = _SUBJECTS if measure else _SUBJECTS[:-2]
+        self._told: set[str] = set()
+        self._print = say
+
+    async def run(self) -> None:
+        """Ask what can be asked. Everything that cannot is a `skip`, so that each run has the same lines."""
+        look_at_clocks(self._settings, self._print)
+        self.requests += 1  # what look_at_router asks for, and no inference
+        if await look_at_router(self._settings, self._print):
+            await self._through_an_eidproxy()
+        for subject in self._subjects:
+            if subject not in self._told:
+                self._print(skip(subject, "was not asked, since something before it failed"))
+
+    def _say(self, *findings: Finding) -> None:
+        for finding in findings:
+            self._told.add(finding.subject)
+            self._print(finding)
+
+    async def _through_an_eidproxy(self) -> None:
+        running = await _running(self._settings)
+        settings, patience = self._settings, self._settings.stream.deadline_seconds + 10
+        if isinstance(running, Finding):
+            self._print(running)
+            if running.level == "fail":
+                return
+        elif running is not None:
+            self._print(ok("eidproxy", "one runs here: it is asked, as background, and its settings count"))
+            async with aclosing(running):
+                await self._ask(Proxy(running, patience + settings.gate.wait_timeout_seconds), None)
+            return
+        async with _own_proxy(settings) as (client, serving):
+            router = None
+            if settings.gate.url is None:  # with a shared gate others may be at the router
+                from eidproxy.app import build_upstream
+
+                aliases = {mode: settings.alias(mode) for mode in Mode}
+                router = Router(build_upstream(settings), aliases, settings.stream.deadline_seconds)
+            proxy = Proxy(client, patience + settings.gate.wait_timeout_seconds)
+            asking = asyncio.create_task(self._ask(proxy, router))
+            await asyncio.wait({asking, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                asking.cancel()
+                raise Interrupted
+            await asking
+
+    async def _ask(self, proxy: Proxy, router: Router | None) -> None:
+        first = router or proxy
+        daily = self._count(await first.ask(Mode.DAILY, question(_COUNT, 20)))
+        deep = self._count(await first.ask(Mode.DEEP, question(_WORD, 1)))
+        self._say(*judge_modes(daily, deep))
+        if any(look.first_event_seconds is not None for look in (daily, deep)):
+            aliases = [self._settings.alias(mode) for mode in Mode]
+            self._say(judge_nothing_told([daily, deep], aliases) if router else _unseen("nothing told"))
+        if daily.first_event_seconds is None:
+            return
+        whole = judge_whole(daily)
+        self._say(judge_sign_of_life(daily) if router else _unseen("sign of life"), judge_unbuffered(daily), whole)
+        if whole.level == "fail":
+            return
+        idle = await self._ask_and_leave(proxy, daily)
+        tools = question("What time is it? Use the tool.", 16, tools=[_TOOL])
+        self._say(judge_tools(self._count(await proxy.ask(Mode.DAILY, tools))))
+        asked = question(f"{_WORD} Answer in JSON.", 32, response_format=_FORMAT)
+        self._say(judge_json(self._count(await proxy.ask(Mode.DAILY, asked))))
+        if self._measure:
+            await self._ask_a_long_prompt(proxy, idle)
+
+    def _count(self, look: Look) -> Look:
+        self.requests += 1
+        self.tokens += look.tokens
+        return look
+
+    async def _ask_and_leave(self, proxy: Proxy, daily: Look) -> float:
+        """Leave an answer at its first event and ask again. Return how long an answer takes to begin when idle."""
+        left = self._count(await proxy.ask(Mode.DAILY, question(_COUNT, _LEAVE_TOKENS), leave_at_first_event=True))
+        after = self._count(await proxy.ask(Mode.DAILY, question(_WORD, 1)))
+        known = [look.first_event_seconds for look in (daily, left)]
+        idle = min([seconds for seconds in known if seconds is not None], default=0.0)
+        finding, busy_seconds = judge_stop(left, after, idle)
+        self._say(finding)
+        if busy_seconds is not None:
+            self.proposals["gate.after_leave"] = "settle"
+            self.proposals["gate.settle_seconds"] = math.ceil(busy_seconds)
+        return idle
+
+    async def _ask_a_long_prompt(self, proxy: Proxy, idle: float) -> None:
+        """Time a prompt that no cache has, then leave another one in its prefill."""
+        whole = self._count(await proxy.ask(Mode.DAILY, question(_long_prompt(), 1)))
+        finding, speed = judge_prompt_speed(whole, idle, self._settings.stream.deadline_seconds)
+        self._say(finding)
+        if speed is None:
+            return
+        self.proposals |= proposed_for(speed, self._settings)
+        prefill = speed * _MEASURE_KIB
+        if prefill < 4 * _TOO_QUICK_SECONDS / _SLOWER:
+            self._say(ok("leave in the prefill", "a prefill is too short to matter", prefill))
+            self.proposals.setdefault("gate.after_leave", "release")
+            return
+        self._count(await proxy.ask(Mode.DAILY, question(_long_prompt(), 1), leave_after=prefill / 3))
+        after = self._count(await proxy.ask(Mode.DAILY, question(_WORD, 1)))
+        self._say(judge_leave(after, idle, prefill * 2 / 3, self.proposals))
+
+
+def question(say: str, max_tokens: int, **fields: Any) -> dict[str, Any]:
+    """What is asked, but for the model."""
+    return {"messages": [{"role": "user", "content": say}], "max_tokens": max_tokens, "temperature": 0, **fields}
+
+
+def _long_prompt() -> str:
+    """8 KiB that begin as no prompt before, so that no cache helps."""
+    words = "the road goes over a hill and then along the river to an old mill where nobody lives any more "
+    text = f"{secrets.token_hex(8)} " + words * (_MEASURE_KIB * 1024 // len(words) + 1)
+    return f"{text[: _MEASURE_KIB * 1024]}\n\n{_WORD}"
+
+
+def _unseen(subject: str) -> Finding:
+    return skip(subject, "the router's own bytes are only seen while no eidproxy runs here and the gate is not shared")
+
+
+# --- What the looks say: values in, findings out ------------------------------------------------------------------
+
+
+def refusal(subject: str, look: Look) -> Finding:
+    """The line of a question that got no answer."""
+    reason, seconds = look.reason or "no event that can be read", look.seconds
+    if reason in _BUSY:
+        return skip(subject, f"the eidproxy that runs here had no room ({reason}): check again later")
+    if reason in _WAITS:
+        return note(subject, f"is not there now ({reason})", "wake or load it, and check again", seconds)
+    if reason in _HANGS:
+        remedy = "restart the model server; a cold model needs router.first_event_seconds to be longer"
+        return fail(subject, f"does not answer ({reason})", remedy, seconds)
+    if b"generation thread died" in look.body:
+        return fail(subject, "the model server's own thread died", "restart the model server", seconds)
+    if reason == "upstream_protocol_error":
+        remedy = "the router must answer stream: true with an unencoded text/event-stream"
+        return fail(subject, f"the answer is no event stream ({_status(look)}{reason})", remedy, seconds)
+    if reason == "provider_not_configured":
+        return fail(subject, f"the router does not have it ({reason})", "set it up in the router", seconds)
+    if reason in _NO_ALIAS:
+        remedy = f"the router must have a model of the name in models.{subject}.alias, and know its parameters"
+        return fail(subject, f"the router refuses it ({_status(look)}{reason})", remedy, seconds)
+    return fail(subject, f"no answer ({_status(look)}{reason})", "see the reason in deploy/reference.md", seconds)
+
+
+def _status(look: Look) -> str:
+    return "" if look.status in (None, 200) else f"{look.status}, "
+
+
+def _wants_key(look: Look) -> bool:
+    if look.reason is None:
+        return False
+    in_body = look.status == 400 and _NO_KEY.search(look.body) is not None
+    return look.status in (401, 403) or look.reason in _KEY_WORDS or in_body
+
+
+def judge_modes(daily: Look, deep: Look) -> list[Finding]:
+    """The key, and an answer from each mode."""
+    for look in (daily, deep):
+        if _wants_key(look):
+            remedy = "set router.api_key (EIDPROXY_ROUTER_API_KEY or …_FILE) to the router's key"
+            return [fail("key", "the router refuses our key, or asks for one", remedy, look.seconds)]
+    found = [ok("key", "the router takes our requests")] if None in (daily.reason, deep.reason) else []
+    for subject, look in (("daily", daily), ("deep", deep)):
+        if look.first_event_seconds is not None:
+            found.append(ok(subject, "answers", look.first_event_seconds))
+        else:
+            found.append(refusal(subject, look))
+    return found
+
+
+def judge_sign_of_life(look: Look) -> Finding:
+    """What comes before the first event and between events: nothing, a count, or always the same."""
+    subject = "sign of life"
+    comments = [said.value for said in said_in(look.reads) if said.is_comment]
+    if not comments:
+        return ok(subject, "none: silence is bounded by the allowance alone")
+    if len(set(comments)) > 1 or any(digit in comments[0] for digit in b"0123456789"):
+        return ok(subject, "comments that count: a long prompt is told apart from a hang")
+    remedy = "switch it off in the router, or leave it: eidproxy does not take it for life"
+    return note(subject, "a constant ping, which goes on while the model hangs", remedy)
+
+
+def judge_unbuffered(look: Look) -> Finding:
+    """Whether twenty tokens came one by one."""
+    subject = "unbuffered"
+    events = [part for part in look.parts if part.text or part.reasoning]
+    groups, last = 0, -math.inf
+    for seconds, data in look.reads:
+        if b"data:" in data and seconds - last >= _GAP_SECONDS:
+            groups, last = groups + 1, seconds
+    reads = sum(b"data:" in data for _, data in look.reads)
+    if groups >= 5 or (len(events) >= 5 and reads * 2 >= len(events)):
+        return ok(subject, f"{len(events)} events came in {reads} reads", look.seconds)
+    if len(events) < 5:
+        return skip(subject, "the answer was too short to tell")
+    if reads * 4 < len(events) and look.seconds >= _TOO_QUICK_SECONDS:
+        remedy = "let it pass each event on at once: proxy_buffering off, flush_interval -1, no compression"
+        return fail(subject, f"{len(events)} events came in {reads} reads: something in between buffers", remedy)
+    return skip(subject, "the answer was too quick to tell")
+
+
+def judge_whole(look: Look) -> Finding:
+    """How the answer ended."""
+    subject = "whole"
+    if look.reason is not None or any(part.is_error for part in look.parts):
+        reason = look.reason or "upstream_error"
+        return fail(subject, f"the answer did not come to its end ({reason})", "see the router's log", look.seconds)
+    said_done = any(is_done(said) for said in said_in(look.reads) if not said.is_comment)
+    if not any(part.finish_reason for part in look.parts):
+        remedy = "each answer is then told as cut off (upstream_truncated): mend or update the router"
+        return fail(subject, "the answer ends without a finish reason", remedy, look.seconds)
+    if not said_done:
+        return note(subject, "a finish reason, but no [DONE]", "nothing is lost: update the router when you can")
+    return ok(subject, "a finish reason and [DONE]", look.seconds)
+
+
+def judge_nothing_told(looks: list[Look], aliases: list[str]) -> Finding:
+    """Whether the router speaks of itself in the place of the model."""
+    subject = "nothing told"
+    for look in looks:
+        parts = look.parts
+        first = next((at for at, part in enumerate(parts) if part.is_named), len(parts))
+        before = "".join(part.reasoning for part in parts[:first])
+        if before and (first < len(parts) or _LOADING.search(before)):
+            remedy = "switch it off (llama-swap: sendLoadingState: false); eidproxy leaves these events out"
+            return note(subject, "the router tells its loading state as if the model thought", remedy)
+        reasoning = "".join(part.reasoning for part in parts)
+        if _LOADING.search(reasoning) or any(alias in reasoning for alias in aliases):
+            remedy = "it would reach callers: switch it off in the router (llama-swap: sendLoadingState: false)"
+            return fail(subject, "what the router loads stands in the model's thoughts", remedy)
+    return ok(subject, "nothing but the model speaks")
+
+
+def judge_stop(left: Look, after: Look, idle: float) -> tuple[Finding, float | None]:
+    """Whether the model server stops when its caller leaves; and for how long it went on, if it did."""
+    subject = "stop"
+    began = after.first_event_seconds
+    if left.reason is not None or after.reason is not None or began is None:
+        return refusal(subject, left if left.reason is not None else after), None
+    if began <= _SLOWER * idle + _TOO_QUICK_SECONDS:
+        return ok(subject, "it stops when a caller leaves: the next answer began at once", began), None
+    remedy = (
+        "have no gateway in between that does not pass a departure on (deploy/README.md names some); "
+        'gate.after_leave = "settle" spares the next caller the wait in vain'
+    )
+    return note(subject, "it goes on after its caller left: the next answer began late", remedy, began), began
+
+
+def judge_tools(look: Look) -> Finding:
+    """Whether tools are taken."""
+    if look.reason is not None:
+        remedy = "requests with tools fail: a model, template or parser for tools must be set up in the model server"
+        return fail("tools", f"are refused ({_status(look)}{look.reason})", remedy, look.seconds)
+    return ok("tools", "are taken", look.seconds)
+
+
+def judge_json(look: Look) -> Finding:
+    """Whether `response_format` is kept to."""
+    subject = "json"
+    if look.reason is not None:
+        remedy = "requests with a JSON response_format fail: ask without, or use a model server that has it"
+        return fail(subject, f"response_format is refused ({_status(look)}{look.reason})", remedy, look.seconds)
+    text = "".join(part.text for part in look.parts)
+    if not text.strip():
+        return skip(subject, "the model thought for all its tokens, so it cannot be told")
+    if _BEGINS_AS_ASKED.match(text) is None:
+        remedy = "callers must check what they get, or use a model server that has it (mlx_lm.server has not)"
+        return note(subject, "response_format is taken and ignored", remedy, look.seconds)
+    return ok(subject, "response_format is kept to", look.seconds)
+
+
+def judge_prompt_speed(look: Look, idle: float, deadline: float) -> tuple[Finding, float | None]:
+    """Seconds for each KiB of a prompt."""
+    subject = "prompt speed"
+    began = look.first_event_seconds
+    if look.reason is not None or began is None:
+        return refusal(subject, look), None
+    speed = max(began - idle, 0.001) / _MEASURE_KIB
+    rate, largest = 1024 / _BYTES_A_TOKEN / speed, deadline / speed
+    text = f"about {rate:.0f} tokens a second, {speed:.2g} s for a KiB; {deadline:g} s reach for {largest:.0f} KiB"
+    return ok(subject, text, began), speed
+
+
+def proposed_for(speed: float, settings: Settings) -> dict[str, str | int | float]:
+    """Settings that follow from the seconds for a KiB."""
+    largest = int(_SHARE * settings.stream.deadline_seconds / speed) * 1024
+    return {
+        "router.first_event_seconds_per_kib": math.ceil(speed * _MARGIN * 10) / 10,
+        # Off where no body can be that large.
+        "models.max_prompt_bytes": 0 if largest >= settings.server.max_body_bytes else largest,
+    }
+
+
+def judge_leave(after: Look, idle: float, rest: float, proposals: dict[str, str | int | float]) -> Finding:
+    """What a caller that left in the prefill, with `rest` seconds of it to come, costs the next one."""
+    subject = "leave in the prefill"
+    began = after.first_event_seconds
+    if after.reason is not None or began is None:
+        return refusal(subject, after)
+    if began <= max(_SLOWER * idle + _TOO_QUICK_SECONDS, rest / 2):
+        proposals.setdefault("gate.after_leave", "release")
+        return ok(subject, "it stops: the next answer began soon", began)
+    if "gate.after_leave" not in proposals:
+        proposals["gate.after_leave"] = "first_event"
+        proposals["gate.settle_seconds"] = max(20, math.ceil(2 * began))
+    remedy = 'see the proposed gate.after_leave; for mlx_lm.server first of all "--prompt-concurrency 1"'
+    return note(subject, "the prefill runs on after its caller left", remedy, began)
+
+
+# --- Which eidproxy is asked --------------------------------------------------------------------------------------
+
+
+async def _running(settings: Settings) -> httpx.AsyncClient | Finding | None:
+    """A client for the eidproxy at the configured address; a finding when it is not ours to ask; None when none is."""
+    if settings.server.uds is None and not settings.server.port:
+        return None
+    client, _ = connect(settings, None)
+    try:
+        answer = await client.get("/v1/models")
+    except httpx.ConnectError:
+        answer = None
+    except httpx.TransportError:
+        answer = httpx.Response(500)
+    if answer is not None and answer.status_code == 200 and _is_ours(answer):
+        return client
+    await client.aclose()
+    if answer is None:
+        return None
+    if _is_ours(answer):
+        reason = answer.headers.get("x-eid-error-reason")
+        remedy = "give check the settings it was started with, and stop it if it is not yours"
+        return fail("eidproxy", f"one runs here and refuses us ({reason})", remedy)
+    remedy = "serve cannot listen there: stop it, or choose another server.port"
+    return note("eidproxy", "something else answers where eidproxy would listen", remedy)
+
+
+def _is_ours(answer: httpx.Response) -> bool:
+    return is_eidproxy(Look(answer.status_code, None, [Read(0.0, answer.content)], 0.0))
+
+
+@asynccontextmanager
+async def _own_proxy(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, asyncio.Task[None]]]:
+    """An eidproxy in this process, on a socket that only this user can open: its client, and the task that serves.
+
+    The task ends by itself when a signal came.
+    """
+    from eidproxy.app import Application
+
+    with tempfile.TemporaryDirectory(prefix="eidproxy-check-") as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = str(Path(folder, "socket"))
+        listener.bind(path)
+        listener.listen()
+        listener.setblocking(False)
+        server = msgspec.structs.replace(
+            settings.server, uds=path, api_key=None, background_api_key=None, allowed_hosts=(), drain_seconds=0.0
+        )
+        log = LogSettings(level="critical", format="json")
+        settings = msgspec.structs.replace(settings, server=server, chat=ChatSettings(), log=log)
+        application = Application(settings)
+        serving = asyncio.create_task(application.server.serve([listener]))
+        client, _ = connect(settings, None)
+        try:
+            async with client:
+                yield client, serving
+        finally:
+            if not serving.done():
+                application.server.stop()
+            await serving

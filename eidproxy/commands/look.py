@@ -1,0 +1,309 @@
+"""One question and all that came back for it: put to the router itself, or to an eidproxy in front of it.
+
+What a router sends is kept as it came, with its times, since `check --live` judges the router and not only its answer.
+It stays in this process: nothing of a `Look` but numbers, reasons and yes or no is ever printed.
+"""
+
+import asyncio
+import json
+import re
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import httpx
+
+from eidproxy.errors import reason_of_status
+from eidproxy.router.reasons import reason_of_fault
+from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
+from eidproxy.vocabulary import Mode
+
+_LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\r|\n)")
+_UPSTREAM_TIME = re.compile(r"upstream;dur=([0-9.]+)")
+_MAX_BYTES = 1024 * 1024
+"""A thousand times what the questions ask for: more is no answer to them."""
+
+
+class Read(NamedTuple):
+    """The bytes of one read, and the seconds since the request was sent."""
+
+    seconds: float
+    data: bytes
+
+
+class Said(NamedTuple):
+    """A comment or an event of the stream, and when its last byte came."""
+
+    seconds: float
+    value: bytes
+    is_comment: bool = False
+
+
+class Part(NamedTuple):
+    """What one event says, in whatever dialect: nothing, when it is in none that is known."""
+
+    seconds: float
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: str | None = None
+    calls: int = 0
+    is_error: bool = False
+    is_named: bool = False
+    """Whether it has any of the fields that a model's events have: `id`, `object`, `model`, `created`."""
+
+    @property
+    def is_first_event(self) -> bool:
+        """Whether it would count as a request's first event (contract, 4): a lone role does not."""
+        return bool(self.text or self.reasoning or self.calls or self.finish_reason)
+
+
+class Look(NamedTuple):
+    """What came back for one question."""
+
+    status: int | None
+    """None when no response head came."""
+    reason: str | None
+    """Why it is no answer, in the words of eidproxy's errors; None when it is one."""
+    reads: list[Read]
+    seconds: float
+    """From the request to the end."""
+    upstream_seconds: float | None = None
+    """From the slot to the first event, as an eidproxy told it. It knows what part was spent in its queue."""
+
+    @property
+    def body(self) -> bytes:
+        """Everything that came."""
+        return b"".join(read.data for read in self.reads)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Its events."""
+        return [part_of(said) for said in said_in(self.reads) if not said.is_comment and not is_done(said)]
+
+    @property
+    def first_event_seconds(self) -> float | None:
+        """From the request, or the slot, to the first event; None when none came."""
+        if self.upstream_seconds is not None:
+            return self.upstream_seconds
+        return next((part.seconds for part in self.parts if part.is_first_event), None)
+
+    @property
+    def tokens(self) -> int:
+        """How many events held text, reasoning or a call: with most servers that is the number of tokens."""
+        return sum(bool(part.text or part.reasoning or part.calls) for part in self.parts)
+
+
+def said_in(reads: list[Read]) -> list[Said]:
+    """The comments and events of a stream, by the WHATWG grammar; what has no end is left out."""
+    body = b"".join(read.data for read in reads).removeprefix(b"\xef\xbb\xbf")
+    ends, total = [], 0
+    for read in reads:
+        total += len(read.data)
+        ends.append((total, read.seconds))
+    said: list[Said] = []
+    data: list[bytes] = []
+    is_error = False
+    for line in _LINE.finditer(body):
+        seconds = next((at for end, at in ends if end >= line.end()), ends[-1][1])
+        name, _, value = line[1].partition(b":")
+        value = value.removeprefix(b" ")
+        if not line[1]:
+            if data or is_error:
+                said.append(Said(seconds, b'{"error":1}' if is_error else b"\n".join(data)))
+            data, is_error = [], False
+        elif not name:
+            said.append(Said(seconds, value, is_comment=True))
+        elif name == b"data":
+            data.append(value)
+        elif name == b"error" or (name == b"event" and value == b"error"):
+            is_error = True
+    return said
+
+
+def is_done(said: Said) -> bool:
+    """Whether it is the mark of the end."""
+    return said.value.strip() == b"[DONE]"
+
+
+def part_of(said: Said) -> Part:
+    """What an event says."""
+    try:
+        event = json.loads(said.value)
+    except (ValueError, RecursionError):
+        return Part(said.seconds)
+    if not isinstance(event, dict):
+        return Part(said.seconds)
+    if event.get("error") or event.get("object") == "error":
+        return Part(said.seconds, is_error=True)
+    choices = event.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    delta = choice.get("delta") or choice.get("message")
+    delta = delta if isinstance(delta, dict) else {}
+    finish, calls = choice.get("finish_reason"), delta.get("tool_calls")
+    return Part(
+        said.seconds,
+        text=_text(delta.get("content")),
+        reasoning=_text(delta.get("reasoning_content")) or _text(delta.get("reasoning")),
+        finish_reason=finish if isinstance(finish, str) and finish not in ("", "null") else None,
+        calls=len(calls) if isinstance(calls, list) else 0,
+        is_named=any(event.get(name) for name in ("id", "object", "model", "created")),
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):  # a list of parts
+        return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
+    return value if isinstance(value, str) else ""
+
+
+class Router:
+    """The router itself: the request is what eidproxy would send, the answer is what it would read."""
+
+    def __init__(self, upstream: Upstream, aliases: dict[Mode, str], patience_seconds: float) -> None:
+        self._upstream = upstream
+        self._aliases = aliases
+        self._patience_seconds = patience_seconds
+
+    async def ask(self, mode: Mode, question: dict[str, Any]) -> Look:
+        """Ask for a stream, and read it to its end."""
+        body = json.dumps({"model": self._aliases[mode], "stream": True, **question}).encode()
+        return await exchanged(self._upstream, self._upstream.request(body), self._patience_seconds)
+
+
+class _Collector:
+    """Keeps what an exchange hands on. See `upstream.Sink`."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.status: int | None = None
+        self.media_type = b""
+        self.is_encoded = False
+        self.reads: list[Read] = []
+        self.failed: str | None = None
+        self.over = asyncio.Event()
+        self._size = 0
+
+    def upstream_head(self, status: int, content_type: bytes, encoded: bool, *_: object) -> None:
+        self.status, self.is_encoded = status, encoded
+        self.media_type = content_type.partition(b";")[0].strip().lower()
+
+    def upstream_body(self, data: bytes, *_: object) -> None:
+        self.reads.append(Read(time.monotonic() - self.began, data))
+        self._size += len(data)
+        if self._size > _MAX_BYTES:
+            self.failed = "upstream_protocol_error"
+            self.over.set()
+
+    def upstream_end(self, error: httpx.TransportError | None) -> None:
+        if error is not None:
+            self.failed = reason_of_fault(error)
+        self.over.set()
+
+    def look(self) -> Look:
+        """What it has by now."""
+        return Look(self.status, self._reason(), self.reads, time.monotonic() - self.began)
+
+    def _reason(self) -> str | None:
+        if self.status is None:
+            return self.failed or "router_RemoteProtocolError"
+        if self.status != 200:
+            return reason_of_status(self.status, b"".join(read.data for read in self.reads))
+        if self.is_encoded or self.media_type != b"text/event-stream":
+            return "upstream_protocol_error"
+        if self.failed is None and any(part.is_error for part in Look(200, None, self.reads, 0.0).parts):
+            return "upstream_error"
+        return self.failed
+
+
+async def exchanged(upstream: Upstream, message: bytes, patience_seconds: float) -> Look:
+    """Send the bytes of one request to the router and read the answer to its end, or until the patience is over."""
+    try:
+        exchange: Exchange = await upstream.connect()
+    except (EgressBlocked, httpx.TransportError) as error:
+        return Look(None, reason_of_fault(error), [], 0.0)
+    collector = _Collector()
+    exchange.start(message, collector)
+    try:
+        async with asyncio.timeout(patience_seconds):
+            await collector.over.wait()
+    except TimeoutError:
+        collector.failed = "router_ReadTimeout"
+    finally:
+        exchange.abort()
+    return collector.look()
+
+
+class Proxy:
+    """An eidproxy: asked as BACKGROUND, so that nobody waits for a check."""
+
+    def __init__(self, client: httpx.AsyncClient, patience_seconds: float) -> None:
+        self._client = client
+        self._patience_seconds = patience_seconds
+
+    async def ask(
+        self,
+        mode: Mode,
+        question: dict[str, Any],
+        *,
+        leave_at_first_event: bool = False,
+        leave_after: float | None = None,
+    ) -> Look:
+        """Ask for a stream and read it to its end. Or leave: at its first event, or after so many seconds."""
+        began = time.monotonic()
+        reads: list[Read] = []
+        status, reason, upstream_seconds = None, None, None
+        patience = self._patience_seconds if leave_after is None else leave_after
+        try:
+            async with (
+                asyncio.timeout(patience),
+                self._client.stream(
+                    "POST",
+                    "/v1/chat/completions",
+                    json={"model": mode, "stream": True, **question},
+                    headers={"X-Eid-Priority": "background"},
+                    timeout=patience + 1,
+                ) as answer,
+            ):
+                status, reason = answer.status_code, answer.headers.get("x-eid-error-reason")
+                if (told := _UPSTREAM_TIME.search(answer.headers.get("server-timing", ""))) is not None:
+                    upstream_seconds = float(told[1]) / 1e3
+                async for data in answer.aiter_raw():
+                    reads.append(Read(time.monotonic() - began, data))
+                    if leave_at_first_event:
+                        break
+        except TimeoutError:
+            reason = None if leave_after is not None else "no_answer"
+        except httpx.TransportError as error:
+            reason = f"eidproxy_{type(error).__name__}"
+        return Look(status, reason or _reason_in(reads), reads, time.monotonic() - began, upstream_seconds)
+
+
+def _reason_in(reads: list[Read]) -> str | None:
+    """The reason of the error event that ends a stream of eidproxy."""
+    with suppress(ValueError, KeyError, TypeError):
+        for line in b"".join(read.data for read in reads).split(b"\n"):
+            if line.startswith(b'data: {"error"'):
+                return str(json.loads(line[6:])["error_reason"])
+    return None
+
+
+def is_eidproxy(look: Look) -> bool:
+    """Whether an answer to `GET /v1/models` is that of an eidproxy, also of one that refuses."""
+    try:
+        value = json.loads(look.body)
+        if look.status == 200:
+            return any(model["owned_by"] == "eidproxy" for model in value["data"])
+        error = value["error"]
+        ours = {"error", "error_reason", "request_id"} == set(value) and {"message", "type", "param", "code"} == set(
+            error
+        )
+        return ours and error["code"] == value["error_reason"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+async def models_of_router(upstream: Upstream, patience_seconds: float) -> Look:
+    """`GET /v1/models` at the router, which costs it no token. No key is sent: an eidproxy is known by its refusal."""
+    authority = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
+    head = f"GET /v1/models HTTP/1.1\r\nHost: {authority}:{upstream.port}\r\nAccept-Encoding: identity\r\n"
+    return await exchanged(upstream, f"{head}Connection: close\r\n\r\n".encode(), patience_seconds)

@@ -1,0 +1,309 @@
+"""The link to the store of a shared gate: where it may lead, one connection in order, the library, a bound on waits.
+
+Calls go out in the order in which they were made, all that came together in one write. Each carries the run id of the
+server it reaches, so the library knows when it speaks for a server that started anew. Every call may be repeated
+without harm, so one that met a connection the server had closed is sent once more.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from importlib.resources import files
+from ssl import SSLContext
+from typing import Any, NamedTuple
+
+from redis.asyncio.connection import Connection
+from redis.exceptions import ConnectionError as StoreUnreachable
+from redis.exceptions import ResponseError
+
+from eidproxy.config import GateAddress
+from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+from eidproxy.keepalive import enable_keepalive
+from eidproxy.router.resolver import Resolver, canonical
+from eidproxy.router.upstream import EgressBlocked
+
+_KEYS = tuple(
+    f"eidproxy:{{gate}}:{name}" for name in ("state", "holders", "leases", "foreground", "background", "tickets")
+)
+
+_MAX_BATCH = 64
+"""Calls in one write: all of them share one bound in time."""
+
+
+class Reply(NamedTuple):
+    """What the library said, and the last moment of our clock at which it had certainly not yet said it."""
+
+    sent_at: float
+    values: list[Any]
+
+
+class Call:
+    """One call of the library on its way."""
+
+    __slots__ = ("arguments", "function", "reply", "sent")
+
+    def __init__(self, function: str, arguments: tuple[str | int, ...], reply: "asyncio.Future[Reply]") -> None:
+        self.function = function
+        self.arguments = arguments
+        self.reply = reply
+        self.sent = False
+
+
+class GuardedConnection(Connection):
+    """A connection of redis-py that resolves, judges, dials the literal and checks the peer by itself."""
+
+    run_id = ""
+
+    def __init__(self, address: GateAddress, policy: EgressPolicy, resolver: Resolver, tls: SSLContext | None) -> None:
+        super().__init__(
+            host="gate",  # it stands in error texts, and the real one shall not
+            db=address.database,
+            username=address.username,
+            password=address.password,
+            socket_timeout=None,  # every wait has a bound round it
+            socket_connect_timeout=None,
+            protocol=2,
+        )
+        self._address = address
+        self._policy = policy
+        self._resolver = resolver
+        self._tls = tls
+
+    async def addresses(self) -> list[str]:
+        """What may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
+        host, port = self._address.host, self._address.port
+        found = [host] if literal(host) is not None else await self._resolver.resolve(host, port)
+        decisions = self._policy.decide_all(found)
+        if not decisions[0].permitted:
+            raise EgressBlocked(decisions[0])
+        return [str(decision.address) for decision in decisions]
+
+    async def connect(self) -> None:
+        """Connect, log in, and learn which run of which server this is. What fails leaves as it was raised."""
+        await self._connect()
+        try:
+            await self.on_connect()
+            await self._identify()
+        except BaseException:
+            await self.disconnect(nowait=True)
+            raise
+
+    async def _connect(self) -> None:
+        if self._address.path is not None:
+            self._reader, self._writer = await asyncio.open_unix_connection(self._address.path)
+            return
+        for address in await self.addresses():
+            try:
+                reader, writer = await asyncio.open_connection(
+                    address,
+                    self._address.port,
+                    ssl=self._tls,
+                    server_hostname=self._address.host if self._tls is not None else None,
+                )
+            except OSError:
+                continue
+            peer = writer.get_extra_info("peername")
+            if peer is None or peer == writer.get_extra_info("sockname"):
+                writer.close()  # gone already, or the kernel joined the socket with itself
+                continue
+            if canonical(peer[0]) != address:
+                writer.close()
+                raise EgressBlocked(Decision(Verdict.OUTSIDE))
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A subscription says nothing for hours.
+            enable_keepalive(sock, idle=5, interval=2, count=3)
+            # Hanging up throws away what was not delivered: a call that was given up shall not take a slot later.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._reader, self._writer = reader, writer
+            return
+        raise ConnectionRefusedError
+
+    async def _identify(self) -> None:
+        await self.send_command("INFO", "server")
+        text = await self.read_response()
+        for line in text.decode().splitlines():
+            name, _, value = line.partition(":")
+            if name == "run_id":
+                self.run_id = value
+                return
+        raise StoreUnreachable("the server has no run id")
+
+
+def _library() -> tuple[str, str]:
+    """The library's text under a name that belongs to this very text, and that name.
+
+    So replicas of two versions can share a server while one replaces the other.
+    """
+    text = files("eidproxy.gate").joinpath("gate.lua").read_text("utf-8")
+    name = f"eidproxy_gate_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return text.replace("eidproxy_gate", name), name
+
+
+class Link:
+    """The one way from the gate to its store."""
+
+    def __init__(
+        self,
+        address: GateAddress,
+        policy: EgressPolicy,
+        settings: tuple[int, ...],
+        *,
+        call_seconds: float,
+        answered: Callable[[str, Exception | None], None],
+        tls: SSLContext | None = None,
+        resolver: Resolver | None = None,
+    ) -> None:
+        """`settings` go with every call; `answered` hears how each ended."""
+        self._address = address
+        self._policy = policy
+        self._settings = settings
+        self._call_seconds = call_seconds
+        self._answered = answered
+        self._tls = tls
+        self._resolver = resolver or Resolver()
+        self._text, self._name = _library()
+        self._loop = asyncio.get_running_loop()
+        self._calls: deque[Call] = deque()
+        self._work = asyncio.Event()
+        self._connection: GuardedConnection | None = None
+        self._sender = self._loop.create_task(self._send_calls())
+
+    def call(self, function: str, *arguments: str | int) -> Call:
+        """Have a function of the library called. A reply that is cancelled before it was sent is not sent."""
+        call = Call(function, arguments, self._loop.create_future())
+        self._calls.append(call)
+        self._work.set()
+        return call
+
+    def connection(self) -> GuardedConnection:
+        """A connection that is not yet made."""
+        return GuardedConnection(self._address, self._policy, self._resolver, self._tls)
+
+    async def aclose(self) -> None:
+        """Hang up."""
+        self._sender.cancel()
+        await asyncio.wait([self._sender])
+        for call in self._calls:
+            call.reply.cancel()
+        await self._hang_up()
+
+    async def _send_calls(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._calls:
+                batch = [self._calls.popleft() for _ in range(min(len(self._calls), _MAX_BATCH))]
+                try:
+                    await self._serve([call for call in batch if not call.reply.done()])
+                except BaseException:
+                    for call in batch:
+                        call.reply.cancel()
+                    raise
+
+    async def _serve(self, batch: list[Call]) -> None:
+        if not batch:
+            return
+        try:
+            async with asyncio.timeout(self._call_seconds):
+                stale = self._connection is not None
+                try:
+                    await self._exchange(batch)
+                except (OSError, EOFError, StoreUnreachable):
+                    if not stale:
+                        raise
+                    await self._hang_up()
+                    await self._exchange([call for call in batch if not call.reply.done()])
+        except Exception as error:  # noqa: BLE001  # whatever it is: the gate is not to be had
+            await self._hang_up()
+            for call in batch:
+                self._end(call, error)
+
+    async def _exchange(self, batch: list[Call]) -> None:
+        """Send these calls and take their replies. Raises what breaks the connection."""
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self.connection()
+            await connection.connect()
+            # A caller that left meanwhile had nothing to give back, so nothing may be taken for it now.
+            batch = [call for call in batch if not call.reply.done()]
+            if not batch:
+                return
+        sent_at = self._loop.time()
+        results = await self._round_trip(connection, batch)
+        if any(_is_unknown(result) for result in results):
+            # The library is not there (again). Nothing of the batch was done: all of it calls the same library.
+            await self._load(connection)
+            sent_at = self._loop.time()
+            results = await self._round_trip(connection, batch)
+        broken = False
+        for call, result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                broken = True
+                self._end(call, result)
+            else:
+                self._end(call, None, Reply(sent_at, result))
+        if broken:
+            # Read-only, no permission, loading: another server may stand there at the next look.
+            await self._hang_up()
+
+    async def _round_trip(self, connection: GuardedConnection, batch: list[Call]) -> list[Any]:
+        commands = []
+        for call in batch:
+            call.sent = True
+            commands.append(
+                (
+                    "FCALL",
+                    f"{self._name}_{call.function}",
+                    len(_KEYS),
+                    *_KEYS,
+                    connection.run_id,
+                    *self._settings,
+                    *call.arguments,
+                )
+            )
+        await connection.send_packed_command(connection.pack_commands(commands))
+        results: list[Any] = []
+        for _ in batch:
+            try:
+                results.append(await connection.read_response())
+            except ResponseError as error:
+                results.append(error)
+        return results
+
+    async def _load(self, connection: GuardedConnection) -> None:
+        await connection.send_command("FUNCTION", "LOAD", self._text)
+        try:
+            await connection.read_response()
+        except ResponseError as error:
+            if "already exists" not in str(error):  # else another replica was faster
+                raise
+
+    def _end(self, call: Call, error: Exception | None, reply: Reply | None = None) -> None:
+        self._answered(call.function, error)
+        if call.reply.done():
+            return
+        if reply is not None:
+            call.reply.set_result(reply)
+        else:
+            call.reply.set_exception(error or StoreUnreachable())
+            call.reply.exception()  # who asked may have left
+
+    async def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                await connection.disconnect(nowait=True)
+
+
+def _is_unknown(result: object) -> bool:
+    return isinstance(result, ResponseError) and "Function not found" in str(result)
+
+
+async def addresses(address: GateAddress) -> list[str]:
+    """What a gate at this address would dial, for `check`. Raises EgressBlocked, httpx.ConnectError."""
+    return await GuardedConnection(address, address.egress, Resolver(), None).addresses()

@@ -1,0 +1,220 @@
+"""The gate in the process."""
+
+import asyncio
+from collections.abc import Callable
+
+from eidproxy.countdown import Countdown
+from eidproxy.errors import Refusal
+from eidproxy.gate import GateStatistics, Holder, MeanHold, Pass, Waiter
+from eidproxy.gate.admission import AdmissionQueue, Ticket
+from eidproxy.metrics import Metrics
+from eidproxy.vocabulary import Priority, WaitOutcome
+
+
+class LocalPass:
+    """A pass of `LocalGate`."""
+
+    __slots__ = ("_gate", "_turn", "lost", "settling", "ticket")
+
+    def __init__(self, gate: "LocalGate", ticket: Ticket) -> None:
+        self._gate = gate
+        self.ticket = ticket
+        self.lost: Callable[[str], None] | None = None
+        self.settling = False
+        self._turn: asyncio.Future[None] | None = None
+
+    @property
+    def granted_at_once(self) -> bool:
+        """See `Pass.granted_at_once`."""
+        return self._turn is None
+
+    async def granted(self) -> None:
+        """See `Pass.granted`."""
+        if self._turn is not None:
+            await self._turn
+
+    def holds(self) -> bool:
+        """See `Pass.holds`."""
+        return self._gate.holds(self.ticket)
+
+    def place(self) -> tuple[int, float | None]:
+        """See `Pass.place`."""
+        return self._gate.place(self.ticket)
+
+
+class LocalGate:
+    """The gate in the process: `AdmissionQueue` with futures for turns and timers for clocks."""
+
+    def __init__(
+        self,
+        queue: AdmissionQueue,
+        metrics: Metrics,
+        wait_timeout_seconds: float,
+        max_hold_seconds: float,
+    ) -> None:
+        self._queue = queue
+        self._metrics = metrics
+        self._waits = Countdown(wait_timeout_seconds, self._expire, patient=True)
+        self._holds = Countdown(max_hold_seconds, self._take_back)
+        self._passes: dict[int, LocalPass] = {}
+        self._watchers: dict[int, Callable[[], None]] = {}
+        self._mean_hold = MeanHold()
+        self._draining = False
+        self._news_due = False
+        self._loop = asyncio.get_running_loop()
+
+    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> LocalPass:
+        """See `Gate.request`."""
+        if self._draining:
+            self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
+            raise Refusal("draining")
+        ticket, displaced = self._queue.request(priority, self._loop.time())
+        if ticket is None:
+            self._metrics.gate_wait[priority, WaitOutcome.FULL].observe(0)
+            raise self._full()
+        if displaced is not None:
+            self._turn_away(self._passes[displaced.number], WaitOutcome.FULL, self._full())
+        claim = self._passes[ticket.number] = LocalPass(self, ticket)
+        try:
+            if ticket.granted_at is not None:
+                self._begin_hold(claim)
+            else:
+                claim._turn = self._loop.create_future()
+                self._waits.start(claim)
+                if moved is not None:
+                    self._watchers[ticket.number] = moved
+                self._tell_waiters()
+        except BaseException:
+            self.leave(claim)  # nobody gets the claim, so nobody else could
+            raise
+        return claim
+
+    def leave(self, claim: Pass) -> None:
+        """See `Gate.leave`."""
+        assert isinstance(claim, LocalPass)  # noqa: S101  # a gate is only given back its own passes
+        ticket, now = claim.ticket, self._loop.time()
+        if ticket.number not in self._passes:
+            return
+        # The slot goes on first, and whom it goes to is woken first: what is only counted must not come between.
+        granted = self._queue.leave(ticket, now)
+        del self._passes[ticket.number]
+        self._watchers.pop(ticket.number, None)
+        self._waits.stop(claim)
+        self._holds.stop(claim)
+        for runner in granted:
+            self._grant(self._passes[runner.number])
+        self._tell_waiters()
+        if ticket.granted_at is not None:
+            self._mean_hold.add(now - ticket.granted_at)
+            self._metrics.gate_hold[ticket.priority].observe(now - ticket.granted_at)
+        else:
+            self._metrics.gate_wait[ticket.priority, WaitOutcome.CANCELLED].observe(now - ticket.arrived_at)
+
+    def drain(self) -> None:
+        """See `Gate.drain`."""
+        self._draining = True
+        for priority in Priority:
+            for ticket in list(self._queue.line(priority)):
+                self._turn_away(self._passes[ticket.number], WaitOutcome.DRAINING, Refusal("draining"))
+
+    def holds(self, ticket: Ticket) -> bool:
+        """Whether it has a slot now."""
+        return ticket.number in self._queue.holders
+
+    def place(self, ticket: Ticket) -> tuple[int, float | None]:
+        """The position of a ticket and the seconds until its slot."""
+        position = self._queue.position(ticket, self._loop.time())
+        return position, self._mean_hold.wait(position, self._queue.capacity)
+
+    def statistics(self) -> GateStatistics:
+        """See `Gate.statistics`."""
+        now = self._loop.time()
+        lines = {priority: self._queue.line(priority) for priority in Priority}
+        return GateStatistics(
+            slots=self._queue.capacity,
+            in_use=len(self._queue.holders),
+            settling=sum(self._passes[number].settling for number in self._queue.holders),
+            queue_limit=self._queue.max_waiting,
+            depth={priority: len(line) for priority, line in lines.items()},
+            oldest_wait_seconds={p: now - line[0].arrived_at if line else 0.0 for p, line in lines.items()},
+            mean_hold_seconds=self._mean_hold.seconds,
+        )
+
+    def holders(self) -> list[Holder]:
+        """See `Gate.holders`."""
+        now = self._loop.time()
+        return [
+            Holder(ticket.priority, now - ticket.granted_at, self._passes[number].settling)
+            for number, ticket in self._queue.holders.items()
+            if ticket.granted_at is not None
+        ]
+
+    def waiters(self) -> list[Waiter]:
+        """See `Gate.waiters`."""
+        now = self._loop.time()
+        waiters = [
+            Waiter(priority, self._queue.position(ticket, now), now - ticket.arrived_at)
+            for priority in Priority
+            for ticket in self._queue.line(priority)
+        ]
+        return sorted(waiters, key=lambda waiter: waiter.position)
+
+    async def available(self) -> bool:
+        """See `Gate.available`."""
+        return True
+
+    async def aclose(self) -> None:
+        """See `Gate.aclose`. Nothing outlives the process."""
+        self.drain()
+
+    def _full(self) -> Refusal:
+        wait = self._mean_hold.wait(self._queue.waiting + 1, self._queue.capacity)
+        return Refusal("gate_queue_full", retry_seconds=wait)
+
+    def _grant(self, claim: LocalPass) -> None:
+        if claim._turn is not None and not claim._turn.done():
+            claim._turn.set_result(None)
+        self._waits.stop(claim)
+        self._watchers.pop(claim.ticket.number, None)
+        self._begin_hold(claim)
+
+    def _begin_hold(self, claim: LocalPass) -> None:
+        ticket = claim.ticket
+        self._holds.start(claim)
+        waited = self._loop.time() - ticket.arrived_at
+        self._metrics.gate_wait[ticket.priority, WaitOutcome.GRANTED].observe(waited)
+
+    def _expire(self, claim: LocalPass) -> None:
+        wait = self._mean_hold.wait(max(self._queue.waiting, 1), self._queue.capacity)
+        self._turn_away(claim, WaitOutcome.EXPIRED, Refusal("gate_wait_timeout", retry_seconds=wait))
+
+    def _turn_away(self, claim: LocalPass, outcome: WaitOutcome, refusal: Refusal) -> None:
+        """End a wait with a refusal. The place is given up here, so that nobody waits behind a ghost."""
+        ticket, now = claim.ticket, self._loop.time()
+        self._passes.pop(ticket.number, None)
+        self._watchers.pop(ticket.number, None)
+        self._waits.stop(claim)
+        self._queue.leave(ticket, now)
+        if claim._turn is not None and not claim._turn.done():
+            claim._turn.set_exception(refusal)
+            claim._turn.exception()  # a waiter that left in this very tick never looks
+        self._tell_waiters()
+        self._metrics.gate_wait[ticket.priority, outcome].observe(now - ticket.arrived_at)
+
+    def _take_back(self, claim: LocalPass) -> None:
+        """The watchdog: a holder that outlived its own deadline is a bug, and must not become an outage."""
+        self._metrics.forced_releases.inc()
+        self.leave(claim)
+        if claim.lost is not None:
+            claim.lost("internal_error")
+
+    def _tell_waiters(self) -> None:
+        """Let those who asked know, once a tick, that places may have changed."""
+        if self._watchers and not self._news_due:
+            self._news_due = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._news_due = False
+        for moved in list(self._watchers.values()):
+            moved()

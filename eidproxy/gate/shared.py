@@ -1,0 +1,607 @@
+"""The shared gate: the same promises as `LocalGate`, kept in Redis or Valkey for any number of replicas.
+
+The discipline runs in the server (`gate.lua`). What runs here is the other half of a lease: it is renewed every third
+of its length, and a slot whose renewal did not come through is given up at four fifths of it, before the server can
+give it to anybody else. Both are counted from a moment *before* the call was sent, so the server's lease ends later.
+
+Nothing here is believed without a call that went to the server and back: the message that wakes a waiter may be as old
+as a pause of this process was long, so a waiter that is woken renews, and holds its slot only if the answer says so.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+import ssl
+from collections.abc import Callable
+from functools import partial
+
+import httpx
+
+from eidproxy.config import GateSettings, gate_address
+from eidproxy.errors import Refusal
+from eidproxy.gate import GateStatistics, Holder, Pass, Waiter
+from eidproxy.gate.link import Call, GuardedConnection, Link, Reply, addresses
+from eidproxy.metrics import Metrics
+from eidproxy.router.upstream import EgressBlocked
+from eidproxy.vocabulary import Priority, WaitOutcome
+
+CALL_SECONDS = 0.3
+"""How long the store may take to answer. A caller gets its 503 within 500 ms."""
+
+HOLD_SHARE = 0.8
+"""The part of a lease after which a holder that could not renew stops."""
+
+_ROUNDS_A_LEASE = 3
+"""Renewals in one lease: two in a row may fail."""
+_POLL_SECONDS = 0.5
+"""How often those who wait are renewed, which also finds a grant whose message was lost, and a lease that ran out."""
+
+_CLOSE_SECONDS = 1.0
+"""How long an end waits for the store to hear what is given back. Else the leases do it."""
+_RESOLVE_SECONDS = 5.0
+"""How long `check` waits for the name of the store."""
+_LISTEN_AGAIN_SECONDS = 0.25
+"""Until a subscription that broke is made again. Meanwhile the rounds find what was said."""
+_REPORT = 4  # state, number, token and position of a ticket
+
+
+def build_link(settings: GateSettings) -> Callable[["RedisGate"], Link]:
+    """The link that `gate.url` asks for, once there is a gate to hear of it."""
+    address = gate_address(settings.url or "")
+    tls = ssl.create_default_context(cafile=address.ca_file) if address.secure else None
+    terms = (
+        round(settings.lease_seconds * 1e6),
+        settings.capacity,
+        settings.max_waiting,
+        round(settings.aging_seconds * 1e6),
+    )
+    return lambda gate: Link(
+        address,
+        address.egress,
+        terms,
+        call_seconds=call_seconds(settings.lease_seconds),
+        answered=gate.answered,
+        tls=tls,
+    )
+
+
+async def check_store(settings: GateSettings) -> tuple[list[str], str | None]:
+    """For `check`: what would be dialled, and why the store cannot serve now, if so."""
+    address = gate_address(settings.url or "")
+    if address.path is not None:
+        told = [f"would open the socket {address.path}"]
+    else:
+        try:
+            async with asyncio.timeout(_RESOLVE_SECONDS):
+                found = await addresses(address)
+        except EgressBlocked as blocked:
+            return [], f"egress_blocked: {blocked.decision.address or address.host}: {blocked.decision.verdict}"
+        except (httpx.TransportError, TimeoutError):
+            return [], f"the name {address.host} cannot be resolved now"
+        told = [f"would dial {dialled} port {address.port}" for dialled in found]
+    faults: list[Exception | None] = []
+    gate = RedisGate(
+        build_link(settings),
+        Metrics("check"),
+        capacity=settings.capacity,
+        max_waiting=settings.max_waiting,
+        lease_seconds=settings.lease_seconds,
+        wait_timeout_seconds=settings.wait_timeout_seconds,
+        max_hold_seconds=0.0,  # it holds nothing
+        changed=faults.append,
+    )
+    served = await gate.available()
+    await gate.aclose()
+    if served:
+        return [*told, "the store serves"], None
+    return told, f"gate_unavailable: the store does not serve ({type(faults[-1]).__name__ if faults else 'silent'})"
+
+
+class LeaseTerms:
+    """What follows from the length of a lease, in seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.hold = seconds * HOLD_SHARE
+        self.round = seconds / _ROUNDS_A_LEASE
+        self.poll = min(_POLL_SECONDS, self.round)
+        self.call = call_seconds(seconds)
+
+
+def call_seconds(lease_seconds: float) -> float:
+    """How long a call may take: with a short lease less, so that one slow call does not end it."""
+    return min(CALL_SECONDS, lease_seconds / 4)
+
+
+class RedisPass:
+    """A pass of `RedisGate`."""
+
+    __slots__ = (
+        "_gate",
+        "arrived_at",
+        "entering",
+        "expiry",
+        "fence",
+        "fence_at",
+        "granted_at",
+        "id",
+        "lost",
+        "moved",
+        "number",
+        "position",
+        "priority",
+        "settling",
+        "token",
+        "turn",
+        "unanswered",
+        "watchdog",
+    )
+
+    def __init__(self, gate: "RedisGate", number: str, priority: Priority, arrived_at: float) -> None:
+        self._gate = gate
+        self.id = number
+        self.priority = priority
+        self.arrived_at = arrived_at
+        self.granted_at: float | None = None
+        self.lost: Callable[[str], None] | None = None
+        self.settling = False
+        self.moved: Callable[[], None] | None = None
+        self.number = 0
+        """The order of arrival by the server, 0 before it answered."""
+        self.token = 0
+        """The fencing token, 0 before the grant."""
+        self.position = 0
+        self.entering: Call | None = None
+        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.unanswered: asyncio.TimerHandle | None = None
+        self.expiry: asyncio.TimerHandle | None = None
+        self.fence: asyncio.TimerHandle | None = None
+        self.fence_at = 0.0  # kept here: uvloop's handle of a timer that is due at once cannot tell
+        self.watchdog: asyncio.TimerHandle | None = None
+
+    granted_at_once = False
+
+    async def granted(self) -> None:
+        """See `Pass.granted`."""
+        await self.turn
+
+    def holds(self) -> bool:
+        """See `Pass.holds`."""
+        return self._gate.holds(self)
+
+    def place(self) -> tuple[int, float | None]:
+        """See `Pass.place`. The position is 0 until the server has told it."""
+        position = 0 if self.granted_at is not None else self.position
+        return position, self._gate.wait(position)
+
+
+class RedisGate:
+    """The gate in a store. Its views (`statistics`, `holders`, `waiters`) show what this replica holds and waits for;
+    the position of a waiter is its place among those of all replicas.
+    """
+
+    def __init__(
+        self,
+        link: Callable[["RedisGate"], Link],
+        metrics: Metrics,
+        *,
+        capacity: int,
+        max_waiting: int,
+        lease_seconds: float,
+        wait_timeout_seconds: float,
+        max_hold_seconds: float,
+        changed: Callable[[Exception | None], None] = lambda _error: None,
+    ) -> None:
+        """`changed` hears when the store becomes available (None) and when it no longer is (why)."""
+        self._metrics = metrics
+        self._capacity = capacity
+        self._max_waiting = max_waiting
+        self._lease = LeaseTerms(lease_seconds)
+        self._wait_timeout_seconds = wait_timeout_seconds
+        self._max_hold_seconds = max_hold_seconds
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._replica = secrets.token_hex(8)
+        self._arrivals = 0
+        self._passes: dict[str, RedisPass] = {}
+        self._lines: dict[Priority, dict[str, RedisPass]] = {priority: {} for priority in Priority}
+        self._holders: dict[str, RedisPass] = {}
+        self._releases: dict[str, tuple[int, float]] = {}
+        """What the store has not confirmed as given back: its token, and when its lease ends by itself."""
+        self._releasing: set[str] = set()
+        self._mean_hold_seconds: float | None = None
+        self._draining = False
+        self._up: bool | None = None
+        self._renewing = False
+        self._whole_round_at = 0.0
+        self._round_timer: asyncio.TimerHandle | None = None
+        self._round_at = 0.0
+        self._subscription: GuardedConnection | None = None
+        self._following = False
+        self._follower: asyncio.Task[None] | None = None
+        metrics.gate_backend_up = False
+        self._link = link(self)
+        self._listener = self._loop.create_task(self._listen())
+        self._round()
+
+    # What a relay asks for
+
+    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> RedisPass:
+        """See `Gate.request`. Whether the queue is full is known only to the server."""
+        if self._draining:
+            self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
+            raise Refusal("draining")
+        self._arrivals += 1
+        claim = RedisPass(self, f"{self._replica}:{self._arrivals}", priority, self._loop.time())
+        claim.moved = moved
+        claim.expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, claim)
+        claim.unanswered = self._loop.call_later(self._lease.call, self._unavailable, claim)
+        self._passes[claim.id] = self._lines[priority][claim.id] = claim
+        claim.entering = self._link.call("enter", claim.id, priority)
+        claim.entering.reply.add_done_callback(partial(self._entered, claim))
+        return claim
+
+    def leave(self, claim: Pass) -> None:
+        """See `Gate.leave`."""
+        assert isinstance(claim, RedisPass)  # noqa: S101  # a gate is only given back its own passes
+        if claim.id not in self._passes:
+            return
+        now = self._loop.time()
+        if claim.granted_at is not None:
+            self._metrics.gate_hold[claim.priority].observe(now - claim.granted_at)
+        else:
+            self._metrics.gate_wait[claim.priority, WaitOutcome.CANCELLED].observe(now - claim.arrived_at)
+        self._forget(claim)
+        self._release(claim)
+
+    def drain(self) -> None:
+        """See `Gate.drain`."""
+        self._draining = True
+        for priority in Priority:
+            for claim in list(self._lines[priority].values()):
+                self._turn_away(claim, Refusal("draining"), WaitOutcome.DRAINING)
+
+    def holds(self, claim: RedisPass) -> bool:
+        """See `Pass.holds`. What was granted before a pause may have been given on during it."""
+        if claim.id in self._holders and claim.fence_at <= self._loop.time():
+            self._lose(claim)
+        return claim.id in self._holders
+
+    def wait(self, position: int) -> float | None:
+        """Seconds until the waiter at a position has a slot, by the mean of all replicas' holds."""
+        mean = self._mean_hold_seconds
+        return None if mean is None else mean * position / self._capacity
+
+    # What the operator sees
+
+    def statistics(self) -> GateStatistics:
+        """See `Gate.statistics`: of this replica, so that the sum over all replicas is the whole."""
+        now = self._loop.time()
+        oldest = {priority: next(iter(line.values()), None) for priority, line in self._lines.items()}
+        return GateStatistics(
+            slots=self._capacity,
+            in_use=len(self._holders),
+            settling=sum(claim.settling for claim in self._holders.values()),
+            queue_limit=self._max_waiting,
+            depth={priority: len(line) for priority, line in self._lines.items()},
+            oldest_wait_seconds={p: now - claim.arrived_at if claim else 0.0 for p, claim in oldest.items()},
+            mean_hold_seconds=self._mean_hold_seconds,
+        )
+
+    def holders(self) -> list[Holder]:
+        """See `Gate.holders`."""
+        now = self._loop.time()
+        return [
+            Holder(claim.priority, now - (claim.granted_at or now), claim.settling) for claim in self._holders.values()
+        ]
+
+    def waiters(self) -> list[Waiter]:
+        """See `Gate.waiters`."""
+        now = self._loop.time()
+        waiters = [
+            Waiter(claim.priority, max(claim.position, 1), now - claim.arrived_at)
+            for line in self._lines.values()
+            for claim in line.values()
+        ]
+        return sorted(waiters, key=lambda waiter: waiter.position)
+
+    async def available(self) -> bool:
+        """See `Gate.available`."""
+        call = self._link.call("enter", "", "")
+        await asyncio.wait([call.reply], timeout=self._lease.call)
+        if not call.reply.done():
+            call.reply.cancel()
+            return False
+        return not call.reply.cancelled() and call.reply.exception() is None
+
+    async def aclose(self) -> None:
+        """See `Gate.aclose`. What was given back shall be free for the others at once, not after the lease."""
+        self.drain()
+        for claim in list(self._holders.values()):
+            self.leave(claim)
+        give_up_at = self._loop.time() + _CLOSE_SECONDS
+        while self._releases and self._loop.time() < give_up_at:  # noqa: ASYNC110  # only while the process stops
+            await asyncio.sleep(0.01)
+        if self._round_timer is not None:
+            self._round_timer.cancel()
+        tasks = [self._listener] if self._follower is None else [self._listener, self._follower]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await self._link.aclose()
+
+    # What the store answers
+
+    def answered(self, function: str, error: Exception | None) -> None:
+        """Note whether the store serves. Any error says no; only `enter` says yes, since it needs memory too."""
+        if error is None and function != "enter":
+            return
+        up = error is None
+        if self._up is not up:
+            self._up = up
+            self._metrics.gate_backend_up = up
+            self._changed(error)
+        if not up:
+            self._round_within(self._lease.poll)
+
+    def _entered(self, claim: RedisPass, done: "asyncio.Future[Reply]") -> None:
+        if claim.id not in self._passes or done.cancelled():
+            return
+        if done.exception() is not None:
+            self._unavailable(claim)
+            return
+        sent_at, (mean, state, number, token, position) = done.result()
+        self._learn_mean(mean)
+        if claim.unanswered is not None:
+            claim.unanswered.cancel()
+        if state == b"full":
+            refusal = Refusal("gate_queue_full", retry_seconds=self.wait(position))
+            self._turn_away(claim, refusal, WaitOutcome.FULL, place=False)
+            return
+        self._apply(claim, sent_at, state, number, token, position)
+        if state == b"waits":
+            # A caller that is told its place follows it from now on.
+            self._round_within(0 if claim.moved is not None and not self._following else self._lease.poll)
+
+    def _renew(self, claims: list[RedisPass]) -> Call:
+        arguments: list[str | int] = []
+        for claim in claims:
+            arguments += (claim.id, claim.priority, claim.number, claim.token)
+        call = self._link.call("renew", *arguments)
+        call.reply.add_done_callback(partial(self._renewed, claims))
+        return call
+
+    def _renewed(self, claims: list[RedisPass], done: "asyncio.Future[Reply]") -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._whole_round_at = 0.0  # the next round tries again; the fence stands
+            return
+        sent_at, (mean, *reports) = done.result()
+        self._learn_mean(mean)
+        for index, claim in enumerate(claims):
+            if claim.id in self._passes:
+                self._apply(claim, sent_at, *reports[index * _REPORT : (index + 1) * _REPORT])
+
+    def _apply(self, claim: RedisPass, sent_at: float, state: bytes, number: int, token: int, position: int) -> None:
+        """Take what the server says of a pass. Its lease was begun anew no earlier than `sent_at`."""
+        now = self._loop.time()
+        if state == b"gone":
+            if claim.granted_at is None and claim.priority is Priority.BACKGROUND and claim.fence_at > now:
+                # Its lease was good, so it was displaced, and the message that says so is slower or lost.
+                self._displaced(claim)
+            else:
+                self._lose(claim)
+            return
+        claim.number = number
+        fence_at = sent_at + self._lease.hold
+        if fence_at <= now:
+            self._lose(claim)  # the answer lay unread while this process stood still: what it says may be over
+            return
+        if claim.fence is not None:
+            claim.fence.cancel()
+        claim.fence_at = fence_at
+        claim.fence = self._loop.call_at(fence_at, self._lose, claim)
+        if state == b"holds":
+            claim.token = token
+            if claim.granted_at is None:
+                self._begin_hold(claim, now)
+        elif position != claim.position:
+            claim.position = position
+            if claim.moved is not None:
+                claim.moved()
+
+    def _begin_hold(self, claim: RedisPass, now: float) -> None:
+        claim.granted_at = now
+        claim.moved = None
+        if claim.expiry is not None:
+            claim.expiry.cancel()
+        del self._lines[claim.priority][claim.id]
+        self._holders[claim.id] = claim
+        self._metrics.gate_wait[claim.priority, WaitOutcome.GRANTED].observe(now - claim.arrived_at)
+        claim.watchdog = self._loop.call_later(self._max_hold_seconds, self._take_back, claim)
+        if not claim.turn.done():
+            claim.turn.set_result(None)
+        self._round_within(self._lease.round)
+
+    def _learn_mean(self, microseconds: int) -> None:
+        if microseconds >= 0:
+            self._mean_hold_seconds = microseconds / 1e6
+
+    # How a pass ends
+
+    def _expire(self, claim: RedisPass) -> None:
+        refusal = Refusal("gate_wait_timeout", retry_seconds=self.wait(max(claim.position, 1)))
+        self._turn_away(claim, refusal, WaitOutcome.EXPIRED)
+
+    def _displaced(self, claim: RedisPass) -> None:
+        refusal = Refusal("gate_queue_full", retry_seconds=self.wait(max(claim.position, 1)))
+        self._turn_away(claim, refusal, WaitOutcome.FULL, place=False)
+
+    def _unavailable(self, claim: RedisPass) -> None:
+        self._turn_away(claim, Refusal("gate_unavailable"), None)
+
+    def _lose(self, claim: RedisPass) -> None:
+        """The lease is over or was not renewed in time: stop, and only then tell the server."""
+        if claim.granted_at is None:
+            self._unavailable(claim)
+            return
+        self._metrics.lease_lost.inc()
+        self._metrics.gate_hold[claim.priority].observe(self._loop.time() - claim.granted_at)
+        self._stop(claim, "gate_unavailable")
+
+    def _take_back(self, claim: RedisPass) -> None:
+        """The watchdog: see `LocalGate`."""
+        self._metrics.forced_releases.inc()
+        self._stop(claim, "internal_error")
+
+    def _stop(self, claim: RedisPass, reason: str) -> None:
+        self._forget(claim)
+        if claim.lost is not None:
+            claim.lost(reason)
+        self._release(claim)
+
+    def _turn_away(
+        self, claim: RedisPass, refusal: Refusal, outcome: WaitOutcome | None, *, place: bool = True
+    ) -> None:
+        """End a wait with a refusal. `place` tells whether the server may hold one for it."""
+        if claim.id not in self._passes:
+            return
+        if outcome is not None:
+            self._metrics.gate_wait[claim.priority, outcome].observe(self._loop.time() - claim.arrived_at)
+        self._forget(claim)
+        if place:
+            self._release(claim)
+        if not claim.turn.done():
+            claim.turn.set_exception(refusal)
+            claim.turn.exception()  # a waiter that left in this very tick never looks
+
+    def _forget(self, claim: RedisPass) -> None:
+        del self._passes[claim.id]
+        self._lines[claim.priority].pop(claim.id, None)
+        self._holders.pop(claim.id, None)
+        claim.moved = None
+        for timer in (claim.unanswered, claim.expiry, claim.fence, claim.watchdog):
+            if timer is not None:
+                timer.cancel()
+
+    def _release(self, claim: RedisPass) -> None:
+        """Have the server take back what it may hold for a pass, as soon as it can be reached."""
+        if claim.entering is not None and not claim.entering.sent:
+            claim.entering.reply.cancel()
+            return
+        self._releases[claim.id] = claim.token, self._loop.time() + self._lease.seconds
+        self._releasing.add(claim.id)
+        # A transport that is aborted is closed in the next turn of the loop. The link may be about to send in this one.
+        self._loop.call_soon(self._send_release, claim.id, claim.token)
+
+    def _send_release(self, number: str, token: int) -> None:
+        self._releasing.add(number)
+        call = self._link.call("leave", number, token)
+        call.reply.add_done_callback(partial(self._released, number))
+
+    def _released(self, number: str, done: "asyncio.Future[Reply]") -> None:
+        self._releasing.discard(number)
+        if done.cancelled() or done.exception() is not None:
+            self._round_within(self._lease.poll)
+        else:
+            self._releases.pop(number, None)
+            self._learn_mean(done.result().values[0])
+
+    # The rounds
+
+    def _round(self) -> None:
+        """Renew the leases in one call, send again what was not taken back, and look whether the store serves."""
+        now = self._loop.time()
+        self._round_timer = None
+        for number, (token, give_up_at) in list(self._releases.items()):
+            if now >= give_up_at:
+                del self._releases[number]  # the lease has done it
+            elif number not in self._releasing:
+                self._send_release(number, token)
+        if not self._renewing:
+            self._renewing = True
+            call = self._link.call("enter", "", "")
+            due = self._due(now)
+            if due:
+                call = self._renew(due)
+            call.reply.add_done_callback(self._round_ended)
+            if self._follower is None or self._follower.done():
+                self._follower = self._loop.create_task(self._follow())
+        waiting = any(self._lines.values()) or self._releases or not self._up
+        self._round_within(self._lease.poll if waiting else self._lease.round)
+
+    def _due(self, now: float) -> list[RedisPass]:
+        """Which passes to renew now: all of them each third of a lease; in between holders, our next in line, and those
+        whose callers are told their places.
+        """
+        claims = self._passes
+        if now >= self._whole_round_at - 0.001:
+            self._whole_round_at = now + self._lease.round
+        else:
+            heads = [number for line in self._lines.values() for number in itertools.islice(line, self._capacity)]
+            told = [claim.id for claim in claims.values() if claim.moved is not None]
+            claims = {number: claims[number] for number in (*self._holders, *heads, *told)}
+        return [claim for claim in claims.values() if claim.number]
+
+    def _round_ended(self, _done: "asyncio.Future[Reply]") -> None:
+        self._renewing = False
+
+    def _round_within(self, seconds: float) -> None:
+        when = self._loop.time() + seconds
+        if self._round_timer is not None:
+            if self._round_at <= when:
+                return
+            self._round_timer.cancel()
+        self._round_at = when
+        self._round_timer = self._loop.call_at(when, self._round)
+
+    # The messages that wake
+
+    async def _listen(self) -> None:
+        while True:
+            connection = self._link.connection()
+            try:
+                async with asyncio.timeout(self._lease.call):
+                    await connection.connect()
+                    await connection.send_command("SUBSCRIBE", f"eidproxy:gate:{self._replica}")
+                self._subscription, self._following = connection, False
+                self._round_within(0)  # what was said while nobody listened
+                while True:
+                    kind, _, words = await connection.read_response()
+                    if kind == b"message":
+                        self._hear(words.decode())
+            except Exception:  # noqa: BLE001, S110  # the polls go on, and the link says why
+                pass
+            finally:
+                self._subscription = None
+                await connection.disconnect(nowait=True)
+            await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
+
+    async def _follow(self) -> None:
+        """Subscribe to the moves of the queue while a caller is told its place, and only then.
+
+        The store sends each move to every replica that listens, and with a thousand of them that delays the grant.
+        """
+        wanted = any(claim.moved is not None for line in self._lines.values() for claim in line.values())
+        connection = self._subscription
+        if connection is not None and wanted is not self._following:
+            self._following = wanted
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(self._lease.call):
+                    await connection.send_command("SUBSCRIBE" if wanted else "UNSUBSCRIBE", "eidproxy:gate:moved")
+
+    def _hear(self, words: str) -> None:
+        word, _, number = words.partition(" ")
+        claim = self._passes.get(number)
+        if word == "moved":
+            if any(claim.moved is not None for claim in self._passes.values()):
+                self._round_within(0)
+        elif word == "full" and claim is not None:
+            self._displaced(claim)
+        elif word == "granted":
+            if claim is not None:
+                self._renew([claim])
+            elif number not in self._releases:
+                # A call that was given up reached the server all the same.
+                self._releases[number] = 0, self._loop.time() + self._lease.seconds
+                self._send_release(number, 0)

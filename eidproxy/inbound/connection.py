@@ -1,0 +1,603 @@
+"""A caller's connection: reads one request at a time, strictly, and gives whoever answers it a way to write.
+
+`Connection` is the protocol that the server runs for each connection. It hands a request on once it is whole, and calls
+`departed` when the caller leaves, at whatever moment and in whatever way. Its states, and what happens in each:
+
+    event   IDLE          HEAD      BODY      BUSY          FLUSHING           CLOSING   LINGERING
+    bytes   HEAD BODY BUSY …        … BUSY    abort         empty: as IDLE,    -         -
+                                                            else abort
+    FIN     CLOSING       CLOSING   CLOSING   abort         CLOSING            -         CLOSING
+    time    CLOSING 15 s  408 5 s   408 10 s  -             abort 30 s         abort 30 s abort 2 s
+    drain   next answer   503       503       this answer   this answer        -         -
+            is the last                       is the last   was the last
+
+An answer with a status, or an abort, ends what the table says it ends: 408 and 503 lead to LINGERING, abort to CLOSED.
+After an answer a connection is IDLE, FLUSHING while much of it is unsent, or CLOSING when it was the last.
+Bytes in BUSY are a second request behind the one that runs: it would hide the caller's departure, since the socket
+would have to stay unread.
+"""
+
+import asyncio
+import http
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from email.utils import formatdate
+from enum import IntEnum, auto
+from typing import Protocol, cast
+
+from eidproxy.countdown import Countdown, PatientTimer
+from eidproxy.errors import Refusal
+from eidproxy.inbound.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
+
+_FLUSH_SECONDS = 30.0
+"""How long a caller may take to read an answer that has no wall clock of its own."""
+_SMALL_ANSWER_BYTES = 64 * 1024
+"""With at most this much unsent no flush timer is set: the idle timeout covers it."""
+
+_OWN_BUFFER_BYTES = 64 * 1024
+"""What each connection may have unsent. More, up to `buffer_bytes`, is lent from what all have together."""
+
+MAX_LENT_BYTES = 32 * 1024 * 1024
+"""What is lent to slow readers in all. Who gets no loan has its router read no further, as if its buffer were full."""
+
+MAX_UNFINISHED_BYTES = 64 * 1024 * 1024
+"""What all bodies that are not yet whole may take in memory together (contract, 2)."""
+
+_STATUS_LINES = {int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode() for s in http.HTTPStatus}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_REQUEST_ID = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class State(IntEnum):
+    """What a connection waits for. Integers, since the hash of a plain Enum is a function in Python."""
+
+    IDLE = auto()
+    """The first byte of a request."""
+    HEAD = auto()
+    """The rest of its head."""
+    BODY = auto()
+    """The rest of its body."""
+    BUSY = auto()
+    """Whoever answers it."""
+    FLUSHING = auto()
+    """The caller, to take the end of an answer. The next request may follow."""
+    CLOSING = auto()
+    """The caller, to take what is unsent. Nothing follows, and nothing is read."""
+    LINGERING = auto()
+    """The caller, to close: an answer that was sent while a request still arrives would be lost by closing first."""
+    CLOSED = auto()
+    """Nothing: the connection is gone, or about to be."""
+
+
+class Service(Protocol):
+    """Who answers requests."""
+
+    buffer_bytes: int
+
+    def admit(self, head: RequestHead) -> int:
+        """Judge a request by its head, before its body is read: how long the body may be. Raises Refusal."""
+
+    def handle(self, connection: "Connection", head: RequestHead, body: bytes) -> None:
+        """Answer a whole request: now, or later through the connection. Raises Refusal."""
+
+    def refused(self, connection: "Connection", head: RequestHead | None, refusal: Refusal) -> None:
+        """A request was refused, one without a valid head perhaps; its answer is on its way."""
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """A handler failed; the caller gets an answer."""
+
+
+_PATIENCE = {State.IDLE: 15.0, State.HEAD: 5.0, State.BODY: 10.0, State.LINGERING: 2.0}
+"""How long a connection waits for its caller in each state, in seconds."""
+
+
+class Roster:
+    """All connections, the timeouts of those that are owed no answer, and what they hold in memory together.
+
+    Who is owed no answer may be closed: when its time is up, or when the place is needed, longest-waiting first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.connections: set[Connection] = set()
+        self.draining = False
+        """Whether no request is taken any more after those at hand."""
+        self.unfinished_bytes = 0
+        """What bodies that are not yet whole have allocated."""
+        self.lent_bytes = 0
+        """What slow readers were lent for their answers."""
+        self._waiting = {
+            state: Countdown(seconds, Connection.expire, patient=True) for state, seconds in _PATIENCE.items()
+        }
+        self._date = b""
+        self._date_second = 0
+
+    def arrive(self, connection: "Connection") -> None:
+        """Take a new connection in, at the cost of the one that has waited longest when there are too many."""
+        self.connections.add(connection)
+        if len(self.connections) > self.limit:
+            firsts = [first for line in self._waiting.values() if (first := line.first()) is not None]
+            min(firsts, key=lambda first: first.since, default=connection).abort()
+
+    def depart(self, connection: "Connection") -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+
+    def enter(self, connection: "Connection", state: State) -> None:
+        """A connection waits for its caller."""
+        self._waiting[state].start(connection)
+
+    def leave(self, connection: "Connection", state: State) -> None:
+        """A connection waits no longer."""
+        self._waiting[state].stop(connection)
+
+    def drain(self) -> None:
+        """The server stops: take no request after those at hand, and turn those away that are not whole."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    def hold(self, more_bytes: int) -> None:
+        """A body that is not yet whole grew. Over the bound the ones that have been arriving longest are refused."""
+        self.unfinished_bytes += more_bytes
+        while self.unfinished_bytes > MAX_UNFINISHED_BYTES:
+            oldest = self._waiting[State.BODY].first()
+            if oldest is None:
+                break
+            oldest.refuse_unfinished(Refusal("overloaded"))
+
+    def lend(self, size: int) -> bool:
+        """Lend a slow reader room for its answer, if there is some."""
+        if self.lent_bytes + size > MAX_LENT_BYTES and self.lent_bytes:
+            return False
+        self.lent_bytes += size
+        return True
+
+    def date(self) -> bytes:
+        """The time as HTTP wants it (RFC 9110, 5.6.7), written once a second."""
+        now = int(time.time())
+        if now != self._date_second:
+            self._date_second, self._date = now, formatdate(now, usegmt=True).encode()
+        return self._date
+
+
+class Connection(asyncio.Protocol):
+    """One caller's connection. `departed` and the two writing calls belong to whoever answers the request at hand."""
+
+    __slots__ = (
+        "_buffer",
+        "_chunked",
+        "_flush_timer",
+        "_head",
+        "_held",
+        "_is_head_request",
+        "_is_paused",
+        "_keep_alive",
+        "_loan",
+        "_roster",
+        "_service",
+        "_state",
+        "_transport",
+        "began_at",
+        "departed",
+        "loop",
+        "request_id",
+        "since",
+        "writing_paused",
+        "writing_resumed",
+    )
+
+    def __init__(self, service: Service, roster: Roster, loop: asyncio.AbstractEventLoop) -> None:
+        self._service = service
+        self._roster = roster
+        self.loop = loop
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._state = State.CLOSED
+        self._buffer = bytearray()
+        self._chunked: ChunkedBody | None = None
+        self._head: RequestHead | None = None
+        self._held = 0
+        self._keep_alive = True
+        self._is_head_request = False
+        self._is_paused = False  # and told so
+        self._loan = 0
+        self._flush_timer: PatientTimer | None = None
+        self.since = 0.0
+        self.began_at = 0.0
+        """When the first byte of the request at hand arrived, on the loop's clock."""
+        self.request_id = ""
+        self.departed: Callable[[], object] | None = None
+        self.writing_paused: Callable[[], None] | None = None
+        self.writing_resumed: Callable[[], None] | None = None
+
+    @property
+    def state(self) -> State:
+        """What it waits for."""
+        return self._state
+
+    @property
+    def owes_answer(self) -> bool:
+        """Whether an answer is still to be given or taken."""
+        return self._state in (State.BUSY, State.FLUSHING, State.CLOSING)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A caller connected."""
+        self._transport = cast(asyncio.Transport, transport)
+        try:
+            self._transport.set_write_buffer_limits(high=min(self._service.buffer_bytes, _OWN_BUFFER_BYTES))
+            self._wait(State.IDLE)
+            self._roster.arrive(self)
+        except BaseException:
+            self._transport.abort()  # uvloop would keep it, unread
+            raise
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """The connection is gone, whoever ended it."""
+        try:
+            self._unwait()
+            self._state = State.CLOSED
+            self.writing_paused = self.writing_resumed = None
+            if self._flush_timer is not None:
+                self._flush_timer.cancel()
+            self._forget_request()
+            self._give_back_loan()
+        finally:
+            self._roster.depart(self)
+            self._leave()
+
+    def eof_received(self) -> None:
+        """The caller closed its side. A half-closed connection is a caller that has left (contract, 2)."""
+        if self._state is State.BUSY:
+            self.abort()
+        elif self._state not in (State.CLOSING, State.CLOSED):
+            self._close(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request."""
+        if self._state is State.FLUSHING and not self._transport.get_write_buffer_size():
+            self._flushed()  # the caller has the whole answer: it can only be its next request
+        state = self._state
+        if state is State.IDLE:
+            self.began_at = self.loop.time()
+            self.request_id = ""
+            self._is_head_request = False
+            end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
+            if end >= 4:  # the usual request comes in one piece
+                self._take_head(data[:end], data[end:])
+                return
+            self._take(data)
+        elif state is State.HEAD:
+            self._take(data)
+        elif state is State.BODY:
+            self._take_body(data)
+        elif state in (State.BUSY, State.FLUSHING):
+            self.abort()
+
+    def pause_writing(self) -> None:
+        """More is unsent than a connection's own share."""
+        if self._state is not State.BUSY:
+            return
+        size = self._service.buffer_bytes - _OWN_BUFFER_BYTES
+        if size > 0 and not self._loan and self._roster.lend(size):
+            self._loan = size  # the transport says no more until it has caught up: `write_chunk` looks itself
+            self._look_at_buffer()
+        else:
+            self._pause()
+
+    def resume_writing(self) -> None:
+        """The caller has caught up."""
+        if self._state is State.FLUSHING:
+            self._flushed()
+            return
+        self._give_back_loan()
+        if self._is_paused:
+            self._is_paused = False
+            if self.writing_resumed is not None:
+                self.writing_resumed()
+
+    def _look_at_buffer(self) -> None:
+        if not self._is_paused and self._transport.get_write_buffer_size() > self._service.buffer_bytes:
+            self._pause()
+
+    def _pause(self) -> None:
+        self._is_paused = True
+        if self.writing_paused is not None:
+            self.writing_paused()
+
+    def _give_back_loan(self) -> None:
+        self._roster.lent_bytes -= self._loan
+        self._loan = 0
+
+    # Reading a request
+
+    def _take(self, data: bytes) -> None:
+        buffer = self._buffer
+        seen = len(buffer)
+        buffer += data
+        end = buffer.find(b"\r\n\r\n", max(seen - 3, 0), MAX_HEAD_BYTES)
+        if end < 0:
+            try:
+                check_partial_head(buffer, seen)
+            except Refusal as refusal:
+                self._refuse_at_edge(refusal)
+                return
+            if self._state is not State.HEAD:
+                self._wait(State.HEAD)
+            return
+        head, rest = bytes(buffer[: end + 4]), bytes(buffer[end + 4 :])
+        self._buffer = bytearray()
+        self._take_head(head, rest)
+
+    def _take_head(self, data: bytes, rest: bytes = b"") -> None:
+        try:
+            head = self._head = parse_head(data)
+            self.request_id = _request_id(head)
+            self._keep_alive = head.keep_alive and not self._roster.draining
+            self._is_head_request = head.method == "HEAD"
+            max_body_bytes = self._service.admit(head)
+            if head.content_length > max_body_bytes:
+                raise Refusal("body_too_large")
+        except Refusal as refusal:
+            self._refuse_at_edge(refusal)
+            return
+        if head.chunked:
+            self._chunked = ChunkedBody(max_body_bytes)
+        elif len(rest) == head.content_length:
+            self._dispatch(head, rest)
+            return
+        if head.expects_continue and not rest:
+            self._transport.write(_CONTINUE)
+        self._wait(State.BODY)
+        if rest:
+            self._take_body(rest)
+
+    def _take_body(self, data: bytes) -> None:
+        head, chunked = self._head, self._chunked
+        assert head is not None  # noqa: S101  # the state says so
+        if chunked is not None:
+            try:
+                chunked.feed(data)
+            except Refusal as refusal:
+                self._refuse_at_edge(refusal)
+                return
+            body, is_whole, has_surplus = chunked.body, chunked.complete, chunked.surplus
+        else:
+            body = self._buffer
+            body += data
+            is_whole, has_surplus = len(body) >= head.content_length, len(body) > head.content_length
+        if has_surplus:
+            self.abort()
+        elif is_whole:
+            self._dispatch(head, bytes(body))
+        else:
+            allocated = body.__alloc__()  # as it grows it takes more than its length
+            more, self._held = allocated - self._held, allocated
+            self._roster.hold(more)
+
+    def _dispatch(self, head: RequestHead, body: bytes) -> None:
+        self._forget_request()
+        self._unwait()
+        self._state = State.BUSY
+        try:
+            self._service.handle(self, head, body)
+            return
+        except Refusal as given:
+            refusal = given
+        except Exception as error:  # noqa: BLE001  # a handler's fault is no reason to leave a caller without an answer
+            self._service.fault("handler", error)
+            refusal = Refusal("internal_error")
+        self.refuse(refusal)
+        self._service.refused(self, head, refusal)
+
+    def refuse_unfinished(self, refusal: Refusal) -> None:
+        """Turn away a request that is not whole; one that is, or none, is left alone."""
+        if self._state in (State.HEAD, State.BODY):
+            self._refuse_at_edge(refusal)
+
+    def _refuse_at_edge(self, refusal: Refusal) -> None:
+        """Answer a request that is not whole, then wait for the caller to close."""
+        self.request_id = self.request_id or new_request_id()
+        head = self._head
+        self._forget_request()
+        self._keep_alive = False
+        self._unwait()
+        self._write_refusal(refusal)
+        self._service.refused(self, head, refusal)
+        self._linger()
+
+    def _forget_request(self) -> None:
+        """Let go of what a request holds while it arrives."""
+        self._head = self._chunked = None
+        if self._buffer:
+            self._buffer = bytearray()
+        if self._held:
+            self._roster.unfinished_bytes -= self._held
+            self._held = 0
+
+    # Answering
+
+    def respond(self, status: int, headers: Headers, body: bytes, flush_seconds: float | None = None) -> None:
+        """Send a whole answer. The caller has `flush_seconds` to take it (30 when it is not said)."""
+        self._transport.write(self._answer(status, headers, body))
+        self._finish(flush_seconds)
+
+    def refuse(self, refusal: Refusal, flush_seconds: float | None = None) -> None:
+        """Send an error; the connection ends after one that is the caller's fault."""
+        self._write_refusal(refusal)
+        self._finish(flush_seconds)
+
+    def begin_stream(self, server_timing: bytes, first: bytes) -> None:
+        """Send the head of an event stream and, in the same write, its first bytes."""
+        chunk = b"%x\r\n%b\r\n" % (len(first), first) if first else b""
+        self._transport.write(self._stream_head(server_timing) + chunk)
+
+    def send_stream(self, server_timing: bytes, whole: bytes, flush_seconds: float | None = None) -> None:
+        """Send a whole event stream in one write."""
+        head = self._stream_head(server_timing)
+        self._transport.write(b"%b%x\r\n%b\r\n%b" % (head, len(whole), whole, _LAST_CHUNK))
+        self._finish(flush_seconds)
+
+    def _stream_head(self, server_timing: bytes) -> bytes:
+        timing = b"Server-Timing: %b\r\n" % server_timing if server_timing else b""
+        return (
+            b"HTTP/1.1 200 OK\r\nDate: %b\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+            b"Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nX-Request-Id: %b\r\n%b"
+            b"Transfer-Encoding: chunked\r\n\r\n" % (self._roster.date(), self.request_id.encode(), timing)
+        )
+
+    def write_chunk(self, data: bytes) -> None:
+        """Send the next bytes of a stream."""
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        if self._loan:
+            self._look_at_buffer()
+
+    def end_stream(self, last: bytes, flush_seconds: float | None = None) -> None:
+        """Send the last bytes of a stream and end it."""
+        self._transport.write(b"%x\r\n%b\r\n%b" % (len(last), last, _LAST_CHUNK))
+        self._finish(flush_seconds)
+
+    def abort(self) -> None:
+        """Close now, whatever is still to be sent."""
+        if self._state is not State.CLOSED:
+            self._unwait()
+            self._state = State.CLOSED
+            self._transport.abort()
+            self._leave()
+
+    def expire(self) -> None:
+        """The caller took too long."""
+        if self._state is State.IDLE:
+            self._close(None)
+        elif self._state is State.LINGERING:
+            self.abort()
+        else:
+            self.refuse_unfinished(Refusal("request_timeout"))
+
+    def drain(self) -> None:
+        """The server stops: a request that is not whole is turned away, and none is taken after the one at hand."""
+        self._keep_alive = False
+        self.refuse_unfinished(Refusal("draining"))
+
+    def close(self) -> None:
+        """The server is gone: send what is written, then close."""
+        if self._state is not State.CLOSED:
+            self._unwait()
+            self._state = State.CLOSING
+            self._transport.close()
+
+    def _answer(self, status: int, headers: Headers, body: bytes) -> bytes:
+        lines, caching = [_STATUS_LINES[status], b"Date: %b\r\n" % self._roster.date()], b"no-store"
+        for name, value in headers:
+            if name == b"Cache-Control":
+                caching = value
+            else:
+                lines.append(b"%b: %b\r\n" % (name, value))
+        if not self._keep_alive:
+            lines.append(b"Connection: close\r\n")
+        if status != http.HTTPStatus.NOT_MODIFIED:  # its length would have to be that of the whole (RFC 9110, 8.6)
+            lines.append(b"Content-Length: %d\r\n" % len(body))
+        lines.append(b"X-Request-Id: %b\r\nCache-Control: %b\r\n\r\n" % (self.request_id.encode(), caching))
+        if not self._is_head_request:
+            lines.append(body)
+        return b"".join(lines)
+
+    def _write_refusal(self, refusal: Refusal) -> None:
+        if refusal.status < 500:
+            self._keep_alive = False
+        headers = [(b"Content-Type", refusal.content_type), *refusal.headers()]
+        self._transport.write(self._answer(refusal.status, headers, refusal.body(self.request_id)))
+
+    def _finish(self, flush_seconds: float | None) -> None:
+        """The answer is written: wait for it to be taken, then for the next request."""
+        self.departed = self.writing_paused = self.writing_resumed = None
+        if self._state is not State.BUSY:
+            return
+        self._is_paused = False
+        if not self._keep_alive:
+            self._close(flush_seconds)
+        elif self._transport.get_write_buffer_size() > _SMALL_ANSWER_BYTES:
+            self._state = State.FLUSHING
+            self._guard_flush(flush_seconds)
+            self._transport.set_write_buffer_limits(high=0)  # resume_writing tells when it is empty
+        else:
+            self._wait(State.IDLE)
+
+    def _close(self, flush_seconds: float | None) -> None:
+        """Close once everything is sent, or when the caller does not take it in time."""
+        self._unwait()
+        self._forget_request()
+        self._state = State.CLOSING
+        if self._transport.get_write_buffer_size():
+            self._guard_flush(flush_seconds)
+        self._transport.close()
+
+    def _guard_flush(self, seconds: float | None) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self._flush_timer = PatientTimer(self.loop, _FLUSH_SECONDS if seconds is None else seconds, self.abort)
+
+    def _flushed(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        self._give_back_loan()
+        if self._transport.is_closing():
+            self._state = State.CLOSING
+        elif not self._keep_alive:
+            self._close(None)
+        else:
+            self._transport.set_write_buffer_limits(high=min(self._service.buffer_bytes, _OWN_BUFFER_BYTES))
+            self._wait(State.IDLE)
+
+    def _linger(self) -> None:
+        """Half-close and read on for a moment: closing with bytes unread resets the connection under the answer."""
+        if self._transport.is_closing():
+            self._state = State.CLOSING
+            return
+        self._transport.write_eof()
+        self._wait(State.LINGERING)
+
+    def _leave(self) -> None:
+        """Tell whoever answers at once, not when the transport gets round to it."""
+        departed, self.departed = self.departed, None
+        if departed is not None:
+            departed()
+
+    def _wait(self, state: State) -> None:
+        self._unwait()
+        self._state = state
+        self.since = self.loop.time()
+        self._roster.enter(self, state)
+
+    def _unwait(self) -> None:
+        if self._state in _PATIENCE:
+            self._roster.leave(self, self._state)
+
+
+def _random_ids() -> Iterator[str]:
+    """Ids of 24 hexadecimal digits. The kernel is asked for many at once: it costs as much as for one."""
+    while True:
+        digits = os.urandom(12 * 256).hex()
+        yield from (digits[at : at + 24] for at in range(0, len(digits), 24))
+
+
+_own_ids = _random_ids()
+
+
+def new_request_id() -> str:
+    """An id of our own."""
+    return next(_own_ids)
+
+
+def _request_id(head: RequestHead) -> str:
+    """The caller's id when it is harmless, else one of ours."""
+    given = head.headers.get(b"x-request-id", b"")
+    if 1 <= len(given) <= 128 and _REQUEST_ID.issuperset(given) and b"x-request-id" not in head.repeated:
+        return given.decode("ascii")
+    return new_request_id()

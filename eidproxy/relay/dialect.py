@@ -1,0 +1,348 @@
+"""What routers send, in any of their dialects, as one type: an event's data becomes a `CameChunk`.
+
+The structs have a field for each thing that may pass and for the few that must be noticed (errors, usage, the model's
+name). The decoder skips unknown fields, so they never exist as a value. An event that the typed decoder refuses is read
+a second time, leaf by leaf (`_read_loosely`), and one that is no valid Unicode is mended first (`repair`). All find the
+same few fields, and none builds a tree: an event may be a megabyte of anything.
+"""
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from eidproxy.relay.repair import repair
+
+
+class CameFunction(Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CameCall(Struct, gc=False):
+    index: int | None = None
+    id: str | None = None
+    function: CameFunction | None = None
+
+
+class CameDelta(Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[CameCall] | None = None
+
+
+class CameChoice(Struct, gc=False):
+    index: int | None = 0
+    delta: CameDelta | None = None
+    message: CameDelta | None = None
+    finish_reason: str | None = None
+    error: Raw | UnsetType = UNSET
+
+
+class _Envelope(Struct, gc=False, kw_only=True):
+    """What stands round the choices. Of `id`, `object` and `created` it only counts whether they are there."""
+
+    id: Raw | UnsetType = UNSET
+    object: Raw | UnsetType = UNSET
+    created: Raw | UnsetType = UNSET
+    model: Raw | UnsetType = UNSET
+    usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+    detail: Raw | UnsetType = UNSET
+    error_type: Raw | UnsetType = UNSET
+    error_message: Raw | UnsetType = UNSET
+
+
+class CameChunk(_Envelope, gc=False, kw_only=True):
+    choices: list[CameChoice] | None = None
+
+
+class _LooseChunk(_Envelope, gc=False, kw_only=True):
+    choices: Raw | UnsetType = UNSET
+
+
+class _LooseChoice(Struct, gc=False):
+    index: Raw | UnsetType = UNSET
+    delta: Raw | UnsetType = UNSET
+    message: Raw | UnsetType = UNSET
+    finish_reason: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+
+
+class _LooseDelta(Struct, gc=False):
+    content: Raw | UnsetType = UNSET
+    reasoning_content: Raw | UnsetType = UNSET
+    reasoning: Raw | UnsetType = UNSET
+    refusal: Raw | UnsetType = UNSET
+    tool_calls: Raw | UnsetType = UNSET
+
+
+class _LooseCall(Struct, gc=False):
+    index: Raw | UnsetType = UNSET
+    id: Raw | UnsetType = UNSET
+    function: Raw | UnsetType = UNSET
+
+
+class _LooseFunction(Struct, gc=False):
+    name: Raw | UnsetType = UNSET
+    arguments: Raw | UnsetType = UNSET
+
+
+class _Part(Struct, gc=False):
+    type: Raw | UnsetType = UNSET
+    text: Raw | UnsetType = UNSET
+    thinking: Raw | UnsetType = UNSET
+    reasoning: Raw | UnsetType = UNSET
+
+
+class _Usage(Struct, gc=False):
+    prompt_tokens: Raw | UnsetType = UNSET
+    completion_tokens: Raw | UnsetType = UNSET
+
+
+_decode_chunk = msgspec.json.Decoder(CameChunk).decode
+_decode_loose_chunk = msgspec.json.Decoder(_LooseChunk).decode
+_decode_list = msgspec.json.Decoder(list[Raw]).decode
+_decode_loose_choice = msgspec.json.Decoder(_LooseChoice).decode
+_decode_loose_delta = msgspec.json.Decoder(_LooseDelta).decode
+_decode_loose_call = msgspec.json.Decoder(_LooseCall).decode
+_decode_loose_function = msgspec.json.Decoder(_LooseFunction).decode
+_decode_part = msgspec.json.Decoder(_Part).decode
+_decode_usage = msgspec.json.Decoder(_Usage).decode
+_decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_raw = msgspec.json.Decoder(Raw).decode
+_decode_str = msgspec.json.Decoder(str).decode
+_decode_int = msgspec.json.Decoder(int).decode
+_decode_index = msgspec.json.Decoder(int, strict=False).decode
+
+_MOST_TOKENS = 1_000_000_000
+"""Tokens of one request. A counter that took any number could be thrown out of use by one answer."""
+
+_MOST_ITEMS = 2048
+"""Items of lists in one event that are read one by one: each costs some microseconds, and nobody sends so many."""
+
+_MOST_DEPTH = 4
+"""Contents in a content. Each is read again for each that is around it."""
+
+_SILENT = frozenset({b"null", b"false", b'""', b"{}"})
+"""An `error` or `detail` that says nothing (contract, 4)."""
+
+_KNOWN_FIELDS = frozenset(
+    {"id", "object", "created", "choices", "model", "usage", "index", "delta", "finish_reason"}
+    | {"role", "content", "reasoning_content", "reasoning", "refusal", "tool_calls"}
+)
+
+
+def says_something(field: Raw | UnsetType) -> bool:
+    return field is not UNSET and bytes(field).translate(None, b" \t\r\n") not in _SILENT
+
+
+def is_error(chunk: CameChunk) -> bool:
+    """Whether an event without choices is an error in one of the dialects that have no `error`."""
+    return (chunk.object is not UNSET and bytes(chunk.object) == b'"error"') or (
+        says_something(chunk.error_type) or says_something(chunk.error_message)
+    )
+
+
+class NotObject(Exception):
+    """JSON, but no chunk in any dialect."""
+
+
+class NotJson(Exception):
+    """No JSON, nor anything that can be mended to be."""
+
+
+class TooManyItems(Exception):
+    """A list longer than any answer's. It is not read in part: nothing is cut without a word."""
+
+
+def decode_event(data: bytes) -> tuple[CameChunk, bytes, bool]:
+    """Decode an event's data. Returns the chunk, the data as it was decoded, and whether it has marks of `repair`.
+
+    Raises NotObject, NotJson or TooManyItems.
+    """
+    try:
+        try:
+            return _decode(data), data, False
+        except msgspec.ValidationError:
+            raise
+        except ValueError:
+            mended = repair(data)
+            if mended is None:
+                raise
+            data, marked = mended
+            return _decode(data), data, marked
+    except msgspec.ValidationError:
+        raise (NotObject if is_json(data) else NotJson) from None
+    except (ValueError, RecursionError):  # no JSON, or nested without end
+        raise NotJson from None
+
+
+def is_json(data: bytes | str) -> bool:
+    """Whether this is one JSON value. No tree is built."""
+    try:
+        _decode_raw(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _decode(data: bytes) -> CameChunk:
+    try:
+        return _decode_chunk(data)
+    except msgspec.ValidationError:
+        return _read_loosely(_decode_loose_chunk(data))
+
+
+def decode_usage(raw: Raw) -> tuple[int, int] | None:
+    """The tokens of prompt and completion, or None for anything that is no usage."""
+    try:
+        usage = _decode_usage(raw)
+        return _tokens(usage.prompt_tokens), _tokens(usage.completion_tokens)
+    except (ValueError, RecursionError):
+        return None
+
+
+def count_unknown_fields(data: bytes) -> int:
+    """How many fields of an event have no name in the closed schema. Their values are not decoded."""
+    try:
+        value = _decode_members(data)
+        unknown = len(value.keys() - _KNOWN_FIELDS)
+        for raw in _decode_list(value.get("choices", _EMPTY))[:1]:
+            choice = _decode_members(raw)
+            unknown += len(choice.keys() - _KNOWN_FIELDS)
+            unknown += len(_decode_members(choice.get("delta", _NOTHING)).keys() - _KNOWN_FIELDS)
+    except (ValueError, RecursionError):
+        return 0  # the typed decoder is less strict where it only skips
+    return unknown
+
+
+_EMPTY, _NOTHING = Raw(b"[]"), Raw(b"{}")
+
+
+# The second reading. Each function takes one leaf of any type and returns what of it counts.
+
+
+def _read_loosely(loose: _LooseChunk) -> CameChunk:
+    chunk = CameChunk(**{name: getattr(loose, name) for name in _Envelope.__struct_fields__})
+    chunk.choices = _Leaves().choices(loose.choices)
+    if not chunk.choices and not (says_something(chunk.error) or says_something(chunk.detail) or is_error(chunk)):
+        raise msgspec.ValidationError  # a chunk in name alone
+    return chunk
+
+
+_NULL = Raw(b"null")
+
+
+class _Leaves:
+    """Reads one event. Raises TooManyItems when its lists have more items together than any answer's."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = _MOST_ITEMS
+
+    def choices(self, field: Raw | UnsetType) -> list[CameChoice]:
+        choices = [self._choice(raw) for raw in self._objects(field)]
+        return [choice for choice in choices if choice is not None]
+
+    def _choice(self, raw: Raw) -> CameChoice | None:
+        loose = _decode_loose_choice(raw)
+        index = 0 if bytes(_raw(loose.index)) == b"null" else _index(loose.index)
+        delta, message = self._delta(loose.delta), self._delta(loose.message)
+        reason = _string(loose.finish_reason)
+        is_odd = delta is None and bytes(_raw(loose.delta)) != b"null"
+        if index is None or (is_odd and message is None and reason is None and not says_something(loose.error)):
+            return None
+        return CameChoice(index, delta, message, reason, loose.error)
+
+    def _delta(self, raw: Raw | UnsetType) -> CameDelta | None:
+        try:
+            loose = _decode_loose_delta(_raw(raw))
+        except msgspec.ValidationError:
+            return None
+        content, thought = self._text(loose.content)
+        reasoning = "".join(self._text(loose.reasoning_content)) or "".join(self._text(loose.reasoning))
+        calls = [_call(call) for call in self._objects(loose.tool_calls)]
+        return CameDelta(content, thought + reasoning, None, _string(loose.refusal), [call for call in calls if call])
+
+    def _text(self, raw: Raw | UnsetType, depth: int = 1) -> tuple[str, str]:
+        """Text and reasoning of a content: a string or parts (BerriAI/litellm#16272, Mistral's `thinking`)."""
+        text = _string(raw)
+        if text is not None:
+            return text, ""
+        items = self._items(raw)
+        if items and depth > _MOST_DEPTH:
+            raise TooManyItems
+        texts: list[str] = []
+        thoughts: list[str] = []
+        for item in items:
+            if bytes(item)[:1] == b'"':
+                texts.append(_string(item) or "")
+                continue
+            try:
+                part = _decode_part(item)
+            except msgspec.ValidationError:
+                continue
+            kind = _string(part.type)
+            if kind in ("text", None):
+                texts.append(_string(part.text) or "")
+            elif kind in ("thinking", "reasoning"):
+                for field in (part.thinking, part.reasoning, part.text):
+                    thoughts += self._text(field, depth + 1)
+        return "".join(texts), "".join(thoughts)
+
+    def _objects(self, raw: Raw | UnsetType) -> list[Raw]:
+        """The items of a list that are objects: to find that out by decoding costs an exception for each."""
+        return [item for item in self._items(raw) if bytes(item)[:1] == b"{"]
+
+    def _items(self, raw: Raw | UnsetType) -> list[Raw]:
+        """The items of a list; none of anything else."""
+        try:
+            items = _decode_list(_raw(raw))
+        except msgspec.ValidationError:
+            return []
+        self._left -= len(items)
+        if self._left < 0:
+            raise TooManyItems
+        return items
+
+
+def _call(raw: Raw) -> CameCall | None:
+    try:
+        loose = _decode_loose_call(raw)
+        is_bare = bytes(_raw(loose.function)) == b"null"
+        function = _LooseFunction() if is_bare else _decode_loose_function(_raw(loose.function))
+    except msgspec.ValidationError:
+        return None
+    arguments = _string(function.arguments)
+    if arguments is None and (text := bytes(_raw(function.arguments))) != b"null":
+        arguments = text.decode()  # their JSON text (BerriAI/litellm#37792)
+    return CameCall(_index(loose.index), _string(loose.id), CameFunction(_string(function.name), arguments))
+
+
+def _raw(field: Raw | UnsetType) -> Raw:
+    return _NULL if field is UNSET else field
+
+
+def _string(raw: Raw | UnsetType) -> str | None:
+    try:
+        return _decode_str(_raw(raw))
+    except msgspec.ValidationError:
+        return None
+
+
+def _index(raw: Raw | UnsetType) -> int | None:
+    """A whole number, in whatever spelling: `0.0` and `"0"` are 0."""
+    try:
+        return _decode_index(_raw(raw))
+    except msgspec.ValidationError:
+        return None
+
+
+def _tokens(raw: Raw | UnsetType) -> int:
+    """A count of tokens. Raises ValueError for anything else."""
+    count = 0 if raw is UNSET else _decode_int(raw)
+    if not 0 <= count <= _MOST_TOKENS:
+        raise ValueError
+    return count

@@ -1,0 +1,691 @@
+"""One request of the main job on its way: gate, connection to the router, stream, end.
+
+A `Relay` owns the slot, the upstream exchange and the deadline of one request, and gives all three back in one place:
+`conclude`. Whatever ends a request (the answer, a fault, a clock, a caller that left, a drain) is a `Cause`; the table
+`ENDS` says what it means in the state that the request is in, and only the first cause counts. A task exists only while
+there is something to wait for, the slot and the connection; after that the relay runs in the callbacks of the upstream
+connection, so that one event costs one callback: bytes are framed, sanitized and written to the caller's transport
+where they arrive (`Splice`).
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+import httpx
+
+from eidproxy.countdown import Countdown
+from eidproxy.errors import (
+    DEADLINES,
+    FINAL_STATUSES,
+    STREAM_ENDS,
+    Refusal,
+    Said,
+    reason_of_status,
+    router_retry_seconds,
+)
+from eidproxy.gate import Gate, Pass
+from eidproxy.inbound.chat import ChatRequest
+from eidproxy.inbound.connection import Connection
+from eidproxy.logs import Event, Log
+from eidproxy.metrics import Metrics
+from eidproxy.record import RequestRecord
+from eidproxy.relay.answer import Answer, Times, is_departure
+from eidproxy.relay.completion import Completion
+from eidproxy.relay.progress import Progress
+from eidproxy.relay.settle import Settlement, Settlements
+from eidproxy.relay.silence import SilenceClock, SilenceLimits
+from eidproxy.relay.splice import ErrorBody, Splice
+from eidproxy.relay.states import BY_STATUS, ENDS, GIVEN, PHASES, WHOLE, Cause, State
+from eidproxy.relay.stream import Stage, Stream
+from eidproxy.relay.wedge import Passage, WedgeGuard
+from eidproxy.router.reasons import reason_of_fault
+from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
+from eidproxy.vocabulary import Mode, Phase, Priority, SettleEnd, StreamEnd, Surface
+
+_TAIL_SECONDS = 5.0
+"""How long a router may be silent after a finish reason before the answer is taken for whole (contract, 4)."""
+
+_REFUSAL_SECONDS = 5.0
+"""How long the body of a router's refusal is waited for: its status alone is a reason."""
+
+_PROBE_SECONDS = 3.0
+"""Delay before TCP keep-alive is enabled on the router's socket; the kernel then needs up to 25 s to find a dead peer.
+
+Shorter requests never pay for it.
+"""
+
+
+class RelayLimits(NamedTuple):
+    """The clocks of one request."""
+
+    silence: SilenceLimits
+    keepalive_seconds: float
+
+
+class RelayClocks:
+    """The clocks that every request starts: one timer each for all requests."""
+
+    def __init__(self, limits: RelayLimits) -> None:
+        silence = limits.silence
+        first_check = min(limits.keepalive_seconds, silence.read_timeout, silence.first_event)
+        self.deadline = Countdown(silence.deadline, Relay.on_wall_clock)
+        self.probe = Countdown(_PROBE_SECONDS, Relay.probe)
+        self.silence = Countdown(first_check, Relay.check_silence)
+        self.tail = Countdown(_TAIL_SECONDS, Relay.on_tail_silence, patient=True)
+        self.refusal = Countdown(_REFUSAL_SECONDS, Relay.on_tail_silence, patient=True)
+
+
+class RelayServices(NamedTuple):
+    """What every relay of a process shares."""
+
+    gate: Gate
+    upstream: Upstream
+    metrics: Metrics
+    log: Log
+    limits: RelayLimits
+    clocks: RelayClocks
+    guards: dict[Mode, WedgeGuard]
+    settlements: Settlements
+    on_upstream_state: Callable[[Mode], None]
+    """Called when the guard of a mode came to another state."""
+    running: "set[Relay]"
+    clock: Callable[[], float]
+    """Seconds of the epoch, for `created`."""
+
+
+class Job(NamedTuple):
+    """What a request is besides its body."""
+
+    priority: Priority = Priority.FOREGROUND
+    surface: Surface = Surface.PROXY
+    trace_id: str | None = None
+    tells_progress: bool = False
+    """Whether a caller that asked for a stream is told where its request stands."""
+
+
+class Relay:
+    """One request of the main job, from its admission to its end."""
+
+    __slots__ = (
+        "_answer",
+        "_claim",
+        "_exchange",
+        "_job",
+        "_loop",
+        "_passage",
+        "_progress",
+        "_request",
+        "_retry_seconds",
+        "_settlement",
+        "_silence",
+        "_silence_timer",
+        "_splice",
+        "_status",
+        "_task",
+        "_times",
+        "connection",
+        "mode",
+        "services",
+        "state",
+    )
+
+    def __init__(self, services: RelayServices, connection: Connection, request: ChatRequest, job: Job) -> None:
+        self.services = services
+        self.connection = connection
+        self.mode = mode = request.mode
+        self.state = State.QUEUED
+        self._request: ChatRequest | None = request
+        """Until it is written."""
+        self._job = job
+        self._loop = connection.loop
+        self._times = Times(self._loop.time())
+        counters = services.metrics.streams[mode]
+        created = int(services.clock())
+        completion = None if request.stream else Completion()
+        stream = Stream(connection.request_id, created, mode, completion, counts_unknown=counters.samples_unknown())
+        self._splice = Splice(self, connection, stream, counters, services.guards[mode])
+        self._answer = Answer(connection, stream, self._splice, self._times, mode, created)
+        tells = job.tells_progress and request.stream
+        self._progress = Progress(self._loop, self._answer.tell, self._place) if tells else None
+        self._claim: Pass | None = None
+        self._exchange: Exchange | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._passage: Passage | None = None
+        self._silence: SilenceClock | None = None
+        """Set when the request is written."""
+        self._silence_timer: asyncio.TimerHandle | None = None
+        self._settlement: Settlement | None = None
+        self._status: int | None = None
+        self._retry_seconds: int | None = None
+
+    @property
+    def _guard(self) -> WedgeGuard:
+        return self._splice.guard
+
+    @property
+    def is_unsent(self) -> bool:
+        """Whether the router has not been asked."""
+        return self.state <= State.CONNECTING
+
+    # From the request to the connected router
+
+    def start(self) -> None:
+        """Begin. Everything that follows ends in `conclude`."""
+        self.services.running.add(self)
+        self.services.metrics.in_progress[self.mode, Phase.QUEUED] += 1
+        connection = self.connection
+        connection.departed = self.on_disconnect
+        connection.writing_paused = self.pause
+        connection.writing_resumed = self.resume
+        try:
+            self._passage = self._guard.enter(self._loop.time())
+            if self._passage is None:
+                raise self._wedged()
+            if self.mode is Mode.DAILY:
+                moved = self._on_moved if self._progress is not None else None
+                claim = self.services.gate.request(self._job.priority, moved)
+                claim.lost = self._on_slot_lost
+                self._claim = claim
+            if self._progress is not None:
+                self._answer.begin()
+            if self._claim is None or self._claim.granted_at_once:
+                if self._reach_router():
+                    return
+            else:
+                self._on_moved()
+            self._task = self._loop.create_task(self._run())
+            self._task.add_done_callback(self._on_task_done)
+        except Exception as error:  # noqa: BLE001  # what was taken until here must be given back
+            self._on_failure(error)
+
+    def _reach_router(self) -> bool:
+        """The slot is there: connect, and send the request if that is done at once, as on one machine."""
+        self._on_granted()
+        upstream = self.services.upstream
+        exchange = self._exchange = upstream.kept() or upstream.dial()
+        if exchange is None or exchange.dialling is not None:
+            return False
+        self._send(exchange)
+        return True
+
+    async def _run(self) -> None:
+        """Wait for the slot, then for the connection, whichever is not to be had at once; callbacks do the rest."""
+        try:
+            if self._times.granted is None and self._claim is not None:
+                await self._claim.granted()
+                if self._reach_router():
+                    return
+            exchange = await self.services.upstream.connect(self._exchange)
+            if self.state is State.CONCLUDED:  # by something that ran between the connect and here
+                exchange.abort()
+                return
+            self._exchange = exchange
+            self._send(exchange)
+        except Exception as error:  # noqa: BLE001  # nothing may end a request without an answer
+            self._on_failure(error)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        """Conclude for a task that was cancelled from outside, perhaps before its first step: it did not do so."""
+        self._task = None
+        if self.is_unsent:
+            error = None if task.cancelled() else task.exception()
+            if error is None:
+                self.conclude(Cause.CALLER_LEFT)
+            else:
+                self.fail("relay", error)
+
+    def _on_failure(self, error: Exception) -> None:
+        """Say why the request did not get as far as the router."""
+        if isinstance(error, Refusal):
+            self.conclude(Cause.REFUSAL, error.reason, error)
+        elif isinstance(error, EgressBlocked):
+            self.services.log.alarm(Event.EGRESS_BLOCKED, verdict=error.decision.verdict)
+            self.conclude(Cause.DIAL_FAILED, "egress_blocked")
+        elif isinstance(error, httpx.TransportError):
+            self.conclude(Cause.DIAL_FAILED, reason_of_fault(error))
+        else:
+            self.fail("relay", error)
+
+    def _wedged(self) -> Refusal:
+        return Refusal("upstream_wedged", retry_seconds=self._guard.retry_seconds(self._loop.time()))
+
+    def refuse_unsent(self) -> None:
+        """Turn the request away unless it is at the router: its model server hangs."""
+        if self.is_unsent:
+            self.conclude(Cause.REFUSAL, "upstream_wedged", self._wedged())
+
+    def _on_slot_lost(self, reason: str) -> None:
+        self.conclude(Cause.REFUSAL, reason)
+
+    def _on_granted(self) -> None:
+        now = self._times.granted = self._loop.time()
+        self._times.deadline = now + self.services.limits.silence.deadline
+        self.services.clocks.deadline.start(self)
+        self._enter(State.CONNECTING)
+        if self._progress is not None:
+            self._progress.upstream(now)
+
+    def _send(self, exchange: Exchange) -> None:
+        request, self._request = self._request, None
+        assert request is not None  # noqa: S101  # a relay sends once
+        services = self.services
+        message = services.upstream.request(request.body)
+        if self._claim is not None and not self._claim.holds():
+            return  # the process stood still since the grant, and somebody else may have the slot: `lost` was called
+        now = self._splice.last_sent_at = self._loop.time()
+        if self._passage is None or not self._guard.send(self._passage, now):
+            self.refuse_unsent()
+            return
+        self._silence = SilenceClock(
+            services.limits.silence,
+            len(request.body),
+            generates_unseen=request.generates_unseen,
+            sent_at=now,
+            deadline_at=self._times.deadline,
+        )
+        self._enter(State.ASKED)
+        exchange.start(message, self._splice)
+        if self._splice.paused:
+            exchange.pause()
+        services.clocks.silence.start(self)
+        services.clocks.probe.start(self)
+
+    # What the router sends
+
+    def on_head(self, status: int, content_type: bytes, encoded: bool) -> None:
+        """The head of the router's answer came."""
+        if self._settlement is not None:
+            if status != 200:
+                self._settlement.finish(SettleEnd.FIRST_EVENT)
+            return
+        self.services.metrics.responses[self.mode, f"{status // 100}xx"].inc()
+        self._status = status
+        if status == 200:
+            media_type = content_type.partition(b";")[0].strip().lower()
+            if encoded or media_type != b"text/event-stream":
+                self.conclude(Cause.ROUTER_ERROR, "upstream_protocol_error")
+        elif status < 400:  # its body says nothing that counts
+            self.conclude(Cause.ROUTER_ERROR, reason_of_status(status, b""))
+        else:
+            if self._exchange is not None:
+                self._retry_seconds = router_retry_seconds(self._exchange.retry_after)
+            self._splice.body = ErrorBody()
+            self._enter(State.REFUSED)
+            self.services.clocks.refusal.start(self)
+
+    def on_stage(self, events: bytes, now: float) -> None:
+        """The body came to another stage, or is at its end; `events` are for the caller."""
+        body, splice = self._splice.body, self._splice
+        if self._settlement is not None:
+            self._on_settled(now)
+            return
+        splice.stage = stage = body.stage
+        if isinstance(body, ErrorBody):
+            self.conclude(Cause.ROUTER_CLOSED)
+            return
+        is_first = self.state is State.ASKED and body.sanitizer.begun
+        has_heard = body.heard != splice.heard
+        splice.heard = body.heard
+        has_changed = body.comment is not splice.comment and self._hear_comment(body.comment, now)
+        if is_first:
+            self._on_first_event(now)
+        elif has_heard and (body.sanitizer.begun or body.failure is not None):
+            self.on_sign_of_life(now)
+        if events:
+            self._answer.pass_on(events, now, is_first=is_first, is_last=stage is Stage.OVER)
+        if is_first and self._silence_timer is not None:
+            self.check_silence()  # the timer was set for a router that had not begun, and is too late for one that has
+        if self._progress is not None:
+            self._progress.stage(stage, now)
+        if stage >= Stage.FINISHED and (has_heard or has_changed):
+            self._on_finish_reason(body, is_over=stage is Stage.OVER)
+        if stage is Stage.OVER:
+            if body.failure is not None:
+                self.conclude(Cause.ROUTER_ERROR, body.failure)
+            else:
+                self.conclude(Cause.ROUTER_DONE)
+
+    def _on_first_event(self, now: float) -> None:
+        self._times.first_event = now
+        metrics = self.services.metrics
+        if self._silence is not None:
+            metrics.allowance_used[self.mode].observe(self._silence.used_ratio(now))
+        self.on_sign_of_life(now)
+        metrics.first_token[self.mode].observe(now - self.connection.began_at)
+        if self._exchange is not None and self._exchange.first_byte_at is not None and self._times.granted is not None:
+            metrics.first_byte[self.mode].observe(self._exchange.first_byte_at - self._times.granted)
+        self._enter(State.STREAMING)
+
+    def on_sign_of_life(self, now: float) -> None:
+        """A data event came: the model server does not hang."""
+        if self._silence is not None:
+            self._silence.event(now)
+        if self._guard.hear(now):
+            self.services.on_upstream_state(self.mode)
+
+    def on_quiet_read(self, now: float) -> None:
+        """A read brought nothing for the caller: comments, events that say nothing, or a part of an event."""
+        splice = self._splice
+        body = splice.body
+        if isinstance(body, ErrorBody) or self._silence is None:
+            return
+        if body.comment is not splice.comment:
+            self._hear_comment(body.comment, now)
+        if body.heard != splice.heard:
+            splice.heard = body.heard
+            if body.sanitizer.begun:
+                self.on_sign_of_life(now)
+
+    def _hear_comment(self, comment: bytes, now: float) -> bool:
+        """Note a comment and return whether it is a sign of life: a constant ping goes on before a dead model."""
+        self._splice.comment = comment
+        return self._silence is not None and self._silence.comment(comment, now)
+
+    def _on_finish_reason(self, stream: Stream, is_over: bool) -> None:
+        """Take the answer for whole when the router is silent; but not where text came after a finish reason."""
+        tail = self.services.clocks.tail
+        tail.stop(self)
+        if stream.sanitizer.is_trusted:
+            self._enter(State.FINISHED)
+            if not is_over:
+                tail.start(self)
+        elif self.state is State.FINISHED:
+            self._enter(State.STREAMING)
+            self.check_silence()
+
+    def on_end(self, error: httpx.TransportError | None) -> None:
+        """The connection to the router is over."""
+        if self._settlement is not None:
+            self._settlement.finish(SettleEnd.FIRST_EVENT)
+            return
+        if error is not None:
+            self.conclude(Cause.ROUTER_BROKE, reason_of_fault(error))
+        elif self._answer.stream.sanitizer.finish_reason is not None and not (self._exchange and self._exchange.is_cut):
+            self.conclude(Cause.ROUTER_DONE)
+        else:
+            self.conclude(Cause.ROUTER_CLOSED)
+
+    # What the caller gets
+
+    def _on_moved(self) -> None:
+        """The place in the queue may have changed."""
+        if self._progress is not None and self.state is State.QUEUED:
+            self._progress.queued()
+
+    def _place(self) -> tuple[int, float | None]:
+        return (0, None) if self._claim is None else self._claim.place()
+
+    def pause(self) -> None:
+        """The caller reads too slowly: stop reading from the router until it has caught up."""
+        self._splice.paused = True
+        if self._silence is not None:
+            self._silence.pause()
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume(self) -> None:
+        """The caller has caught up."""
+        self._splice.paused = False
+        if self._silence is not None:
+            self._silence.resume(self._loop.time())
+        if self._exchange is not None:
+            self._exchange.resume()
+            self.check_silence()
+
+    # Clocks
+
+    def on_wall_clock(self) -> None:
+        """The wall clock ran out."""
+        self.conclude(Cause.WALL_CLOCK)
+
+    def on_tail_silence(self) -> None:
+        """Five seconds passed since the last word after a finish reason, or since the head of a refusal."""
+        self.conclude(Cause.SILENCE)
+
+    def probe(self) -> None:
+        """Enable TCP keep-alive: the request takes its time, and its router may be gone without a word."""
+        if self._exchange is not None:
+            self._exchange.probe()
+
+    def check_silence(self) -> None:
+        """Enforce the read timeout, send a keep-alive comment if one is due, and schedule the next check."""
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+            self._silence_timer = None
+        exchange, splice, silence = self._exchange, self._splice, self._silence
+        if exchange is None or silence is None or self.state not in (State.ASKED, State.STREAMING):
+            return
+        now = self._loop.time()
+        if splice.heard_at:
+            silence.event(splice.heard_at)
+        due = silence.due_at
+        if now >= due:
+            more = exchange.second_look(now - due, self.services.limits.silence.read_timeout)
+            if more:
+                self._silence_timer = self._loop.call_later(more, self.check_silence)
+                return
+            reason = silence.reason(now)
+            if reason == "upstream_silent":  # over 1: what was allowed was not enough
+                self.services.metrics.allowance_used[self.mode].observe(silence.used_ratio(now) + 1e-9)
+            self.conclude(Cause.SILENCE, reason)
+            return
+        keepalive = self.services.limits.keepalive_seconds
+        if splice.is_open:
+            if now >= splice.last_sent_at + keepalive:
+                self._answer.keep_alive(now)
+            due = min(due, splice.last_sent_at + keepalive)
+        due = min(due, self._times.deadline)  # where nothing is due, the timer says that this has run
+        if due > now:
+            self._silence_timer = self._loop.call_at(due, self.check_silence)
+
+    # The end
+
+    def on_disconnect(self) -> None:
+        """The caller left."""
+        self.conclude(Cause.CALLER_LEFT)
+
+    def drain_unsent(self) -> None:
+        """The process stops: turn the request away unless it is at the router."""
+        if self.is_unsent:
+            self.conclude(Cause.DRAIN)
+
+    def drain(self) -> None:
+        """The process stops and waits no longer."""
+        self.conclude(Cause.DRAIN)
+
+    def fail(self, where: str, error: BaseException) -> None:
+        """End because of a fault of our own."""
+        self.services.log.fault(where, error)
+        self.conclude(Cause.FAULT)
+
+    def conclude(self, cause: Cause, given: str | None = None, refusal: Refusal | None = None) -> None:
+        """Give back the slot, the connection and the timers, and end the answer."""
+        if self.state is State.CONCLUDED:
+            return
+        state, self.state = self.state, State.CONCLUDED
+        is_silent = is_kept = False
+        try:
+            refusal = self._verdict(state, cause, given, refusal)
+            if refusal is not None:
+                is_silent = self._is_silent_end(refusal)
+                is_kept = self._settles(state, refusal, is_silent)
+        except Exception as error:  # noqa: BLE001  # nothing may keep the slot
+            self.services.log.fault("verdict", error)
+            refusal = refusal or Refusal("internal_error")
+        log = self.services.log
+        if not is_kept:
+            _call(log, self._close_upstream, refusal)
+            _call(log, self._leave_guard, is_silent)
+            _call(log, self._leave_gate)
+        _call(log, self._cancel_timers)
+        _call(log, self._detach)
+        self.services.metrics.in_progress[self.mode, PHASES[state]] -= 1
+        status = 200
+        try:
+            status = self._answer.end(refusal)
+        except Exception as error:  # noqa: BLE001  # the answer is lost, the slot must not be
+            self.services.log.fault("answer", error)
+            self.connection.abort()
+        self._record(refusal, status)
+        if self._settlement is None:
+            self._let_go()
+
+    def _verdict(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
+        """What the caller is told: None for a whole answer."""
+        if cause is Cause.ROUTER_DONE and self._answer.stream.sanitizer.finish_reason is not None:
+            return None
+        word = ENDS[state].get(cause, GIVEN)
+        if word == WHOLE:
+            return None
+        if word == BY_STATUS:
+            return self._router_refusal()
+        reason = given if word == GIVEN else word
+        return refusal or Refusal(reason or "internal_error")
+
+    def _router_refusal(self) -> Refusal:
+        status = self._status or 0
+        body = self._splice.body
+        data = bytes(body.data) if isinstance(body, ErrorBody) else b""
+        reason = reason_of_status(status, data) or "upstream_protocol_error"
+        is_final = status in FINAL_STATUSES and reason != "context_too_long"
+        return Refusal(reason, retry_seconds=self._retry_seconds, is_final=is_final)
+
+    def _close_upstream(self, refusal: Refusal | None) -> None:
+        """End the exchange with the router; reset its connection when the answer is not whole (contract, P6)."""
+        if self._exchange is None:
+            return
+        if refusal is None:
+            self.services.upstream.finish(self._exchange)
+        else:
+            self._exchange.abort(reset=True)
+
+    def _is_silent_end(self, refusal: Refusal) -> bool:
+        if self._silence is None or isinstance(refusal.reason, Said):
+            return False
+        if self._status not in (None, 200):  # who refuses does not hang
+            return False
+        return self._silence.is_silent_end(refusal.reason, self._loop.time())
+
+    def _leave_guard(self, is_silent: bool) -> None:
+        """Tell the guard before the slot goes on, so that nobody is granted one only to be refused."""
+        if self._passage is not None and self._guard.leave(self._passage, self._loop.time(), silent=is_silent):
+            self.services.on_upstream_state(self.mode)
+
+    def _settles(self, state: State, refusal: Refusal, is_silent: bool) -> bool:
+        """Whether slot and router are kept, since the caller left while the model server reads the prompt."""
+        if state is not State.ASKED or not is_departure(refusal.reason) or self._exchange is None:
+            return False
+
+        log = self.services.log
+
+        def close() -> None:
+            has_begun = self._silence is not None and self._silence.first_event_at is not None
+            _call(log, self._close_upstream, refusal)
+            _call(log, self._leave_guard, is_silent and not has_begun)
+            self._let_go()
+
+        left = self._times.deadline - self._loop.time()
+        try:
+            self._settlement = self.services.settlements.keep(self._claim, close, left)
+            if self._settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
+                self._leave_guard(is_silent)  # the next request is the trial, whatever is kept of this one
+        except Exception as error:  # noqa: BLE001  # what is not kept is given back
+            self.services.log.fault("settle", error)
+        return self._settlement is not None
+
+    def _on_settled(self, now: float) -> None:
+        """The first event came for a caller that left: the prefill is over, and the next token can be stopped."""
+        self.on_sign_of_life(now)
+        if self._settlement is not None:
+            self._settlement.finish(SettleEnd.FIRST_EVENT)
+
+    def _let_go(self) -> None:
+        """Break the circle of references, so that all is freed here and not when the collector runs."""
+        self._exchange = self._settlement = None
+        if hasattr(self._splice, "relay"):
+            del self._splice.relay
+
+    def _leave_gate(self) -> None:
+        if self._claim is not None:
+            self.services.gate.leave(self._claim)
+            self._claim.lost = None
+
+    def _cancel_timers(self) -> None:
+        clocks = self.services.clocks
+        for clock in (clocks.deadline, clocks.probe, clocks.silence, clocks.tail, clocks.refusal):
+            clock.stop(self)
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    def _detach(self) -> None:
+        connection = self.connection
+        connection.departed = connection.writing_paused = connection.writing_resumed = None
+        self.services.running.discard(self)
+
+    def _enter(self, state: State) -> None:
+        before, after = PHASES[self.state], PHASES[state]
+        if before is not after:
+            in_progress = self.services.metrics.in_progress
+            in_progress[self.mode, before] -= 1
+            in_progress[self.mode, after] += 1
+        self.state = state
+
+    def _record(self, refusal: Refusal | None, status: int) -> None:
+        """Count the request and write its one line."""
+        times, now, began_at = self._times, self._loop.time(), self.connection.began_at
+        record = RequestRecord(
+            request_id=self.connection.request_id,
+            surface=self._job.surface,
+            mode=self.mode,
+            reason=None if refusal is None else refusal.reason,
+            status=status,
+            seconds=now - began_at,
+            priority=self._job.priority,
+            gate_wait=(times.granted or now) - times.arrived,
+            first_event=None if times.first_event is None else times.first_event - began_at,
+            chunks=self._answer.stream.chunks,
+            bytes=self._splice.sent_bytes,
+            trace_id=self._job.trace_id,
+            must_be_mended=refusal is not None and refusal.is_final,
+        )
+        self.services.metrics.count_request(record)
+        self._count_exchange(record.own_reason, record.reason is None, now)
+        self.services.log.request(record)
+
+    def _count_exchange(self, reason: str, is_whole: bool, now: float) -> None:
+        """Count what was seen of the router. `reason` is a word of ours, or empty."""
+        metrics, mode, stream = self.services.metrics, self.mode, self._answer.stream
+        sanitizer = stream.sanitizer
+        for kind, count in sanitizer.dropped.items():
+            metrics.dropped[kind].inc(count)
+        for field, count in stream.stripped().items():
+            if count:
+                metrics.stripped[field].inc(count)
+        for token, count in sanitizer.tokens.items():
+            metrics.tokens[mode, token].inc(count)
+        if self._times.granted is not None:
+            metrics.deadline_margin[mode].observe(max(self._times.deadline - now, 0))
+            if self._status is None and reason != "egress_blocked":
+                metrics.responses[mode, "none"].inc()
+        if (clock := DEADLINES.get(reason)) is not None:
+            metrics.deadline_exceeded[mode, clock].inc()
+        if self._status == 200:
+            if is_whole:
+                end = StreamEnd.DONE if sanitizer.said_done else StreamEnd.NO_DONE
+            else:
+                end = STREAM_ENDS.get(reason, StreamEnd.UPSTREAM_ERROR)
+            metrics.stream_ends[mode, end].inc()
+
+
+def _call(log: Log, step: Callable[..., None], *given: object) -> None:
+    """Give one thing back; whatever fails, the rest must be given back too."""
+    try:
+        step(*given)
+    except Exception as error:  # noqa: BLE001
+        log.fault("conclude", error)

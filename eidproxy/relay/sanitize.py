@@ -1,0 +1,236 @@
+"""The filter of one upstream stream: what may pass of each event, how the stream stands, what is to be counted.
+
+Liberal in spelling, closed in meaning (contract, 4): `dialect` reads what came in whatever spelling, and what goes out
+is built anew from the types of `chunk`. The finish reason is kept back: of several the last one counts, and text may
+still come after one.
+"""
+
+from msgspec import UNSET, Raw
+
+from eidproxy.errors import reason_in_event
+from eidproxy.relay.chunk import Delta, FinishReason, Function, ToolCall
+from eidproxy.relay.dialect import (
+    CameChunk,
+    CameDelta,
+    NotJson,
+    NotObject,
+    TooManyItems,
+    count_unknown_fields,
+    decode_event,
+    decode_usage,
+    is_error,
+    says_something,
+)
+from eidproxy.relay.repair import Seams
+from eidproxy.relay.sse import ErrorData
+from eidproxy.relay.tool_calls import ToolCalls
+from eidproxy.vocabulary import Dropped, Stripped, TokenKind
+
+_MODEL, _USAGE = Stripped.MODEL, Stripped.USAGE
+_PROMPT, _COMPLETION = TokenKind.PROMPT, TokenKind.COMPLETION
+_NONE_STRIPPED = dict.fromkeys(Stripped, 0)
+
+_WORDS: dict[str, FinishReason | None] = {
+    "": None,
+    "null": None,
+    "stop": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "max_length": "length",
+    "model_length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "function_call": "function_call",
+}
+"""What a finish reason means, in lower case; any other word is `stop` (contract, 4)."""
+
+_FAILURES = frozenset({"error", "abort", "aborted", "cancelled", "network_error"})
+"""Finish reasons that are errors of the router (vllm-project/vllm#57082, OpenRouter, Zhipu)."""
+
+
+class Sanitizer:
+    """Reads the events of one upstream stream: what may pass of each, how the stream stands, what is to be counted."""
+
+    __slots__ = (
+        "_calls",
+        "_counted_end",
+        "_request_id",
+        "_seams",
+        "begun",
+        "dropped",
+        "failure",
+        "finish_reason",
+        "has_text",
+        "is_late",
+        "said_done",
+        "stripped",
+        "tokens",
+    )
+
+    def __init__(self, request_id: str, *, counts_unknown: bool = True) -> None:
+        """`counts_unknown` says whether unknown fields are counted, which costs more than reading an event."""
+        self._request_id = request_id
+        self._seams = Seams()
+        self._calls: ToolCalls | None = None
+        self._counted_end = not counts_unknown
+        self.begun = False
+        """A good event came: one with text, reasoning, a refusal, a call or a finish reason."""
+        self.has_text = False
+        """Something besides reasoning came."""
+        self.finish_reason: FinishReason | None = None
+        """The last finish reason that came."""
+        self.is_late = False
+        """Text or calls came after a finish reason, so that only the router's own end makes the answer whole."""
+        self.said_done = False
+        self.failure: str | None = None
+        """The reason of an error that the router told. Nothing is read after it."""
+        self.dropped: dict[Dropped, int] = {}
+        self.stripped = _NONE_STRIPPED.copy()
+        self.tokens: dict[TokenKind, int] = {}
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the answer is whole, whatever follows: no error, clock or cut makes an error of it."""
+        return self.finish_reason is not None and not self.is_late
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `rebuild` may stand in for `read`: in the middle of a stream, with no character begun."""
+        return self.begun and self.finish_reason is None and not self._seams
+
+    def read(self, data: bytes) -> Delta | None:
+        """Read one event's data and return what may pass of it, or None.
+
+        Sets `failure` for an error in any dialect, unless the answer is already whole.
+        """
+        if type(data) is ErrorData:
+            self._fail(data)
+            return None
+        if data.strip() == b"[DONE]":
+            self.said_done = True
+            return None
+        try:
+            chunk, data, marked = decode_event(data)
+            return self._read_chunk(chunk, data, marked)
+        except TooManyItems:
+            self._drop(Dropped.TOO_LARGE)
+            if not self.is_trusted:
+                self.failure = "upstream_protocol_error"
+            return None
+        except NotObject:
+            self._drop(Dropped.NOT_OBJECT)
+            return None
+        except NotJson:
+            self._drop(Dropped.NOT_JSON if data else Dropped.EMPTY)
+            return None
+
+    def _read_chunk(self, chunk: CameChunk, data: bytes, marked: bool) -> Delta | None:
+        choices = chunk.choices
+        if (
+            (chunk.error is not UNSET and says_something(chunk.error))
+            or (chunk.detail is not UNSET and says_something(chunk.detail))
+            or (not choices and is_error(chunk))
+        ):
+            self._fail(data)
+            return None
+        if chunk.model is not UNSET:
+            self.stripped[_MODEL] += 1
+        if chunk.usage is not UNSET:
+            self._count_usage(chunk.usage)
+        # Only index 0 is read; a router that ignores n=1 may send others, in any order.
+        choice = choices[0] if choices else None
+        if choices and choice is not None and choice.index:
+            choice = next((each for each in choices if not each.index), None)
+        if choice is None:
+            self._drop(Dropped.EMPTY)
+            return None
+        word = choice.finish_reason.strip().lower() if choice.finish_reason else ""
+        failing = word in _FAILURES or (choice.error is not UNSET and says_something(choice.error))
+        if failing and not self.begun:
+            self._fail(data, in_choice=True)
+            return None
+        came = choice.delta or choice.message or CameDelta()
+        if _is_loading(chunk, came):
+            came = CameDelta()
+        has_come = bool(came.content or came.reasoning_content or came.reasoning or came.refusal)
+        delta = self._pass(came, marked)
+        if self.finish_reason is not None and (has_come or delta is not None):
+            self.is_late = True
+        if failing:
+            self._fail(data, in_choice=True)
+            return delta
+        reason = _WORDS.get(word, "stop")
+        if reason is not None:
+            self.finish_reason = reason
+        if reason is not None and not self._counted_end:
+            self._counted_end = True
+            self._count_others(data)
+        if self.begun or not (has_come or delta is not None or reason is not None):
+            return delta
+        if not self._counted_end:
+            self._count_others(data)
+        self.begun = True
+        delta = delta or Delta(content="")
+        delta.role = "assistant"  # in the first chunk and in no other: SDKs join what repeats
+        return delta
+
+    def _pass(self, came: CameDelta, marked: bool) -> Delta | None:
+        """What may pass of a delta now, or None when it holds nothing, or only the beginning of a character."""
+        content, reasoning, refusal = came.content, came.reasoning_content or came.reasoning, came.refusal
+        if marked or self._seams:
+            join = self._seams.join
+            content = content and join("content", content, marked)
+            reasoning = reasoning and join("reasoning_content", reasoning, marked)
+            refusal = refusal and join("refusal", refusal, marked)
+        calls = None
+        if came.tool_calls:
+            if self._calls is None:
+                self._calls = ToolCalls(self._request_id)
+            calls = self._calls.read(came.tool_calls, self._seams, marked)
+        if content or refusal or calls:
+            self.has_text = True
+        elif not reasoning:
+            return None
+        return Delta(None, content or None, reasoning or None, refusal or None, calls or None)
+
+    def close(self) -> Delta | None:
+        """What still waits for the rest of a character when the stream is over, as U+FFFD."""
+        rest = self._seams.close()
+        if not rest:
+            return None
+        delta = Delta()
+        calls = []
+        for key, text in rest.items():
+            if isinstance(key, int):
+                calls.append(ToolCall(key, function=Function(arguments=text)))
+            else:
+                setattr(delta, str(key), text)
+        delta.tool_calls = calls or None
+        return delta
+
+    def _count_others(self, data: bytes) -> None:
+        """Count the unknown fields of the first event of a stream and of the first that has a finish reason."""
+        self.stripped[Stripped.OTHER] += count_unknown_fields(data)
+
+    def _count_usage(self, raw: Raw) -> None:
+        self.stripped[_USAGE] += 1
+        counts = decode_usage(raw)
+        if counts is not None:  # a strange one costs nobody the text beside it
+            # The last usage of a stream is its sum; servers that send one in every chunk count up.
+            self.tokens = {_PROMPT: counts[0], _COMPLETION: counts[1]}
+
+    def _fail(self, data: bytes, in_choice: bool = False) -> None:
+        if not self.is_trusted:
+            self.failure = reason_in_event(data, begun=self.begun, in_choice=in_choice)
+
+    def _drop(self, kind: Dropped) -> None:
+        self.dropped[kind] = self.dropped.get(kind, 0) + 1
+
+
+def _is_loading(chunk: CameChunk, came: CameDelta) -> bool:
+    """Whether an event tells that llama-swap loads a model, whose name is in the text: no model's event looks so."""
+    return (
+        chunk.id is chunk.object is chunk.created is chunk.model is UNSET
+        and bool(came.reasoning_content or came.reasoning)
+        and not (came.content or came.refusal or came.tool_calls)
+    )

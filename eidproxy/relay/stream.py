@@ -1,0 +1,176 @@
+"""One answer of the router, from the bytes of its body to the bytes for the caller: framing, filter, common case.
+
+`feed` is what each read of a stream costs. Only this module knows that most reads are one event of a common shape,
+which takes a short way through parser and filter with the same result.
+"""
+
+from enum import IntEnum, auto
+
+from eidproxy.relay.chunk import Delta, Frames, chunk_head, progress_chunk
+from eidproxy.relay.completion import Completion
+from eidproxy.relay.sanitize import Sanitizer
+from eidproxy.relay.sse import MAX_EVENT_BYTES, EventParser, EventTooLarge, whole_event
+from eidproxy.vocabulary import Dropped, Stripped
+
+DONE = b"data: [DONE]\n\n"
+_MAX_STREAM_BYTES = 64 * 1024 * 1024
+"""The most that is read of one answer. No model says so much within the wall clock."""
+_MAX_COMPLETION_CHARS = 4 * 1024 * 1024
+"""How much of an answer is held for a caller that asked for no stream: a thousand times what `max_tokens` allows."""
+
+
+class Stage(IntEnum):
+    """How far an answer has come."""
+
+    WAITING = auto()
+    """No good event came."""
+    THINKING = auto()
+    """Only reasoning came."""
+    SPEAKING = auto()
+    FINISHED = auto()
+    """A finish reason came."""
+    OVER = auto()
+    """The router said `[DONE]`, or the answer failed: nothing that may follow counts."""
+
+
+class Stream:
+    """Reads the body of one answer. After each `feed` its attributes say how the answer stands.
+
+    `completion` gathers the answer of a caller that asked for no stream; `feed` then returns nothing.
+    """
+
+    __slots__ = (
+        "_bytes_read",
+        "_common_events",
+        "_frames",
+        "_head",
+        "_is_common",
+        "_parser",
+        "chunks",
+        "completion",
+        "failure",
+        "heard",
+        "sanitizer",
+        "stage",
+    )
+
+    def __init__(
+        self, request_id: str, created: int, model: str, completion: Completion | None = None,
+        max_event_bytes: int = MAX_EVENT_BYTES, *, counts_unknown: bool = True,
+    ) -> None:  # fmt: skip
+        """See `Sanitizer` for `counts_unknown`."""
+        self._head = chunk_head(request_id, created, model)
+        self.sanitizer = Sanitizer(request_id, counts_unknown=counts_unknown)
+        self.completion = completion
+        self._frames = Frames(self._head)
+        self._parser = EventParser(max_event_bytes)
+        self._bytes_read = 0
+        self._common_events = 0
+        self._is_common = False
+        """The next read may be an event of the common shape."""
+        self.chunks = 0
+        """How many chunks went to the caller or into the completion."""
+        self.failure: str | None = None
+        """Why the answer failed: the reason that the caller is told."""
+        self.heard = 0
+        """How many data events came that took the long way."""
+        self.stage = Stage.WAITING
+
+    @property
+    def comment(self) -> bytes:
+        """The beginning of the last comment that came."""
+        return self._parser.comment
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the bytes of one read and return the events for the caller."""
+        self._bytes_read += len(data)
+        if self._is_common and (event := whole_event(data, self._parser.max_event_bytes)) is not None:
+            frame = self._frames.rebuild(event, self.stage is Stage.THINKING)
+            if frame is not None and self._bytes_read <= _MAX_STREAM_BYTES:
+                self._common_events += 1
+                self.chunks += 1
+                return frame
+        return self._feed_closely(data)
+
+    def _feed_closely(self, data: bytes) -> bytes:
+        sanitizer, frames = self.sanitizer, self._frames
+        sent: list[bytes] = []
+        is_too_large = False
+        try:
+            events = self._parser.feed(data)
+        except EventTooLarge as cut:
+            events, is_too_large = cut.events, True  # what was whole before it counts
+        self.heard += len(events)
+        is_plain = sanitizer.is_plain and self.completion is None
+        for event in events:
+            if is_plain and type(event) is bytes:
+                frame = frames.rebuild(event, not sanitizer.has_text)
+                if frame is not None:
+                    self._common_events += 1
+                    sent.append(frame)
+                    continue
+            delta = sanitizer.read(event)
+            if delta is not None:
+                self._pass_on(delta, sent)
+            is_plain = sanitizer.is_plain and self.completion is None
+            if sanitizer.said_done or sanitizer.failure is not None:
+                break
+        self.chunks += len(sent)
+        self.failure = sanitizer.failure
+        if not (sanitizer.said_done or self.failure):
+            self._check_bounds(is_too_large)
+        self.stage = self._stage_now()
+        self._is_common = is_plain and self._parser.between_events
+        return sent[0] if len(sent) == 1 else b"".join(sent)
+
+    def _pass_on(self, delta: Delta, sent: list[bytes]) -> None:
+        if self.completion is None:
+            sent.append(self._frames.encode(delta))
+        else:
+            self.chunks += 1
+            self.completion.add(delta)
+
+    def _stage_now(self) -> Stage:
+        sanitizer = self.sanitizer
+        if sanitizer.said_done or self.failure is not None:
+            return Stage.OVER
+        if sanitizer.finish_reason is not None:
+            return Stage.FINISHED
+        if not sanitizer.begun:
+            return Stage.WAITING
+        return Stage.SPEAKING if sanitizer.has_text else Stage.THINKING
+
+    def _check_bounds(self, is_too_large: bool) -> None:
+        """Give up an answer that goes over a bound, unless it is already whole."""
+        dropped = self.sanitizer.dropped
+        if is_too_large:
+            dropped[Dropped.TOO_LARGE] = dropped.get(Dropped.TOO_LARGE, 0) + 1
+        is_too_long = self._bytes_read > _MAX_STREAM_BYTES or (
+            self.completion is not None and self.completion.size > _MAX_COMPLETION_CHARS
+        )
+        if is_too_large or is_too_long:
+            self.failure = "upstream_protocol_error"
+
+    def close(self) -> bytes:
+        """Return what still waited for more, before the answer ends in whatever way."""
+        delta = self.sanitizer.close()
+        if delta is None:
+            return b""
+        sent: list[bytes] = []
+        self._pass_on(delta, sent)
+        self.chunks += len(sent)
+        return b"".join(sent)
+
+    def finish(self) -> bytes:
+        """Return the last chunk of a whole answer, which has the finish reason and an empty delta."""
+        self.chunks += 1
+        return self._frames.encode(Delta(), self.sanitizer.finish_reason)
+
+    def progress_chunk(self, news: dict[str, str | int | None]) -> bytes:
+        """A chunk without a choice that tells where the request stands."""
+        return progress_chunk(self._head, news)
+
+    def stripped(self) -> dict[Stripped, int]:
+        """How many fields of each kind were taken out."""
+        stripped = self.sanitizer.stripped
+        return {**stripped, Stripped.MODEL: stripped[Stripped.MODEL] + self._common_events}  # each names a model

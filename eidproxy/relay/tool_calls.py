@@ -1,0 +1,109 @@
+"""The tool calls of one answer: told apart, and numbered in the order in which they begin (contract, 4)."""
+
+from eidproxy.relay.chunk import Function, ToolCall
+from eidproxy.relay.dialect import CameCall, CameFunction, TooManyItems, is_json
+from eidproxy.relay.repair import Seams, unmark
+
+_MOST_PIECES = 4096
+"""Pieces that one event may have. Nobody sends so many, and each costs some microseconds."""
+
+_MOST_CALLS = 1024
+"""Calls that one answer may have. Each is kept until its end."""
+
+_MOST_KEPT_CHARS = 64 * 1024
+_MOST_SCANNED_CHARS = 4 * 1024 * 1024
+"""How much of a call's arguments is kept to see whether they are complete, and how much is looked through for that in
+one answer. Beyond they are taken not to be."""
+
+
+class ToolCalls:
+    """Tells the tool calls of one answer apart, and numbers them in the order in which they begin (contract, 4).
+
+    Servers give parallel calls one index (ollama/ollama#15457), none (ollama/ollama#7881), or repeat id and name in
+    each piece. A name begins a call, unless the call with that id has begun already.
+    """
+
+    __slots__ = ("_by_id", "_by_index", "_names", "_request_id", "_scanned", "_so_far")
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._names: list[str] = []
+        self._by_id: dict[str, int] = {}
+        self._by_index: dict[int, int] = {}
+        self._so_far: dict[int, str] = {}
+        """The arguments of calls that came without an id or an index: only their completeness tells the next apart."""
+        self._scanned = 0
+
+    def read(self, pieces: list[CameCall], seams: Seams, marked: bool) -> list[ToolCall]:
+        """The pieces as they pass. Raises TooManyItems."""
+        if len(pieces) > _MOST_PIECES:
+            raise TooManyItems
+        passed = []
+        for piece in pieces:
+            function = piece.function or CameFunction()
+            given_id, name = piece.id, function.name
+            if marked:
+                given_id, name = given_id and unmark(given_id), name and unmark(name)
+            number = self._begun(piece.index, given_id, name)
+            arguments = function.arguments or ""
+            if number is None:
+                if not name:
+                    continue  # a piece of a call that never began
+                call = self._begin(piece.index, given_id, name)
+            else:
+                call = ToolCall(number)
+                if piece.index is not None and (name or arguments):
+                    self._by_index[piece.index] = number
+            if arguments and (marked or seams):
+                arguments = seams.join(call.index, arguments, marked)
+            so_far = self._so_far.get(call.index)
+            if so_far is not None and len(so_far) <= _MOST_KEPT_CHARS:
+                self._so_far[call.index] = so_far + arguments
+            if call.id is not None:
+                call.function = Function(name, arguments)
+                passed.append(call)
+            elif arguments:
+                call.function = Function(arguments=arguments)
+                passed.append(call)
+        return passed
+
+    def _begun(self, index: int | None, given_id: str | None, name: str | None) -> int | None:
+        """The number of the call that a piece continues, or None when it begins one."""
+        number = self._by_id.get(given_id) if given_id else None
+        if name:
+            if given_id:
+                return number if number is not None and self._names[number] == name else None
+            number = self._last if index is None else self._by_index.get(index)
+            # A server that gives no ids and repeats the name; or one whose next call has the same name.
+            if number is None or self._names[number] != name or self._is_complete(number):
+                return None
+            return number
+        if index is not None and index in self._by_index:
+            return self._by_index[index]
+        if number is not None:
+            return number
+        return self._last
+
+    @property
+    def _last(self) -> int | None:
+        return len(self._names) - 1 if self._names else None
+
+    def _is_complete(self, number: int) -> bool:
+        """Whether the arguments of a call are whole, so that nothing of it can follow."""
+        arguments = self._so_far.get(number, "")
+        self._scanned += len(arguments)
+        return self._scanned <= _MOST_SCANNED_CHARS and is_json(arguments)
+
+    def _begin(self, index: int | None, given_id: str | None, name: str) -> ToolCall:
+        number = len(self._names)
+        if number == _MOST_CALLS:
+            raise TooManyItems
+        self._names.append(name)
+        if index is not None:
+            self._by_index[index] = number
+        if not given_id or index is None:
+            self._so_far[number] = ""
+        if not given_id or given_id in self._by_id:
+            given_id = f"call_{self._request_id}_{number}"
+        self._by_id[given_id] = number
+        return ToolCall(number, given_id, "function")

@@ -1,0 +1,76 @@
+"""Connections to the router that wait for the next request (RFC 9112, 9.3).
+
+A connection is kept only when its answer ended with a whole message and nothing behind it, for a second at most. Right
+before it is used the kernel is asked once more whether anything lies unread. So what is left to go wrong is a router
+that closes in the microseconds between that look and the write: its caller gets an error, and the request is never sent
+a second time (RFC 9110, 9.2.2).
+
+A router that says something unasked could have one caller's answer taken for another's (RFC 9112, 9.2). So after its
+first such byte nothing is kept any more.
+"""
+
+import asyncio
+
+from eidproxy.countdown import Countdown
+from eidproxy.router.wire import Wire
+
+_MOST = 32
+"""How many are kept. Each is a descriptor that no caller stands behind; see `server.connection_limit`."""
+
+
+class _Idle(asyncio.Protocol):
+    """Listens to one kept connection."""
+
+    __slots__ = ("_connections", "wire")
+
+    def __init__(self, connections: "IdleConnections", wire: Wire) -> None:
+        self._connections = connections
+        self.wire = wire
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002
+        self._connections.distrust()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._connections.drop(self)
+
+
+class IdleConnections:
+    """Keeps connections for `seconds`; 0 keeps none. To be built inside a running loop."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._idle = Countdown(seconds, self.drop)
+
+    def keep(self, wire: Wire) -> None:
+        """Keep a connection whose answer is over."""
+        if len(self._idle) < _MOST:
+            idle = _Idle(self, wire)
+            wire.hand_over(idle)
+            self._idle.start(idle)
+        else:
+            wire.abort()
+
+    def take(self) -> Wire | None:
+        """The newest connection that can be used, which is kept no longer. Those that cannot are closed."""
+        while (idle := self._idle.last()) is not None:
+            self._idle.stop(idle)
+            if not idle.wire.unread():
+                return idle.wire
+            idle.wire.read_on()
+            idle.wire.abort()
+        return None
+
+    def drop(self, idle: _Idle) -> None:
+        """Close one connection."""
+        self._idle.stop(idle)
+        idle.wire.abort()
+
+    def distrust(self) -> None:
+        """Keep nothing from now on."""
+        self.seconds = 0.0
+        self.close()
+
+    def close(self) -> None:
+        """Close all."""
+        while (idle := self._idle.last()) is not None:
+            self.drop(idle)

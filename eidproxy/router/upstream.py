@@ -1,0 +1,614 @@
+"""The connection to the router: resolve, decide on every address, dial the literal, check the peer, send, listen.
+
+A request is never sent twice, whatever happens to its connection (see `idle` for those that are kept). What arrives is
+handed on in the callback in which it arrives. Every failure leaves as one of httpx's exception classes, the words of
+this field.
+"""
+
+import asyncio
+import ssl
+import sys
+from typing import Any, Protocol, cast
+
+import httptools
+import httpx
+
+from eidproxy.countdown import PatientTimer, patience, second_look
+from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+from eidproxy.hints import Hint, hint
+from eidproxy.keepalive import enable_keepalive
+from eidproxy.router.idle import IdleConnections
+from eidproxy.router.resolver import Resolver, canonical
+from eidproxy.router.wire import Readers, Wire, has_unread, reset_on_close
+
+_MAX_HEAD_BYTES = 64 * 1024
+"""Four times what a caller may send us: routers add headers for all they know."""
+_MAX_INTERIM = 8
+"""1xx answers before the real one. One is usual, and they could go on without end."""
+_LAST_CHUNK = b"0\r\n\r\n"
+_READ_SECONDS = 0.05
+"""How long what lies unread in the kernel may take to be read."""
+
+_BIG_READ_BYTES = 64 * 1024
+"""After a longer read others have a turn. Only TLS has such: the loop reads up to 32 times in a row, a `Wire` once."""
+
+
+class EgressBlocked(Exception):
+    """The router's name or address leads somewhere that is not permitted."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.verdict)
+        self.decision = decision
+
+
+class Sink(Protocol):
+    """Who listens to an exchange. Nothing is called after `upstream_end`, or after the exchange was aborted."""
+
+    def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
+        """The head of the final response arrived."""
+
+    def upstream_body(self, data: bytes, now: float) -> None:
+        """Bytes of the body arrived: those of one read, and when, on the loop's clock."""
+
+    def upstream_end(self, error: httpx.TransportError | None) -> None:
+        """The response is over: whole or closed (None), or failed."""
+
+
+class Exchange(asyncio.Protocol):
+    """One request on one connection."""
+
+    __slots__ = (
+        "_between_chunks",
+        "_chunk_ended",
+        "_coding",
+        "_content_type",
+        "_encoded",
+        "_field_bytes",
+        "_head_bytes",
+        "_head_done",
+        "_interim",
+        "_keeps_alive",
+        "_length",
+        "_looked_at",
+        "_loop",
+        "_over",
+        "_parser",
+        "_parts",
+        "_paused",
+        "_sink",
+        "_transport",
+        "_write_timeout",
+        "_write_timer",
+        "dialling",
+        "first_byte_at",
+        "is_cut",
+        "last_read_at",
+        "retry_after",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, write_timeout: float) -> None:
+        self._loop = loop
+        self._write_timeout = write_timeout
+        self._write_timer: PatientTimer | None = None
+        self._transport: asyncio.Transport | None = None
+        self._sink: Sink | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._parts: list[bytes] = []
+        self._chunk_ended = False  # and no size line followed
+        self._between_chunks = False
+        self._head_done = False
+        self._head_bytes = 0
+        self._field_bytes = 0
+        self._paused = False
+        self._interim = 0
+        self._over = False
+        self._content_type = b""
+        self._coding: bytes | None = None
+        self._length = False
+        self._encoded = False
+        self._keeps_alive = False
+        self._looked_at: float | None = None
+        self.dialling: Wire | None = None
+        """The connection that is not yet there."""
+        self.first_byte_at: float | None = None
+        self.is_cut = False
+        """The body ended before its length, or within a chunk. Some servers leave out the last one, which is no cut."""
+        self.last_read_at = 0.0
+        self.retry_after = b""
+        """The router's `Retry-After`, as it stands in the head."""
+
+    def start(self, request: bytes, sink: Sink) -> None:
+        """Send the request; the sink hears what comes back."""
+        assert self._transport is not None  # noqa: S101  # start is called on a connected exchange
+        self._sink = sink
+        self._parser = httptools.HttpResponseParser(self)
+        self.last_read_at = self._loop.time()
+        if self._over:  # the router hung up between the connect and now
+            self._end(httpx.ReadError(""))
+        else:
+            self._transport.write(request)
+            self.pause_writing()  # with TLS it may have been called already, for nothing (see there)
+
+    def abort(self, *, reset: bool = False) -> None:
+        """Close the connection now. The sink hears nothing more.
+
+        `reset` is for an answer that is not whole: a model server learns of a reset one step sooner than of an end.
+        """
+        transport = self._transport or self.dialling
+        # Whatever refers back is let go, so that an exchange is freed where it ends and not when the collector runs.
+        self._sink = self._parser = self._transport = self.dialling = None
+        self._over = True
+        if isinstance(transport, Wire):
+            transport.abort(reset=reset)
+        elif transport is not None:
+            if reset and not transport.is_closing():
+                reset_on_close(transport.get_extra_info("socket"))
+            transport.abort()
+        self._release()
+
+    def release(self) -> Wire | None:
+        """Let go of a connection that can carry another request; None when it cannot.
+
+        To be asked about an answer that is whole by its content. The message must be whole too, with nothing behind it:
+        while its last chunk is on the way, the router may count the request as one that still runs.
+        """
+        wire = self._transport
+        if not (self._over and self._keeps_alive and isinstance(wire, Wire) and wire.is_sound):
+            return None
+        self._sink = self._parser = self._transport = None
+        self._release()
+        return wire
+
+    def second_look(self, late: float, seconds: float) -> float:
+        """How much longer to wait before a silence is punished that ended `late` seconds ago; 0 when it is one.
+
+        To be asked by every clock of silence of `seconds`. After a standstill timers run before reads, so the router
+        may have spoken: as long as something is unread, it has. And what began in the turn that stood still began with
+        an old time, so each silence gets, once, as much time again as the clock is late.
+        """
+        if self.unread():
+            return _READ_SECONDS
+        if self._looked_at == self.last_read_at:
+            return 0.0
+        self._looked_at = self.last_read_at
+        return second_look(late, seconds)
+
+    def unread(self) -> bool:
+        """Whether the router sent something that was not read yet.
+
+        With TLS it may be a part of a record, which is no byte of the answer.
+        """
+        transport = self._transport
+        if transport is None or self._paused or self._over:
+            return False
+        if isinstance(transport, Wire):
+            return transport.unread()
+        return not transport.is_closing() and has_unread(_descriptor(transport))
+
+    def probe(self) -> None:
+        """Have the kernel ask the router whether it is still there."""
+        if isinstance(self._transport, Wire):
+            self._transport.probe()
+        elif self._transport is not None and not self._transport.is_closing():
+            enable_keepalive(self._transport.get_extra_info("socket"))
+
+    def pause(self) -> None:
+        """Read no further for now."""
+        self._paused = True
+        if self._transport is not None and not self._over and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._paused = False
+        self.last_read_at = self._loop.time()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not (self._paused or self._over or self._transport.is_closing()):
+            self._transport.resume_reading()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected. Any byte left in the write buffer counts as a router that does not read."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=0)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the router: parse, and hand on what is body."""
+        sink = self._sink
+        if sink is None:
+            return
+        now = self.last_read_at = self._loop.time()
+        if self._between_chunks and 5 < len(data) <= _BIG_READ_BYTES:
+            # The usual read is a whole chunk, spelled as most servers do. The parser need not see it: it stands between
+            # two chunks before and after. The shortest is longer than the last, which is empty (RFC 9112, 7.1).
+            body_at = data.find(b"\r\n", 1, 10) + 2
+            if data[:body_at] == b"%x\r\n" % (len(data) - body_at - 2) and data[-2:] == b"\r\n":
+                sink.upstream_body(data[body_at:-2], now)
+                return
+        assert self._parser is not None  # noqa: S101  # who has a sink has a parser
+        if self.first_byte_at is None:
+            self.first_byte_at = now
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._end(httpx.RemoteProtocolError("the router switched protocols"))
+            return
+        except httptools.HttpParserError:
+            self._hand_on()  # what was whole before the fault
+            self._end(None if self._over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
+            return
+        if not self._head_done:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self._end(httpx.RemoteProtocolError("the router's response head is too large"))
+                return
+        self._between_chunks = self._chunk_ended and data[-2:] == b"\r\n"
+        if self._over and data[-5:] != _LAST_CHUNK:
+            self._keeps_alive = False  # something stands behind the message, if only a blank line
+        parts, sink = self._parts, self._sink
+        if parts and sink is not None:
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            sink.upstream_body(body, now)
+        if self._over:
+            self._end(None)
+        elif len(data) > _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def eof_received(self) -> None:
+        """The router closed its side: the end of a body without a length, or of anything else that was cut."""
+        self._keeps_alive = False
+        if self._head_done:
+            self.is_cut = self._length or (self._coding is not None and not self._chunk_ended)
+            self._end(None)
+        else:
+            self._end(httpx.RemoteProtocolError("the router closed the connection without an answer"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._over = True
+        if exc is None:
+            self.eof_received()
+        elif self._write_timer is not None:
+            self._end(httpx.WriteError(""))
+        else:
+            self._end(httpx.ReadError(""))
+        self._release()
+
+    def pause_writing(self) -> None:
+        """The router does not take the request as fast as it is written.
+
+        A clock starts on a state and not on this signal: with a limit of 0 a TLS transport sends it with nothing
+        unsent (it compares with `>=`), and not again when something is.
+        """
+        transport = self._transport
+        if transport is None or self._sink is None or self._write_timer is not None:
+            return
+        if transport.get_write_buffer_size():
+            self._write_timer = PatientTimer(self._loop, self._write_timeout, self._write_timed_out)
+
+    def resume_writing(self) -> None:
+        """The request is with the router."""
+        self._release()
+
+    # httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        """A response begins; after an interim one, the next."""
+        self._content_type, self._coding, self._length, self._encoded = b"", None, False, False
+        self._keeps_alive = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One field of the head. Only framing and media type matter."""
+        self._field_bytes += len(name) + len(value)
+        if self._field_bytes > _MAX_HEAD_BYTES:
+            raise httptools.HttpParserError("the response head is too large")
+        name = name.lower()
+        if name == b"content-type":
+            self._content_type = value
+        elif name == b"content-encoding":
+            self._encoded = self._encoded or value.strip().lower() not in (b"", b"identity")
+        elif name == b"content-length":
+            self._length = True
+        elif name == b"retry-after":
+            self.retry_after = value.strip()
+        elif name == b"transfer-encoding":
+            self._coding = value if self._coding is None else self._coding + b"," + value
+
+    def on_headers_complete(self) -> None:
+        """A head is whole: pass it on unless it is interim."""
+        if self._over:
+            return
+        assert self._parser is not None  # noqa: S101  # the parser is who calls
+        status = self._parser.get_status_code()
+        if self._coding is not None and (self._length or self._coding.strip().lower() != b"chunked"):
+            # A coding that is not undone, or two lengths: the body would be read as something else.
+            raise httptools.HttpParserError("ambiguous framing")
+        if 100 <= status < 200:
+            self._interim += 1
+            if self._interim > _MAX_INTERIM or status == 101:
+                raise httptools.HttpParserError("too many interim responses")
+            return
+        if status < 100 or status > 599:
+            raise httptools.HttpParserError("no such status")
+        self._head_done = True
+        self._keeps_alive = self._coding is not None and self._parser.should_keep_alive()
+        if self._sink is not None:
+            self._sink.upstream_head(status, self._content_type, self._encoded)
+
+    def on_body(self, body: bytes) -> None:
+        """Bytes of the body."""
+        if not self._over:
+            self._parts.append(body)
+
+    def on_chunk_header(self) -> None:
+        """A size line."""
+        self._chunk_ended = False
+
+    def on_chunk_complete(self) -> None:
+        """The end of a chunk, with its CRLF."""
+        self._chunk_ended = True
+
+    def on_message_complete(self) -> None:
+        """The response is whole. What a router sends after it belongs to nobody."""
+        if self._head_done:
+            self._over = True
+
+    def _hand_on(self) -> None:
+        parts = self._parts
+        if parts and self._sink is not None:
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            self._sink.upstream_body(body, self.last_read_at)
+
+    def _end(self, error: httpx.TransportError | None) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.upstream_end(error)
+
+    def _write_timed_out(self) -> None:
+        self._write_timer = None
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self._end(httpx.WriteTimeout(""))
+
+    def _release(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+
+def _descriptor(transport: asyncio.BaseTransport) -> int:
+    return int(transport.get_extra_info("socket").fileno())
+
+
+class Upstream:
+    """The router: knows how to reach it, and nothing else can be reached. To be built inside a running loop."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        policy: EgressPolicy,
+        *,
+        api_key: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        connect_timeout: float = 5.0,
+        write_timeout: float = 30.0,
+        keep_idle: float = 0.0,
+        resolver: Resolver | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.policy = policy
+        self.own_addresses: frozenset[tuple[str, int]] = frozenset()
+        """Where eidproxy itself listens: a router there would be a loop."""
+        self._loop = asyncio.get_running_loop()
+        self._readers = Readers(self._loop)
+        self._tls = tls
+        self._connect_timeout = connect_timeout
+        self._write_timeout = write_timeout
+        self._literal = policy.decide_all([host]) if literal(host) is not None else None
+        # A name is judged at each request, since what it means may change.
+        self._idle = IdleConnections(keep_idle if self._literal is not None and tls is None else 0.0)
+        self._resolver = resolver or Resolver(patience=connect_timeout)
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        lines = [
+            "POST /v1/chat/completions HTTP/1.1",
+            f"Host: {authority}",
+            "Content-Type: application/json",
+            "Accept: text/event-stream",
+            "Accept-Encoding: identity",
+        ]
+        if api_key is not None:
+            lines.append(f"Authorization: Bearer {api_key}")
+        heads = ("\r\n".join([*lines, f"Connection: {word}", "Content-Length: "]) for word in ("close", "keep-alive"))
+        self._closing_head, self._keeping_head = (head.encode() for head in heads)
+        self.reachable: bool | None = None
+        self.checked_at: float | None = None
+        self.hint: Hint | None = None
+        """Why it was not reachable at the last attempt, if that is known."""
+        self._check: asyncio.Task[None] | None = None
+
+    def request(self, body: bytes) -> bytes:
+        """The whole request with a body: its head is the same but for the length."""
+        head = self._keeping_head if self._idle.seconds else self._closing_head
+        return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+
+    async def addresses(self) -> list[str]:
+        """What may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
+        if self._literal is not None:
+            decisions = self._literal  # neither the address nor the policy can change
+        else:
+            decisions = self.policy.decide_all(await self._resolver.resolve(self.host, self.port))
+        if not decisions[0].permitted:
+            raise EgressBlocked(decisions[0])
+        return [str(decision.address) for decision in decisions]
+
+    def kept(self) -> Exchange | None:
+        """A connection that was kept since an earlier request, if there is one.
+
+        Its address was judged and its peer checked when it was made, and neither can change.
+        """
+        wire = self._idle.take()
+        if wire is None:
+            return None
+        exchange = Exchange(self._loop, self._write_timeout)
+        wire.hand_over(exchange)
+        exchange.connection_made(wire)
+        return exchange
+
+    def finish(self, exchange: Exchange) -> None:
+        """End an exchange whose answer is whole: keep its connection if that is sound, else close it."""
+        wire = exchange.release() if self._idle.seconds else None
+        if wire is None:
+            exchange.abort()
+            return
+        try:
+            self._idle.keep(wire)
+        except BaseException:
+            wire.abort()
+            raise
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        self._idle.close()
+
+    def dial(self) -> Exchange | None:
+        """Begin to connect without waiting; None when a look-up or TLS must come first.
+
+        The exchange is connected at once when the router is on this machine; else `dialling` is set, and `connect`
+        waits for it. Raises EgressBlocked, httpx.ConnectError.
+        """
+        if self._literal is None or self._tls is not None:
+            return None
+        if not self._literal[0].permitted:
+            raise EgressBlocked(self._literal[0])
+        began_at = self._loop.time()
+        try:
+            exchange, wire = self._begin(self.host)
+            try:
+                peer = wire.peer()
+                if peer is not None:
+                    self._connected(exchange, wire, self.host, peer)
+            except BaseException:
+                wire.abort()
+                raise
+        except OSError as error:
+            self._checked(False)
+            self._explain(error, self.host, began_at)
+            raise httpx.ConnectError("the router refuses connections") from None
+        except httpx.ConnectError:
+            self._checked(False)
+            raise
+        return exchange
+
+    async def connect(self, begun: Exchange | None = None) -> Exchange:
+        """A connected exchange; `begun` is one that `dial` returned.
+
+        Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout. Whatever it raises, nothing stays open.
+        """
+        began_at = self._loop.time()
+        try:
+            async with patience(self._connect_timeout):
+                if begun is None:
+                    return await self._connect_to_any()
+                return await self._connect_to(self.host, begun)
+        except TimeoutError:
+            self._checked(False)
+            self.hint = None
+            raise httpx.ConnectTimeout("the router does not answer") from None
+        except OSError as error:
+            self._checked(False)
+            self._explain(error, self.host, began_at)
+            raise httpx.ConnectError("the router refuses connections") from None
+        except httpx.ConnectError:
+            self._checked(False)
+            raise
+
+    async def check(self) -> None:
+        """Connect and hang up. Raises as `connect` does. Those who ask at once share one attempt."""
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self._probe())
+        await asyncio.shield(self._check)
+
+    async def _probe(self) -> None:
+        (await self.connect(self.dial())).abort()
+
+    async def _connect_to_any(self) -> Exchange:
+        for address in await self.addresses():
+            began_at = self._loop.time()
+            try:
+                if self._tls is None:
+                    return await self._connect_to(address, self._begin(address)[0])
+                return await self._connect_securely(address)
+            except OSError as error:  # refused, unreachable, reset, or TLS that does not check out
+                self._explain(error, address, began_at)
+        raise httpx.ConnectError("the router refuses connections")
+
+    def _begin(self, address: str) -> tuple[Exchange, Wire]:
+        exchange = Exchange(self._loop, self._write_timeout)
+        exchange.dialling = wire = Wire(self._readers, exchange, address, self.port)
+        return exchange, wire
+
+    async def _connect_to(self, address: str, exchange: Exchange) -> Exchange:
+        wire = exchange.dialling
+        if wire is not None:
+            try:
+                await wire.connected()
+                self._connected(exchange, wire, address, wire.peer())
+            except BaseException:
+                wire.abort()
+                raise
+        return exchange
+
+    def _connected(self, exchange: Exchange, wire: Wire, address: str, peer: Any) -> None:
+        """Judge the peer of a connection that is there, and let it be used."""
+        self._check_peer(address, peer, wire.local())
+        self._checked(True)
+        exchange.dialling = None
+        wire.open()
+
+    async def _connect_securely(self, address: str) -> Exchange:
+        exchange = Exchange(self._loop, self._write_timeout)
+        transport, _ = await self._loop.create_connection(
+            lambda: exchange, address, self.port, ssl=self._tls, server_hostname=self.host
+        )
+        try:
+            self._check_peer(address, transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
+            self._checked(True)
+        except BaseException:
+            transport.abort()
+            raise
+        return exchange
+
+    def _check_peer(self, address: str, peer: Any, local: Any) -> None:
+        """The address that was judged must be the one at the other end, and that end must not be this program."""
+        if peer is None or peer == local:
+            # Gone already; or nobody listens and the kernel joined the socket with itself (TCP simultaneous open).
+            raise httpx.ConnectError("the router hung up")
+        if peer[0] != address and canonical(peer[0]) != address:
+            raise EgressBlocked(Decision(Verdict.OUTSIDE))
+        if self.own_addresses and self._is_own(address, local):
+            raise EgressBlocked(Decision(Verdict.LOOP))
+
+    def _is_own(self, address: str, local: Any) -> bool:
+        for host, port in self.own_addresses:
+            if port != self.port:
+                continue
+            if canonical(host) == address:
+                return True
+            if host in ("0.0.0.0", "::"):  # noqa: S104  # a listener on every address of this machine
+                return local is not None and canonical(local[0]) == address
+        return False
+
+    def _checked(self, reachable: bool) -> None:
+        self.reachable, self.checked_at = reachable, self._loop.time()
+        if reachable:
+            self.hint = None
+
+    def _explain(self, error: OSError, address: str, began_at: float) -> None:
+        self.hint = hint(sys.platform, error.errno, self._loop.time() - began_at, address)
