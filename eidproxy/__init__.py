@@ -13,7 +13,7 @@ The map, in the order in which a request meets the parts:
         admission, local    the queue discipline; the gate in the process
         shared, link        the gate in a store (gate.lua), and the connection to it; address: where that is
     router/                 the router's side
-        upstream, resolver  an exchange and how to reach it; names
+        upstream, resolver  an exchange and how to reach it; names; reasons: what its faults mean
         wire, idle          its transport; connections that wait for the next request
     relay/                  one request on its way
         relay, states       owns slot, connection and deadline; what may end it

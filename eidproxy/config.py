@@ -18,13 +18,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from eidproxy.egress import VERDICTS, EgressPolicy, Verdict, host_and_port, is_loopback, is_name, literal, narrowed
+from eidproxy.errors import MAX_RETRY_SECONDS
 from eidproxy.gate.address import gate_address
 from eidproxy.inbound.chat import NAMES
 from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0
-_MAX_RETRY_SECONDS = 60
-"""The most that `Retry-After` says (contract, 5)."""
+"""The longest that anything may be set to take: more is a slip of the unit."""
 _LIKENESS = 0.6
 """From which ratio on (difflib) a name is suggested for another."""
 _ALMOST = 0.85
@@ -197,6 +197,9 @@ def refused(settings: Settings, verdict: Verdict) -> str:
     return VERDICTS[verdict] + (", as far as router.allowed_networks leaves them" if narrowed_by else "")
 
 
+_ROUTER_URL = "must be http:// or https:// and a host, perhaps with a port, and nothing more but /v1"
+
+
 def router_address(url: str) -> tuple[str, int, bool]:
     """Host, port and whether TLS is spoken, of `http[s]://host[:port]`, perhaps with `/` or `/v1` behind it.
 
@@ -205,7 +208,7 @@ def router_address(url: str) -> tuple[str, int, bool]:
     scheme, _, rest = url.partition("://")
     authority = rest.removesuffix("/").removesuffix("/v1")  # as people have it in OPENAI_BASE_URL
     if scheme not in ("http", "https") or not authority or not url.isascii() or set("/?#@") & set(authority):
-        raise ValueError("must be http:// or https://, a host and a port, and nothing more but /v1")
+        raise ValueError(_ROUTER_URL)
     host, port = host_and_port(authority)
     return host, port or (443 if scheme == "https" else 80), scheme == "https"
 
@@ -473,8 +476,8 @@ def notes(settings: Settings) -> Iterator[tuple[str, str]]:
     for name, seconds in clocks:
         if seconds > wall:
             yield name, f"{seconds:g} s are more than stream.deadline_seconds ({wall:g} s), which ends a request before"
-    if router.wedge_after and router.wedge_retry_seconds > _MAX_RETRY_SECONDS:
-        told = f"callers are told to come back after {_MAX_RETRY_SECONDS} s at most, so some come too early"
+    if router.wedge_after and router.wedge_retry_seconds > MAX_RETRY_SECONDS:
+        told = f"callers are told to come back after {MAX_RETRY_SECONDS} s at most, so some come too early"
         yield "router.wedge_retry_seconds", f"{router.wedge_retry_seconds:g} s: {told}"
 
 
@@ -581,7 +584,7 @@ def _router_faults(settings: Settings) -> Iterator[str]:
     try:
         host, port, _ = router_address(url)
     except ValueError:
-        yield "router.url: must be http:// or https://, a host and a port, and nothing more but /v1"
+        yield f"router.url: {_ROUTER_URL}"
         return
     address = literal(host)
     if address is None and not is_name(host):

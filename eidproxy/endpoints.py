@@ -29,6 +29,7 @@ from eidproxy.relay.relay import Job, Relay, RelayServices
 from eidproxy.site import for_browser
 from eidproxy.status import Status
 from eidproxy.surface import ChatSurface
+from eidproxy.tokens import bearer_token
 from eidproxy.vocabulary import NO_MODE, Mode, Priority, Surface
 
 CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -165,7 +166,7 @@ class Endpoints:
         return refusal
 
     def _authorize(self, head: RequestHead) -> None:
-        key = _bearer(head)
+        key = bearer_token(head)
         # Both are compared each time, so that the time tells nothing either.
         known = [hmac.compare_digest(key, one) for one in (self._api_key, self._background_key) if one is not None]
         if not any(known):
@@ -173,7 +174,7 @@ class Endpoints:
 
     def _priority(self, head: RequestHead) -> Priority:
         """The class that was asked for; who comes with the background key is BACKGROUND whatever the header says."""
-        if self._background_key is not None and hmac.compare_digest(_bearer(head), self._background_key):
+        if self._background_key is not None and hmac.compare_digest(bearer_token(head), self._background_key):
             return Priority.BACKGROUND
         return _priority(head)
 
@@ -298,12 +299,6 @@ def trace_id(head: RequestHead) -> str | None:
     return match[1].decode()
 
 
-def _bearer(head: RequestHead) -> bytes:
-    """The token of the one `Authorization: Bearer` header; empty, which no key is, when there is none or two."""
-    scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
-    return b"" if scheme.lower() != b"bearer" or b"authorization" in head.repeated else token.strip()
-
-
 def _is_cross_site(head: RequestHead) -> bool:
     """Whether a page of another site asks (W3C Fetch Metadata), and not because somebody followed a link."""
     site = head.headers.get(b"sec-fetch-site")
@@ -337,9 +332,6 @@ def _progress(head: RequestHead) -> bool:
     if word not in _PROGRESS_WORDS or b"x-eid-progress" in head.repeated:
         raise Refusal("invalid_request", hint="X-Eid-Progress is 1, true, 0 or false.")
     return _PROGRESS_WORDS[word]
-
-
-Page = Callable[[Request], Awaitable[Response]]
 
 
 def json_response(value: Any) -> Response:

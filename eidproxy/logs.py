@@ -33,6 +33,7 @@ _MAX_LINE_BYTES = 4096
 
 
 _REFUSALS_SECONDS = 1.0
+"""How often a flood of refusals has a line."""
 _REFUSALS_AT_ONCE = 8
 """A person's few mistakes have a line each; a flood has one a second."""
 _FOLLOW_SECONDS = 1.0
@@ -145,7 +146,7 @@ def _path_of(descriptor: int) -> str | None:
 class Log:
     """The one way to write a line."""
 
-    def __init__(self, level: str = "info", fmt: str = "auto", on_drop: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, level: str, fmt: str, on_drop: Callable[[], None] = lambda: None) -> None:
         console = fmt == "console" or (fmt == "auto" and sys.stderr.isatty())
         renderer: Any = (
             ConsoleRenderer(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ)
@@ -296,6 +297,7 @@ class ConsoleRenderer:
 _STYLES = {"ok": "32", "info": "", "warning": "33", "error": "1;31"}
 _SHORT = {"foreground": "fg", "background": "bg"}
 _OWN_ID_LENGTH = 24
+"""Of the ids that we make; a longer or shorter one is a caller's."""
 
 
 def _request_words(facts: dict[str, Any]) -> tuple[str, list[str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Proxy
+from tests.tls import Certificate, self_signed
 from tests.upstream import Router
 
 
@@ -27,6 +28,12 @@ def proxy(router: Router) -> Iterator[Proxy]:
     """eidproxy with default settings in front of `router`. Starting it takes a while: a suite may share one."""
     with Proxy(router) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """A certificate for this machine."""
+    return self_signed(tmp_path_factory.mktemp("tls"), "DNS:localhost", "IP:127.0.0.1")
 
 
 @pytest.fixture

@@ -60,6 +60,8 @@ TEXTS: dict[str, tuple[Any, tuple[str | None, str | None, str | None]]] = {
     "a part of reasoning as text": ({"content": [{"type": "reasoning", "text": "r"}]}, (None, "r", None)),
     "another part": ({"content": [{"type": "image_url", "text": "canary"}, PART]}, ("a", None, None)),
     "parts that are none": ({"content": [5, None, {"type": "text", "text": 5}, [], PART]}, ("a", None, None)),
+    "words before parts": ({"content": ["", "a", {"text": "b"}]}, ("ab", None, None)),
+    "a refusal beside parts": ({"content": [PART], "refusal": "no"}, ("a", None, "no")),
     "thinking in parts and reasoning": (
         {"content": [{"type": "thinking", "thinking": "t"}], "reasoning": "r"},
         (None, "tr", None),
@@ -137,6 +139,13 @@ def test_choices(choice: Any, index: int | None, counts: bool) -> None:
     found = decode_event(json.dumps({"choices": [choice, {"index": 9, "delta": {"content": []}}]}).encode())[0].choices
     assert found is not None
     assert [each.index for each in found] == ([index, 9] if counts else [9])
+
+
+def test_a_choice_that_is_read_loosely_is_read_whole() -> None:
+    choice = {"index": "0", "message": {"content": "a"}, "finish_reason": "length", "error": "boom"}
+    (found,) = decode_event(json.dumps({"choices": [choice]}).encode())[0].choices or []
+    assert found.message is not None
+    assert (found.message.content, found.finish_reason, found.error) == ("a", "length", Raw(b'"boom"'))
 
 
 def test_a_message_in_the_delta_s_place() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.callers import at_rest, check_error_event, check_refusal
 from tests.cost import Beside
+from tests.fuzz.mutation import broken
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, impatient, request_bytes, until
 from tests.tools import need, without
 from tests.tools import size as amount
@@ -117,23 +118,13 @@ def test_end_at_each_byte(shared: tuple[Router, Proxy], router: Router) -> None:
     print(f"EIDPROXY ends at each byte: {cases} cases, {dict(seen)}")
 
 
+PIECES = [b"\r\n", b"\0", b"\n\n", b"0\r\n\r\n", b"HTTP/1.1 500 X\r\n\r\n", b"data: "]
+
+
 def mutated(choose: random.Random) -> list[Step]:
     """An answer with something wrong."""
-    data = bytearray(WHOLE)
-    for _ in range(choose.randint(1, 3)):
-        at = choose.randrange(len(data))
-        match choose.randrange(4):
-            case 0:
-                data[at] = choose.randrange(256)
-            case 1:
-                del data[at : at + choose.randint(1, 40)]
-            case 2:
-                data[at:at] = choose.choice(
-                    [b"\r\n", b"\0", b"\n\n", b"0\r\n\r\n", b"HTTP/1.1 500 X\r\n\r\n", b"data: "]
-                )
-            case _:
-                data[at:at] = data[at : at + choose.randint(1, 60)]
-    return [Send(bytes(data)), Fin() if choose.random() < 0.7 else Reset()]
+    data = broken(WHOLE, choose, PIECES, most=3)
+    return [Send(data), Fin() if choose.random() < 0.7 else Reset()]
 
 
 @pytest.mark.timeout(900)

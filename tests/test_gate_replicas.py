@@ -26,6 +26,7 @@ from tests.cost import Beside
 from tests.gate.history import Pause, Span, judged, overlaps, replayed
 from tests.gate.store import Store, recorded
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, free_port, request_bytes, until
+from tests.tls import self_signed
 from tests.tools import need
 from tests.tools import size as amount
 from tests.upstream import Router, stream
@@ -582,20 +583,13 @@ def test_least_rights_unix_socket_and_database(router: Router, own_store: Store)
 
 
 def test_tls(router: Router, tmp_path: Path) -> None:
-    [openssl] = need("openssl")
-    subprocess.run(
-        [
-            openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=store",
-            "-addext", "subjectAltName=DNS:localhost", "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem",
-        ],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    made = self_signed(tmp_path, "DNS:localhost")
     tls_port = free_port()
     with Store(
-        "--tls-port", str(tls_port), "--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file",
-        str(tmp_path / "key.pem"), "--tls-auth-clients", "no",
+        "--tls-port", str(tls_port), "--tls-cert-file", str(made.certificate), "--tls-key-file",
+        str(made.key), "--tls-auth-clients", "no",
     ):  # fmt: skip
-        trusted = f"?ssl_ca_certs={tmp_path / 'cert.pem'}"
+        trusted = f"?ssl_ca_certs={made.certificate}"
         with Proxy(
             router, EIDPROXY_GATE_URL=f"rediss://localhost:{tls_port}/0{trusted}", EIDPROXY_GATE_LEASE_SECONDS=LEASE
         ) as proxy:

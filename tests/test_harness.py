@@ -7,12 +7,10 @@ import json
 import random
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -35,7 +33,7 @@ from tests.harness import (
     told,
     until,
 )
-from tests.tools import need
+from tests.tls import Certificate
 from tests.upstream import (
     Close,
     Drained,
@@ -414,22 +412,9 @@ def test_big_answer_to_a_reader_that_reads_late(router: Router) -> None:
 # --- TLS ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    [openssl] = need("openssl")
-    place = tmp_path_factory.mktemp("tls")
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    files = ["-keyout", str(place / "key"), "-out", str(place / "cert")]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-    return place / "cert", place / "key"
-
-
-def test_tls_router(certificate: tuple[Path, Path]) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-    trusting = ssl.create_default_context(cafile=str(certificate[0]))
-    with Router(tls=context) as router:
+def test_tls_router(certificate: Certificate) -> None:
+    trusting = certificate.client()
+    with Router(tls=certificate.server()) as router:
         assert router.url.startswith("https://127.0.0.1:")
         for chunked in (True, False):
             router.script = stream(["x" * 100_000], chunked=chunked)

@@ -19,6 +19,7 @@ import pytest
 from eidproxy.tokens import Tokens
 from tests.callers import at_rest
 from tests.cost import Beside
+from tests.fuzz.mutation import broken
 from tests.harness import CHAT, Answer, Dialled, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.stock import Stock
 from tests.tools import need
@@ -256,21 +257,8 @@ TOKENS = [
 
 def mutant(choose: random.Random) -> bytes:
     """A request with some bytes changed, the inner one behind it."""
-    data = bytearray(choose.choice([raw(LENGTH), raw(b"Transfer-Encoding: chunked", body=CHUNKED)])[: -len(INNER)])
-    for _ in range(choose.randint(1, 4)):
-        at = choose.randrange(len(data))
-        match choose.randrange(5):
-            case 0:
-                data[at] = choose.randrange(256)
-            case 1:
-                del data[at : at + choose.randint(1, 8)]
-            case 2:
-                data[at:at] = choose.choice(TOKENS)
-            case 3:
-                data[at:at] = data[at : at + choose.randint(1, 40)]
-            case _:
-                data[at] ^= 0x20
-    return bytes(data) + INNER
+    data = choose.choice([raw(LENGTH), raw(b"Transfer-Encoding: chunked", body=CHUNKED)])[: -len(INNER)]
+    return broken(data, choose, TOKENS, most=4, lengths=(1, 1, 2, 8)) + INNER
 
 
 @pytest.mark.timeout(900)

@@ -64,7 +64,7 @@ def test_a_fault_is_a_class_and_places(capfd: pytest.CaptureFixture[str]) -> Non
     try:
         fails(PROMPT_CANARY)
     except ValueError as error:
-        Log(fmt="json").fault("relay", error)
+        Log("info", "json").fault("relay", error)
     (line,) = lines(capfd)
     assert (line["event"], line["error"], line["where"]) == ("fault", "ValueError", "relay")
     assert line["frames"][-1].startswith("test_logs.py:")
@@ -114,7 +114,7 @@ def refused(name: str) -> RequestRecord:
 
 
 def test_levels_of_requests(capfd: pytest.CaptureFixture[str]) -> None:
-    log = Log(fmt="json")
+    log = Log("info", "json")
     log.request(request(None, chunks=2))
     log.request(request("client_gone"))
     log.request(request("upstream_truncated"))
@@ -129,7 +129,7 @@ def test_levels_of_requests(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_json_begins_with_the_moment(capfd: pytest.CaptureFixture[str]) -> None:
     """A line that is cut off still says when, how bad and what; `trace_id` stands there only when there is one."""
-    log = Log(fmt="json")
+    log = Log("info", "json")
     log.request(request(None, chunks=2))
     log.state(Event.STARTED, port=1)
     for line in lines(capfd):
@@ -181,14 +181,14 @@ OWN_ID = "2fb5fcda9e8d7c6b5a493827"
     ids=["ok", "error", "no mode", "left"],
 )
 def test_a_terminal_gets_one_short_line(record: RequestRecord, shown: str, capfd: pytest.CaptureFixture[str]) -> None:
-    Log(fmt="console").request(record)
+    Log("info", "console").request(record)
     (told,) = capfd.readouterr().err.splitlines()
     assert re.fullmatch(r"\d\d:\d\d:\d\d", told[:8])
     assert told[9:] == shown
 
 
 def test_states_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    log = Log(fmt="console")
+    log = Log("info", "console")
     log.state(Event.STARTED, version="1.0", port=8790)
     log.state(Event.DRAINING, running=1, at_most_seconds=60.0)
     log.state(Event.DRAINING, running=0, at_most_seconds=60.0)
@@ -218,7 +218,7 @@ def test_a_colour_says_how_bad(level: str, style: str) -> None:
 def test_refusals_have_a_line_a_second(capfd: pytest.CaptureFixture[str]) -> None:
     """On a clock of the test's own: what was left out is told, and nothing twice."""
     due: list[Callable[[], None]] = []
-    refusals = Refusals(Log(fmt="json"), lambda seconds, call: due.append(call))
+    refusals = Refusals(Log("info", "json"), lambda seconds, call: due.append(call))
 
     def told() -> list[tuple[str, int]]:
         return [(line["request_id"], line.get("left_out", 0)) for line in lines(capfd)]

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -23,8 +23,8 @@ from eidproxy.gate import GateStatistics
 from eidproxy.site import CHAT_POLICY, StaticFile, chat_routes, inlined, load_pages
 from eidproxy.tokens import Tokens
 from eidproxy.vocabulary import Priority
+from tests.browser import chromium
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
-from tests.tools import need
 from tests.upstream import Router, stream
 
 SECRET = "s" * 48
@@ -360,12 +360,8 @@ def test_what_serves_machines_stays_json(served: Proxy) -> None:
 
 def test_the_page_can_be_read_without_a_network(router: Router, tmp_path: Path) -> None:
     """The service worker keeps the page's files, and neither questions, answers, settings nor the queue."""
-    (program,) = need("chromium")
     faults: list[str] = []
-    with with_chat(router, tmp_path) as proxy, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--headless", "--no-sandbox", "--disable-gpu"]
-        )
+    with with_chat(router, tmp_path) as proxy, chromium() as browser:
         context = browser.new_context(locale="ko-KR")
         context.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page = context.new_page()
@@ -390,7 +386,6 @@ def test_the_page_can_be_read_without_a_network(router: Router, tmp_path: Path) 
         expect(page.locator("#compose")).to_be_visible()
         page.goto(f"{proxy.url}/chat")
         expect(page.locator("#compose")).to_be_visible()
-        browser.close()
     assert "/chat" in failed, "the network is asked first"
     assert set(failed).isdisjoint(set(kept) - {"/chat"})
     assert "/chat" in kept

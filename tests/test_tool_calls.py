@@ -120,6 +120,15 @@ APART: dict[str, tuple[list[list[Piece]], list[tuple[str, str, str]]]] = {
         [A, ("call_r_1", "g", "[]")],
     ),
     "a piece of an index that never began": ([[piece("f", "{", index=0, id="a")], [piece(None, "}", index=3)]], [A]),
+    "an index that comes later": (
+        [
+            [piece("f", "{", id="a"), piece("g", "[]", id="b")],
+            [piece(None, "", index=3, id="a")],
+            [piece(None, "}", index=3)],
+        ],
+        [A, B],
+    ),
+    "a piece of no call before one": ([[piece(None, "{}", index=0), piece("f", "{}", index=0, id="a")]], [A]),
     "a name alone": ([[piece("f", None, index=0, id="a")]], [("a", "f", "")]),
 }
 
@@ -149,6 +158,17 @@ def test_characters_that_were_cut_are_joined_for_each_call() -> None:
             assert call.function is not None
             found += call.function.arguments or ""
     assert found == "😀!"
+
+
+def test_a_half_of_a_character_waits_behind_a_piece_that_says_nothing() -> None:
+    calls, seams = ToolCalls("r"), Seams()
+    data, marked = repair(rb'[{"id":"a","function":{"name":"f","arguments":"\ud83d"}}]') or (b"", False)
+    calls.read(msgspec.json.decode(data, type=list[CameCall]), seams, marked)
+    assert calls.read([CameCall(None, "a")], seams, marked=False) == []
+    data, marked = repair(rb'[{"id":"a","function":{"arguments":"\ude00"}}]') or (b"", False)
+    (rest,) = calls.read(msgspec.json.decode(data, type=list[CameCall]), seams, marked)
+    assert rest.function is not None
+    assert rest.function.arguments == "😀"
 
 
 def test_a_broken_id_or_name_is_mended_and_no_mark_comes_through() -> None:

@@ -27,7 +27,9 @@ _ANSWER = (
     "through a gate that lets one question at a time reach it."
 )
 _TOKEN_SECONDS = 0.04
+"""25 words a second, so that one can read along."""
 _COLD_SECONDS = 20.0
+"""How long the deep model is loaded: long enough to be seen, short enough to be waited for."""
 _RULES = "Answer briefly and kindly. Never say which machine or model you are.\n"
 _MODELS = {
     "mac-mini-default": "/Users/eid/mlx-models/Qwen3.6-27B-8bit",

@@ -39,6 +39,7 @@ from eidproxy.relay.splice import ErrorBody, Splice
 from eidproxy.relay.states import BY_STATUS, ENDS, GIVEN, PHASES, WHOLE, Cause, State
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import Passage, WedgeGuard
+from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
 from eidproxy.vocabulary import Mode, Phase, Priority, SettleEnd, StreamEnd, Surface
 
@@ -242,7 +243,7 @@ class Relay:
             self.services.log.alarm(Event.EGRESS_BLOCKED, verdict=error.decision.verdict)
             self.conclude(Cause.DIAL_FAILED, "egress_blocked")
         elif isinstance(error, httpx.TransportError):
-            self.conclude(Cause.DIAL_FAILED, f"router_{type(error).__name__}")
+            self.conclude(Cause.DIAL_FAILED, reason_of_fault(error))
         else:
             self.fail("relay", error)
 
@@ -399,7 +400,7 @@ class Relay:
             self._settlement.finish(SettleEnd.FIRST_EVENT)
             return
         if error is not None:
-            self.conclude(Cause.ROUTER_BROKE, f"router_{type(error).__name__}")
+            self.conclude(Cause.ROUTER_BROKE, reason_of_fault(error))
         elif self._answer.stream.sanitizer.finish_reason is not None and not (self._exchange and self._exchange.is_cut):
             self.conclude(Cause.ROUTER_DONE)
         else:

@@ -10,6 +10,7 @@ from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
 
 _MAX_ERROR_BODY_BYTES = 64 * 1024
+"""The most that is read of a refusal: its reason stands at the beginning."""
 
 
 class Listener(Protocol):

@@ -19,6 +19,7 @@ from eidproxy.relay.stream import Stage, Stream
 from eidproxy.vocabulary import Stripped
 from tests import corpus, reference
 from tests.corpus.expect import split
+from tests.fuzz.mutation import broken
 
 CANARY = "canary-5e1f"
 REQUEST_ID = "fuzz"
@@ -522,22 +523,7 @@ _PIECES += [
 
 def mutate(body: bytes, rng: random.Random) -> bytes:
     """Break a stream in one to six places."""
-    broken = bytearray(body)
-    for _ in range(rng.randrange(1, 7)):
-        at = rng.randrange(len(broken) + 1)
-        end = min(at + rng.choice([1, 1, 2, 5, 40]), len(broken))
-        roll = rng.randrange(5)
-        if roll == 0:
-            del broken[at:end]
-        elif roll == 1:
-            broken[at:at] = rng.choice(_PIECES)
-        elif roll == 2:
-            broken[at:end] = rng.choice(_PIECES)
-        elif roll == 3:
-            broken[at:at] = broken[at:end]
-        elif end > at:
-            broken[at] ^= 1 << rng.randrange(8)
-    return bytes(broken)
+    return broken(body, rng, _PIECES, most=6)
 
 
 class Checked(NamedTuple):
