@@ -8,9 +8,9 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/ready
 	$(BIN)/eidproxy demo $(DEMO)
 
-# Three tests at a time: most of their time is waiting. TEST="-n 0" runs one after the other, as -s and --pdb need it.
+# Six tests at a time: most of their time is waiting. TEST="-n 0" runs one after the other, as -s and --pdb need it.
 test: $(VENV)/ready-test
-	$(BIN)/pytest -n 3 --dist worksteal $(TEST)
+	$(BIN)/pytest -n 6 --dist worksteal $(TEST)
 
 check: $(VENV)/ready-test lint
 	$(BIN)/python -m tests.coverage_pure

@@ -354,7 +354,6 @@ def test_storm(kind: str, capacity: int, store: Store, seed: int) -> None:
 # --- The library against the discipline it repeats ---------------------------------------------------------------
 
 
-@pytest.mark.alone
 def test_the_library_decides_as_admission_does(store: Store, seed: int) -> None:
     """The same operations on both: the same grants, refusals, displacements and places."""
     choose = random.Random(seed)

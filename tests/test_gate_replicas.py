@@ -124,7 +124,6 @@ def spans(router: Router) -> list[Span]:
 # --- Three replicas ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.alone
 def test_three_replicas(router: Router, store: Store, seed: int) -> None:
     """600 mixed requests: never two at the router, one order for all replicas."""
     choose = random.Random(seed)

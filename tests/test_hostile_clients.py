@@ -497,7 +497,6 @@ def report(name: str, took: list[float], beside: Beside) -> None:
     assert p99 < beside.allow(0.25)
 
 
-@pytest.mark.alone
 def test_slow_attacks(shared: tuple[Router, Proxy], many_files: None, tmp_path: Path) -> None:
     """Slow heads, slow bodies and slow readers, side by side, with 1,000 connections each."""
     _, proxy = shared
@@ -525,7 +524,6 @@ def test_slow_attacks(shared: tuple[Router, Proxy], many_files: None, tmp_path: 
     report("slowhttptest -H -B -X", took, beside)
 
 
-@pytest.mark.alone
 def test_thousand_silent_connections(shared: tuple[Router, Proxy], many_files: None) -> None:
     """Idle ones and half requests of each kind: everybody else is served."""
     _, proxy = shared
@@ -554,7 +552,6 @@ def test_control_silent_connections_shut_a_stock_server(stock: tuple[Router, Sto
             honest(proxy, 1)
 
 
-@pytest.mark.alone
 def test_flood_of_a_small_process(router: Router, many_files: None) -> None:
     """256 descriptors: the oldest idle connection makes place, what runs goes on, honest callers are served."""
     with Proxy(router, prefix=FEW_FILES) as proxy:
@@ -689,7 +686,6 @@ def refusal_of(client: RawClient) -> str | None:
     return Answer(head.status, head.headers, client.read_body(), client.clean).reason
 
 
-@pytest.mark.alone
 def test_unfinished_bodies_share_what_there_is(router: Router, many_files: None) -> None:
     """Nearly a MiB each, and never the end: those that have been arriving longest make room, everybody is served."""
     count = amount(300, 1400)
@@ -714,7 +710,6 @@ def test_unfinished_bodies_share_what_there_is(router: Router, many_files: None)
                             reason="overloaded") >= count - 80  # fmt: skip
 
 
-@pytest.mark.alone
 def test_slow_readers_share_what_there_is(router: Router, many_files: None) -> None:
     """200 that ask for 4 MiB and read nothing: an honest caller has its answer at once."""
     router.script = [*stream(["x" * 4000] * 1000)]
@@ -794,7 +789,6 @@ def _p99(took: list[float]) -> float:
     return sorted(took)[int(len(took) * 0.99)] * 1e3
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("path", ["/metrics", "/status", "/readyz", "/"])
 def test_pages_in_a_loop_hold_up_nobody(router: Router, path: str) -> None:
     """Fifty connections that ask for a page, and again: `/healthz`, and a slot whose caller leaves."""
