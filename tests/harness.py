@@ -600,8 +600,8 @@ class Proxy:
         The text may be up to 1 s old (contract, 2), so that who looked a moment ago waits until it is written anew.
         """
         time.sleep(max(self._metrics_at + 1.02 - time.monotonic(), 0))
-        self._metrics_at = time.monotonic()
         answer = self.get("/metrics")
+        self._metrics_at = time.monotonic()
         assert answer.status == 200, answer
         return parse_metrics(answer.body.decode())
 

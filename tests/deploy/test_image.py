@@ -189,7 +189,8 @@ def test_installed_program_serves_confined_and_drains(image: Image, router: Rout
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             check = image.command("HEALTHCHECK")
-            until(lambda: run(*check, env=env).returncode == 0 or process.poll() is not None, 30, "healthy")
+            until(lambda: run(*check, env=env).returncode == 0 or process.poll() is not None, 60, "healthy")
+            assert process.poll() is None, process.communicate()[0]
             _is_confined(process.pid)
             answer = ask(("127.0.0.1", port), "POST", CHAT, chat("daily"))
             assert answer.told().text == "Hello world"
