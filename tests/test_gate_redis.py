@@ -56,6 +56,12 @@ def store() -> Iterator[Store]:
         yield started
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that is not about a slow store: no call gives up on a busy machine."""
+    monkeypatch.setattr(gate_redis, "CALL_SECONDS", PATIENT / 4)
+
+
 # --- One suite for both gates, in one loop -----------------------------------------------------------------------
 
 Settings = dict[str, float]
@@ -320,14 +326,14 @@ async def test_a_slot_that_settles_and_is_taken_away(kind: str, store: Store) ->
 
 @pytest.mark.parametrize("capacity", [1, 3])
 @both
-def test_storm(kind: str, capacity: int, store: Store, seed: int) -> None:
+def test_storm(kind: str, capacity: int, store: Store, seed: int, patient: None) -> None:
     """Callers that leave at any moment: never more than there are slots, nothing left behind, nobody forgotten."""
     choose = random.Random(seed)
     held: set[int] = set()
-    most = served = 0
+    most = stayed = served = 0
 
     async def caller(gate: Gate, number: int) -> None:
-        nonlocal most, served
+        nonlocal most, stayed, served
         await asyncio.sleep(choose.random())
         claim = gate.request(choose.choice(list(Priority)))
         claim.lost = lambda _reason: held.discard(number)
@@ -336,20 +342,16 @@ def test_storm(kind: str, capacity: int, store: Store, seed: int) -> None:
             async with asyncio.timeout(give_up):
                 await claim.granted()
                 held.add(number)
-                most, served = max(most, len(held)), served + 1
+                most, served, stayed = max(most, len(held)), served + 1, stayed + (give_up is None)
                 await asyncio.sleep(choose.choice([0, 0, 0.001, 0.003]))
         except TimeoutError:
             pass
-        except Refusal as refusal:
-            # On a busy machine an answer of the store may take longer than a call waits for it; that fails closed.
-            if (kind, refusal.reason) != ("redis", "gate_unavailable"):
-                raise
         held.discard(number)
         gate.leave(claim)
 
     async def storm() -> None:
-        async with gates(kind, store, 3, capacity=capacity, max_waiting=1000) as shared:
-            async with asyncio.timeout(60):
+        async with gates(kind, store, 3, capacity=capacity, max_waiting=1000, lease_seconds=PATIENT) as shared:
+            async with asyncio.timeout(120):
                 await asyncio.gather(*(caller(choose.choice(shared), number) for number in range(600)))
                 last = [shared[0].request(Priority.BACKGROUND) for _ in range(capacity)]
                 for claim in last:
@@ -358,17 +360,16 @@ def test_storm(kind: str, capacity: int, store: Store, seed: int) -> None:
 
     asyncio.run(storm())
     assert 1 <= most <= capacity
-    assert served > 200
+    # Whoever does not give up is served, and some of the others are.
+    assert 180 < stayed < served
 
 
 # --- The library against the discipline it repeats ---------------------------------------------------------------
 
 
-def test_the_library_decides_as_admission_does(store: Store, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_decides_as_admission_does(store: Store, seed: int, patient: None) -> None:
     """The same operations on both: the same grants, refusals, displacements and places."""
     choose = random.Random(seed)
-    # Neither the store nor a lease gives up on a busy machine.
-    monkeypatch.setattr(gate_redis, "CALL_SECONDS", PATIENT / 4)
     store.command("SELECT", "0")
     with recorded(store) as record:
         asyncio.run(_compared(choose, store))
