@@ -62,6 +62,13 @@ def shared() -> Iterator[tuple[Router, Proxy]]:
         yield router, proxy
 
 
+@pytest.fixture(scope="module")
+def patient(shared: tuple[Router, Proxy]) -> Iterator[Proxy]:
+    """Another one before the same router, which may be slow: it plays a lot."""
+    with Proxy(shared[0]) as proxy:
+        yield proxy
+
+
 @pytest.fixture
 def router(shared: tuple[Router, Proxy]) -> Iterator[Router]:
     shared[0].reset()
@@ -260,9 +267,11 @@ def bulk(proxy: Proxy, router: Router, script: Iterator[Step], reason: str | Non
         assert judge(answer) == "ok"
     else:
         check_refusal(answer, 503, reason)
+    at_rest(router, proxy)
+    assert not [line for line in proxy.log() if line["event"] == "fault"]
     print(f"EIDPROXY bulk: {reason}: rss +{(top - before) / 2**20:.1f} MiB, slowest probe {slowest * 1e3:.0f} ms")
     assert top - before < 16 * 2**20, "memory"
-    assert slowest < beside.allow(0.25), "a gap"
+    assert slowest < 0.25 + max(beside.late), "a gap"
 
 
 FINISH = chunk(event(completion_chunk({}, "stop"))) + LAST_CHUNK
@@ -280,26 +289,26 @@ COUNT = amount(200_000, 1_000_000)
         ("empty choices", b'data: {"choices":[]}\n\n', "upstream_truncated"),
     ],
 )
-def test_many_lines(shared: tuple[Router, Proxy], router: Router, name: str, line: bytes, reason: str) -> None:
-    bulk(shared[1], router, iter([*lines(COUNT, line), Send(LAST_CHUNK)]), reason)
+def test_many_lines(patient: Proxy, router: Router, name: str, line: bytes, reason: str) -> None:
+    bulk(patient, router, iter([*lines(COUNT, line), Send(LAST_CHUNK)]), reason)
 
 
 @pytest.mark.parametrize("size", [2, amount(8, 64)])
-def test_long_line(shared: tuple[Router, Proxy], router: Router, size: int) -> None:
+def test_long_line(patient: Proxy, router: Router, size: int) -> None:
     def script() -> Iterator[Step]:
         yield Send(stream_head())
         yield Send(chunk(b"data: "))
         for _ in range(size * 16):
             yield Send(chunk(b"x" * 65536))
 
-    bulk(shared[1], router, script(), "upstream_protocol_error")
+    bulk(patient, router, script(), "upstream_protocol_error")
 
 
-def test_single_bytes(shared: tuple[Router, Proxy], router: Router) -> None:
+def test_single_bytes(patient: Proxy, router: Router) -> None:
     """An answer in chunks of one byte."""
     body = b"".join(event(completion_chunk({"content": f"{number}"})) for number in range(amount(100, 500)))
     steps = [Send(stream_head()), *(Send(chunk(body[at : at + 1])) for at in range(len(body))), Send(FINISH)]
-    bulk(shared[1], router, iter(steps), None)
+    bulk(patient, router, iter(steps), None)
 
 
 HOARDS = "from eidproxy import stream; stream.Stream.__init__.__defaults__ = (None, 2**30)"
@@ -308,8 +317,9 @@ import time
 from eidproxy import sse
 feed = sse.EventParser.feed
 def slow(parser, data):
+    sse.EventParser.feed = feed  # once is enough
     began = time.process_time()
-    while time.process_time() - began < 1:
+    while time.process_time() - began < 2:
         pass
     return feed(parser, data)
 sse.EventParser.feed = slow
@@ -320,13 +330,13 @@ sse.EventParser.feed = slow
     ("planted", "script", "found"),
     [
         (HOARDS, [Send(stream_head()), Send(chunk(b"data: " + b"x" * 2**25)), Stall()], "memory"),
-        (STANDS_STILL, [Send(stream_head()), Send(chunk(WORD)), Drained(), Pause(1), Send(FINISH)], "a gap"),
+        (STANDS_STILL, [Send(stream_head()), Send(chunk(WORD)), Drained(), Pause(2), Send(FINISH)], "a gap"),
     ],
     ids=["memory", "gap"],
 )
 def test_control_what_is_not_bounded_is_noticed(planted: str, script: list[Step], found: str) -> None:
     """Control: a parser that takes a line of any length, and one that stands still, do not pass."""
-    reason, patience = ("upstream_silent", 2) if found == "memory" else (None, 20)
+    reason, patience = ("upstream_silent", 2) if found == "memory" else (None, 60)
     with (
         Router() as router,
         Proxy(router, planted=planted, **impatient(patience)) as proxy,

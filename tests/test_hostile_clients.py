@@ -800,10 +800,11 @@ def test_pages_in_a_loop_hold_up_nobody(router: Router, path: str) -> None:
             assert flood.stdout is not None
             flood.stdout.readline()  # each has had an answer
             health, left, began_at = [], [], time.monotonic()
-            for _ in range(amount(60, 300)):
-                began = time.monotonic()
-                assert ask(proxy, "GET", "/healthz", timeout=60).status == 200
-                health.append(time.monotonic() - began)
+            with Beside() as beside:
+                for _ in range(amount(60, 300)):
+                    began = time.monotonic()
+                    assert ask(proxy, "GET", "/healthz", timeout=60).status == 200
+                    health.append(time.monotonic() - began)
             for _ in range(amount(8, 30)):
                 client = RawClient(proxy, timeout=60)
                 client.send(request_bytes("POST", CHAT, chat("deep")))
@@ -821,7 +822,7 @@ def test_pages_in_a_loop_hold_up_nobody(router: Router, path: str) -> None:
             one = proxy.get(path).body
             assert proxy.get(path).body == one  # kept for a second
     # Whoever asks for a page waits for a round of all fifty; who asks for another thing waits for no more than a few.
-    assert _p99(health) / 1e3 < max(3 * 50 * seconds / pages, 1.0)
+    assert _p99(health) / 1e3 < beside.allow(max(3 * 50 * seconds / pages, 1.0))
 
 
 ASK_AGAIN = """
