@@ -12,9 +12,9 @@ help:
 demo: $(VENV)/ready  ## an embedded router, the proxy in front, and a show of what they do
 	$(BIN)/eidproxy demo $(DEMO)
 
-# Three tests at a time: most of their time is waiting. TEST="-n 0" runs one after the other, as -s and --pdb need it.
+# Six tests at a time: most of their time is waiting. TEST="-n 0" runs one after the other, as -s and --pdb need it.
 test: $(VENV)/ready-test  ## every test; FULL=1 for the full forms
-	$(BIN)/pytest -n 3 --dist worksteal $(TEST)
+	$(BIN)/pytest -n 6 --dist worksteal $(TEST)
 
 check: $(VENV)/ready-test lint  ## lint, types, the pure core covered whole, the locks audited
 	$(BIN)/python -m tests.coverage_pure

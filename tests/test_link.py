@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from redis.exceptions import ConnectionError as StoreUnreachable
 
-from eidproxy.config import GateAddress
 from eidproxy.egress import EgressPolicy
 from eidproxy.gate import link
+from eidproxy.gate.address import GateAddress
 from eidproxy.gate.link import GuardedConnection, Link, addresses
 from eidproxy.router.resolver import Resolver
 from eidproxy.router.upstream import EgressBlocked

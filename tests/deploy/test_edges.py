@@ -410,7 +410,6 @@ def test_stream_is_whole_and_not_encoded(edge: Edge, router: Router, protocol: s
 # --- Departure -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.alone
 @PROTOCOLS
 @pytest.mark.parametrize("when", ["mid-stream", "before the first event"])
 def test_a_browser_that_leaves_frees_the_gate(
@@ -443,7 +442,6 @@ def test_a_browser_that_leaves_frees_the_gate(
     assert max(taken) <= beside.allow(DEPARTURE_SECONDS)
 
 
-@pytest.mark.alone
 def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy, beside: Beside) -> None:
     """A page that aborts its fetch resets one HTTP/2 stream; the connection stays and is used again."""
     taken = []
@@ -465,7 +463,6 @@ def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy, 
     assert max(taken) <= beside.allow(DEPARTURE_SECONDS)
 
 
-@pytest.mark.alone
 @PROTOCOLS
 def test_a_browser_that_leaves_the_queue_is_out_of_it(
     edge: Edge, router: Router, proxy: Proxy, beside: Beside, protocol: str
