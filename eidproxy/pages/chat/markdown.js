@@ -2,6 +2,7 @@
 // markdown-it; what becomes of each token is decided here, and nothing else can come out: no markup of the text's own, no
 // picture, no address that is loaded. Nothing here touches the document.
 
+import { addresses, endOf } from "./addresses.js";
 import MarkdownIt from "./vendor/markdown-it.js";
 
 /**
@@ -30,11 +31,9 @@ const PART = 8 * 1024;
 // A formula over several lines ends within this many, or is none.
 const MAX_MATH_LINES = 60;
 
+const { unescapeAll: unescaped } = /** @type {any} */ (new /** @type {any} */ (MarkdownIt)()).utils;
 /** @type {any} its tokens and states have no types of their own */
-const parser = new /** @type {any} */ (MarkdownIt)({ html: false, linkify: true, maxNesting: 40 });
-// Words with a dot in them ("index.js") are no addresses; one with its scheme is.
-parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
-parser.linkify.add("ftp:", null).add("//", null);
+const parser = new /** @type {any} */ (MarkdownIt)({ html: false, maxNesting: 40 });
 // Everything else (javascript:, data:, file:, a path on this very server) stays text.
 parser.validateLink = (/** @type {string} */ url) => /^(?:https?:\/\/|mailto:)/i.test(url);
 
@@ -67,6 +66,9 @@ parser.inline.ruler.before("autolink", "br", (/** @type {any} */ state, /** @typ
   return true;
 });
 
+// Signs alone are no formula, but escaped ones.
+const SAYS_SOMETHING = /[\p{L}\p{N}]/u;
+
 /**
  * Formulas: `\(…\)`, `\[…\]`, `$$…$$` and `$…$`. Between dollars there must be something only a formula has, and no
  * blank inside the signs, for there are prices too.
@@ -84,6 +86,7 @@ parser.inline.ruler.before("escape", "math", (/** @type {any} */ state, /** @typ
   if (end < 0) state.endless.add(close);
   if (end <= begin || end > state.posMax - close.length) return false;
   const content = src.slice(begin, end);
+  if (!SAYS_SOMETHING.test(content)) return false;
   if (open === "$" && (/^\s|\s$|\n/.test(content) || !/[\\^_{}=]|^[A-Za-z]$/.test(content) || /\d/.test(src[end + 1] ?? ""))) {
     return false;
   }
@@ -91,6 +94,64 @@ parser.inline.ruler.before("escape", "math", (/** @type {any} */ state, /** @typ
   state.pos = end + close.length;
   return true;
 });
+
+/** @param {(type: string, tag: string, nesting: number) => any} push @param {string} address @param {string} text */
+function pushAddress(push, address, text) {
+  const open = push("link_open", "a", 1);
+  open.attrs = [["href", parser.normalizeLink(address)]];
+  open.info = "auto";
+  push("text", "", 0).content = text;
+  push("link_close", "a", -1);
+}
+
+/** A bare address with its scheme; here, so that no mark in it is taken for emphasis. */
+parser.inline.ruler.after("text", "address", (/** @type {any} */ state, /** @type {boolean} */ silent) => {
+  const { src, pos, posMax, pending } = state;
+  if (state.linkLevel > 0 || !src.startsWith("://", pos)) return false;
+  const scheme = /(?<![A-Za-z0-9])https?$/i.exec(pending.slice(-6))?.[0];
+  const end = scheme ? endOf(src.slice(0, posMax), pos + 3) : null;
+  if (!scheme || end === null) return false;
+  if (!silent) {
+    const address = src.slice(pos - scheme.length, end);
+    state.pending = pending.slice(0, -scheme.length);
+    pushAddress((type, tag, nesting) => state.push(type, tag, nesting), address, address);
+  }
+  state.pos = end;
+  return true;
+});
+
+/** Bare addresses without one: www.… and mailboxes. */
+parser.core.ruler.after("inline", "address", (/** @type {any} */ state) => {
+  for (const { type, content, children } of state.tokens) {
+    if (type !== "inline" || !/www\.|@/i.test(content)) continue;
+    /** @type {any[]} */
+    const tokens = [];
+    let links = 0;
+    for (const token of children) {
+      links += token.type === "link_open" ? 1 : token.type === "link_close" ? -1 : 0;
+      tokens.push(...(token.type === "text" && links === 0 ? withAddresses(state.Token, token.content) : [token]));
+    }
+    children.splice(0, Infinity, ...tokens);
+  }
+});
+
+function withAddresses(/** @type {any} */ Token, /** @type {string} */ content) {
+  /** @type {any[]} */
+  const tokens = [];
+  const push = (/** @type {string} */ type, /** @type {string} */ tag, /** @type {number} */ nesting) => {
+    const made = new Token(type, tag, nesting);
+    tokens.push(made);
+    return made;
+  };
+  let at = 0;
+  for (const { start, end, href } of addresses(content)) {
+    push("text", "", 0).content = content.slice(at, start);
+    pushAddress(push, href, content.slice(start, end));
+    at = end;
+  }
+  push("text", "", 0).content = content.slice(at);
+  return tokens;
+}
 
 /** A formula that begins a line and ends one. */
 parser.block.ruler.before(
@@ -112,11 +173,13 @@ parser.block.ruler.before(
     }
     // Something else stands between two formulas of one line.
     if (line === startLine && first.slice(2, -2).includes(close)) return false;
-    if (silent) return true;
-    const token = state.push("math_block", "code", 0);
     const body = line === startLine ? [first.slice(2)] : [first.slice(2), ...range(startLine + 1, line).map(at), rest];
     body[body.length - 1] = (body.at(-1) ?? "").slice(0, -2);
-    token.content = body.join("\n").trim();
+    const content = body.join("\n").trim();
+    if (!SAYS_SOMETHING.test(content)) return false;
+    if (silent) return true;
+    const token = state.push("math_block", "code", 0);
+    token.content = content;
     token.map = [startLine, line + 1];
     state.line = line + 1;
     return true;
@@ -307,7 +370,8 @@ function build(/** @type {any[]} */ tokens, /** @type {Labels} */ labels, /** @t
       case "code_block":
         return put(code(token, labels));
       case "image":
-        return put(picture(token));
+        // One within a link is the label of that link.
+        return put(open.some(({ tag }) => tag === "a") ? alternative(token) : picture(token));
       case "plain":
         return parts(token.content).forEach((part) => put(element("span", { class: "as-is" }, [part])));
       default:
@@ -333,7 +397,7 @@ function heading(/** @type {any} */ token, /** @type {Outline} */ outline) {
 
 /** A fenced or an indented block. */
 function code(/** @type {any} */ token, /** @type {Labels} */ labels) {
-  const language = token.info.trim().split(/\s+/)[0].slice(0, 40);
+  const language = unescaped(token.info.trim().split(/\s+/)[0]).slice(0, 40);
   const text = token.content.replace(/\n$/, "");
   const pieces = text.length > PART ? parts(text).map((part) => element("span", { class: "part" }, [part])) : [text];
   return element("div", { class: "code" }, [
@@ -360,8 +424,9 @@ function finishLink(/** @type {Node} */ node) {
   const where = destination(node.attrs.href);
   const label = textOf(node).trim();
   if (label === "") node.kids = [node.attrs.href];
-  // A bare address says it already, and so does a label that is the place.
-  if (node.attrs.class === "bare" || label === "" || label === where) return;
+  // A label that begins with the place, as a bare address does, says it already.
+  const said = (label || node.attrs.href).replace(/^(?:https?:\/\/|mailto:)/i, "").toLowerCase();
+  if (said === where || (said.startsWith(where) && /^[/?#:]/.test(said.slice(where.length)))) return;
   node.kids.push(element("bdi", { class: "where", dir: "ltr" }, [` (${where})`]));
 }
 
@@ -369,9 +434,17 @@ function finishLink(/** @type {Node} */ node) {
 function picture(/** @type {any} */ token) {
   const node = link(token.attrGet("src"), false);
   if (node.tag === "a") node.attrs.class = "picture";
-  node.kids = [token.content || token.attrGet("src")];
+  node.kids = [alternative(token) || token.attrGet("src")];
   finishLink(node);
   return node;
+}
+
+/** What stands for a picture: the text of its label. @returns {string} */
+function alternative(/** @type {any} */ { children }) {
+  return children.map((/** @type {any} */ one) => {
+    if (one.type === "image") return alternative(one);
+    return one.type === "softbreak" || one.type === "hardbreak" ? " " : one.content;
+  }).join("");
 }
 
 function textOf(/** @type {Node} */ node) {
