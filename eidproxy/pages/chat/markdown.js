@@ -27,7 +27,7 @@ const MAX_INLINE = 8 * 1024;
 // A block with more tokens than this (about 500 rows of a list) is shown as it is: each becomes an element or two.
 const MAX_TOKENS = 4000;
 // Text that is shown as it is, and code, is cut into parts of about this size, so that those out of view cost no layout.
-const PART = 8 * 1024;
+const PART = 4 * 1024;
 // A formula over several lines ends within this many, or is none.
 const MAX_MATH_LINES = 60;
 
@@ -165,17 +165,19 @@ parser.block.ruler.before(
     const close = first.startsWith("$$") ? "$$" : first.startsWith("\\[") ? "\\]" : null;
     if (close === null) return false;
     let line = startLine;
-    let rest = first.slice(2);
-    while (!rest.endsWith(close)) {
-      line += 1;
-      if (line >= endLine || line - startLine > MAX_MATH_LINES || state.sCount[line] < state.blkIndent) return false;
-      rest = at(line);
-    }
+    const rest = (/** @type {number} */ here) => (here === startLine ? first.slice(2) : at(here));
+    // Every line is looked at once for all formulas before it.
+    const ends = (state.env.ends ??= {});
+    const known = ends[close];
+    if (known && known.from <= startLine && startLine < known.line) line = known.line;
+    else while (line < state.lineMax && !rest(line).endsWith(close)) line += 1;
+    ends[close] = { from: startLine, line };
+    if (line >= endLine || line - startLine > MAX_MATH_LINES) return false;
+    if (range(startLine + 1, line + 1).some((here) => state.sCount[here] < state.blkIndent)) return false;
     // Something else stands between two formulas of one line.
     if (line === startLine && first.slice(2, -2).includes(close)) return false;
-    const body = line === startLine ? [first.slice(2)] : [first.slice(2), ...range(startLine + 1, line).map(at), rest];
-    body[body.length - 1] = (body.at(-1) ?? "").slice(0, -2);
-    const content = body.join("\n").trim();
+    const body = line === startLine ? [first.slice(2)] : [first.slice(2), ...range(startLine + 1, line + 1).map(at)];
+    const content = body.join("\n").slice(0, -2).trim();
     if (!SAYS_SOMETHING.test(content)) return false;
     if (silent) return true;
     const token = state.push("math_block", "code", 0);
