@@ -547,29 +547,63 @@ def test_no_storage(context: BrowserContext, base_url: str, stub: Stub, token: s
     assert answers(page) == ["하나"]
 
 
-def test_full_storage(page: Page, stub: Stub) -> None:
+FILL = """
+async () => {
+  const database = await new Promise((resolve, reject) => {
+    const request = indexedDB.open("filler", 1);
+    request.onupgradeneeded = () => request.result.createObjectStore("filler", {autoIncrement: true});
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+  // What repeats itself would be packed: random bytes take the room they say.
+  const put = (size) => new Promise((resolve, reject) => {
+    const bytes = new Uint8Array(size);
+    for (let at = 0; at < size; at += 65536) crypto.getRandomValues(bytes.subarray(at, at + 65536));
+    const work = database.transaction("filler", "readwrite");
+    work.objectStore("filler").put(bytes);
+    work.oncomplete = resolve;
+    work.onabort = () => reject(work.error);
+  });
+  const refused = [];
+  for (let size = 1 << 20; size >= 1024; ) {
+    try { await put(size); } catch ({name}) { refused.push(name); size /= 4; }
+  }
+  database.close();
+  return [refused, (await navigator.storage.estimate()).usage];
+}
+"""
+
+
+@pytest.mark.usefixtures("own")
+def test_full_storage(page: Page, context: BrowserContext, base_url: str, stub: Stub) -> None:
     """A device without room: the person is told, nothing that was kept is removed, and the page goes on.
 
-    Chromium keeps to a quota that a test sets only by chance (small writes pass, and it remembers how much room there
-    was), so its refusal is played: the one thing here that is.
+    The room is filled for real, under a quota of 8 MB, until the browser refuses a kilobyte.
     """
+    session = context.new_cdp_session(page)
+
+    def quota(size: int) -> None:
+        session.send("Storage.overrideQuotaForOrigin", {"origin": base_url, "quotaSize": size})
+
+    # It is set before anything is written: the browser remembers for a while how much room there was.
+    quota(8_000_000)
     stub.script(*[whole(word) for word in ("하나", "둘", "셋", "넷")])
     ask(page, "첫째")
     rested(page)
-    page.evaluate(
-        """() => {
-             window.put = IDBObjectStore.prototype.put;
-             IDBObjectStore.prototype.put = () => { throw new DOMException("full", "QuotaExceededError"); };
-           }"""
-    )
+    refused, used = page.evaluate(FILL)
+    assert set(refused) == {"QuotaExceededError"}
+    assert 4_000_000 < used < 20_000_000
+    # The browser tidies up behind what it has refused, and would find room again.
+    quota(2_000_000)
     for question in ("둘째", "셋째"):
         ask(page, question)
         expect(page.locator("#trouble")).to_contain_text("저장할 공간이 부족해서")
         rested(page)
     assert answers(page) == ["하나", "둘", "셋"]
     assert "첫째" in kept_text(page)
-    # With room again what follows is kept.
-    page.evaluate("() => { IDBObjectStore.prototype.put = window.put; }")
+    assert "둘째" not in kept_text(page)
+    # With room again what follows is kept, and what found none before.
+    quota(1_000_000_000)
     ask(page, "넷째")
     rested(page)
     expect(page.locator("#trouble")).to_have_text("")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.page.conftest import Watch, ask, button, rested
+from tests.page.conftest import Watch, ask, button, rested, some
 from tests.page.stub import DONE, Answer, Stub, finish, text, whole
 from tests.tools import size
 
@@ -342,47 +344,73 @@ async (texts) => {
   const {Painting, loadMarkdown} = await import("/chat/paint.js");
   await loadMarkdown();
   const labels = {copy: "c", done: "d", todo: "t", table: "b"};
-  const results = [];
+  const frames = async (count) => {
+    for (let n = 0; n < count; n += 1) await new Promise(requestAnimationFrame);
+  };
   for (const text of texts) {
     const box = document.createElement("div");
     box.className = "text";
     document.getElementById("log").replaceChildren(box);
-    const painting = new Painting(box, labels);
-    let slowest = 0;
-    const work = async (job) => {
-      await new Promise(requestAnimationFrame);
-      const begun = performance.now();
-      job();
-      box.getBoundingClientRect();
-      await new Promise((resolve) => {
-        const {port1, port2} = new MessageChannel();
-        port1.onmessage = resolve;
-        port2.postMessage(0);
-      });
-      slowest = Math.max(slowest, performance.now() - begun);
-    };
+    await frames(2);
+    performance.mark("begun");
     // It comes in pieces, as a model sends it, and is whole then.
-    for (let n = 1; n <= 8; n += 1) await work(() => painting.show(text.slice(0, (text.length * n) / 8), false));
-    await work(() => painting.show(text, true));
-    for (let n = 0; n < 30; n += 1) await work(() => {});
-    results.push([slowest, box.textContent.length]);
+    const painting = new Painting(box, labels);
+    for (let n = 1; n <= 8; n += 1) {
+      painting.show(text.slice(0, (text.length * n) / 8), false);
+      await frames(1);
+    }
+    painting.show(text, true);
+    await frames(16);
   }
+  performance.mark("begun");
   document.getElementById("log").replaceChildren();
-  return results;
 }
 """
 
 
-def test_no_text_holds_the_tab(bare: Page) -> None:
+def slowest_frames(browser: Browser, page: Page, texts: list[str]) -> list[float]:
+    """For each text the longest task of the page's thread while it is drawn, in ms of the processor.
+
+    A frame with all that belongs to it (script, style, layout, paint) is one task. Its time by the clock would be that
+    of whatever else the machine does.
+    """
+    browser.start_tracing(page=page, categories=["toplevel", "blink.user_timing"])
+    page.evaluate(FRAMES, texts)
+    events = json.loads(browser.stop_tracing())["traceEvents"]
+    marks = [event for event in events if event["name"] == "begun" and event["cat"] == "blink.user_timing"]
+    thread = marks[0]["pid"], marks[0]["tid"]
+    begun = sorted(event["ts"] for event in marks)
+    slowest = [0.0] * len(texts)
+    for event in events:
+        if event["ph"] == "X" and (event["pid"], event["tid"]) == thread and begun[0] <= event["ts"] < begun[-1]:
+            at = bisect.bisect(begun, event["ts"]) - 1
+            slowest[at] = max(slowest[at], event.get("tdur", 0) / 1000)
+    return slowest
+
+
+def test_no_text_holds_the_tab(browser: Browser, bare: Page) -> None:
     """64 KiB of any marker are drawn in short steps. (A pattern that backtracks took 11 s for one of them.)"""
-    names = list(HOSTILE)
-    results = bare.evaluate(FRAMES, list(HOSTILE.values()))
-    by_time = sorted(zip((ms for ms, _ in results), names, strict=True), reverse=True)
-    print("slowest frames:", ", ".join(f"{name} {ms:.0f} ms" for ms, name in by_time[:8]))
-    # 100 ms is what a person does not feel; a machine with many tests takes several times that.
-    assert by_time[0][0] < 1000
-    # And what is no mark is still there: a word as long as the text.
-    assert results[names.index("a long word")][1] == N
+    names = some(HOSTILE, 4)
+    slowest = slowest_frames(browser, bare, [HOSTILE[name] for name in names])
+    by_time = sorted(zip(slowest, names, strict=True), reverse=True)
+    print(f"slowest frames of {len(names)} texts:", ", ".join(f"{name} {ms:.0f} ms" for ms, name in by_time[:8]))
+    # 100 ms is what a person does not feel.
+    assert 0 < by_time[0][0] < 100
+
+
+def test_a_long_word_is_all_there(bare: Page) -> None:
+    """What is no mark is shown, however long it is."""
+    script = """
+    async (text) => {
+      const {Painting, loadMarkdown} = await import("/chat/paint.js");
+      await loadMarkdown();
+      const box = document.createElement("div");
+      new Painting(box, {copy: "c", done: "d", todo: "t", table: "b"}).show(text, true);
+      for (let n = 0; n < 100 && box.textContent !== text; n += 1) await new Promise(requestAnimationFrame);
+      return box.textContent === text;
+    }
+    """
+    assert bare.evaluate(script, HOSTILE["a long word"])
 
 
 # Elements of an answer, and the attributes they may have.
