@@ -520,6 +520,7 @@ PIECES = [
 ]
 
 
+@pytest.mark.timeout(size(120, 7200))
 def test_nothing_live_comes_out(bare: Page) -> None:
     """Whatever is written, only the page's own still elements come out, and links lead to the web or to a mailbox."""
     count = size(4_000, 1_000_000)
