@@ -501,6 +501,9 @@ PIECES = [
         "[a](https://a.kr)",
         "![a](https://a.kr/x.png)",
         "https://b.kr",
+        "https://b.kr@c.kr",
+        "www.d.kr",
+        "e@f.kr",
         "javascript:alert(1)",
     ],
     *[
