@@ -234,11 +234,18 @@ TEXTS: dict[str, tuple[str, list[Any]]] = {
         [["p", ["a href=https://a.kr/b.png class=picture", "그림", ["bdi class=where", " (a.kr)"]]]],
     ),
     "formulas": (
-        "\\(E=mc^2\\) $x_1$ $5, $6 값은 $7\n\n$$\na\n= b\n$$\n\n\\[ c \\]",
+        "\\(E=mc^2\\) $x_1$ $5, $6 값은 $7 \\(\\foo{x}\\)\n\n$$\na\n= b\n$$\n\n\\[ \\foo \\]",
         [
-            ["p", ["code class=math", "E=mc^2"], " ", ["code class=math", "x_1"], " $5, $6 값은 $7"],
-            ["pre class=math", ["code", "a\n= b"]],
-            ["pre class=math", ["code", "c"]],
+            [
+                "p",
+                ["math", ["mrow", ["mi", "E"], ["mo", "="], ["mi", "m"], ["msup", ["mi", "c"], ["mn", "2"]]]],
+                " ",
+                ["math", ["mrow", ["msub", ["mi", "x"], ["mn", "1"]]]],
+                " $5, $6 값은 $7 ",
+                ["code class=math", "\\foo{x}"],
+            ],
+            ["div class=formula", ["math display=block", ["mrow", ["mi", "a"], ["mo", "="], ["mi", "b"]]]],
+            ["pre class=math", ["code", "\\foo"]],
         ],
     ),
     "no list": ("-1은 수예요\n1.5도", [["p", "-1은 수예요\n1.5도"]]),
@@ -319,6 +326,9 @@ HOSTILE: dict[str, str] = {
             "brackets after addresses": "http://a)",
             "marks after an address": "http://a.b/?",
             "formulas": "\\(",
+            "short formulas": "$x_1$ ",
+            "roots": "\\(" + "\\sqrt" * 300 + "\\)",
+            "matrices": "$$\\begin{matrix}" + "a&" * 200 + "\\end{matrix}$$\n",
             "dollars": "$a_ ",
             "titles": "a\n===\n",
             "fences": "```\n",
@@ -432,9 +442,11 @@ ELEMENTS = {
     "ol",
     "p",
 }
+ELEMENTS |= {"math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "mtable", "mtr", "mtd"}
+ELEMENTS |= {"msub", "msup", "msubsup", "munder", "mover", "munderover"}
 ELEMENTS |= {"pre", "s", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"}
 ATTRIBUTES = {"aria-label", "class", "data-copy", "dir", "href", "rel", "role", "scope", "start", "tabindex"}
-ATTRIBUTES |= {"target", "title", "type"}
+ATTRIBUTES |= {"target", "title", "type", "accent", "display", "linethickness", "lspace", "rspace", "stretchy", "width"}
 
 LIVE = """
 async ([count, seed, pieces]) => {
@@ -519,6 +531,19 @@ PIECES = [
         "\r",
         "😀",
     ],
+    *[
+        "\\frac",
+        "{",
+        "}",
+        "^",
+        "\\left(",
+        "\\right)",
+        "\\text{<b>}",
+        "\\href{javascript:1}",
+        "\\sqrt[",
+        "\\begin{cases}",
+    ],
+    *["\\end{cases}", "\\\\", "\\unknown", "x_1"],
     *['" onclick="alert(1)', "' style='x", "{{x}}", "${x}"],
 ]
 

@@ -3,6 +3,7 @@
 // picture, no address that is loaded. Nothing here touches the document.
 
 import { addresses, endOf } from "./addresses.js";
+import { formula } from "./math.js";
 import MarkdownIt from "./vendor/markdown-it.js";
 
 /**
@@ -365,9 +366,9 @@ function build(/** @type {any[]} */ tokens, /** @type {Labels} */ labels, /** @t
       case "code_inline":
         return put(element("code", { dir: "auto" }, [token.content]));
       case "math_inline":
-        return put(element("code", { class: "math", dir: "ltr" }, [token.content]));
+        return put(formula(token.content, false) ?? element("code", { class: "math", dir: "ltr" }, [token.content]));
       case "math_block":
-        return put(element("pre", { class: "math", dir: "ltr", tabindex: "0" }, [element("code", {}, [token.content])]));
+        return put(mathBlock(token.content));
       case "fence":
       case "code_block":
         return put(code(token, labels));
@@ -409,6 +410,13 @@ function code(/** @type {any} */ token, /** @type {Labels} */ labels) {
     ]),
     element("pre", { dir: "ltr", tabindex: "0" }, [element("code", {}, pieces)]),
   ]);
+}
+
+/** A formula by itself, which may be wider than the page. */
+function mathBlock(/** @type {string} */ content) {
+  const drawn = formula(content, true);
+  if (drawn) return element("div", { class: "formula", dir: "ltr", tabindex: "0" }, [drawn]);
+  return element("pre", { class: "math", dir: "ltr", tabindex: "0" }, [element("code", {}, [content])]);
 }
 
 /** A link is opened by hand alone, tells the other side nothing, and says where it leads. */

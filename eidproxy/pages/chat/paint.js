@@ -22,6 +22,8 @@ const ELEMENT_MS = 0.015;
 const CHARACTER_MS = 0.0005;
 const LINE_MS = 0.003;
 
+const MATHML = "http://www.w3.org/1998/Math/MathML";
+
 /** @type {typeof import("./markdown.js") | null} */
 let markdown = null;
 /** @type {Promise<void> | null} */
@@ -246,7 +248,8 @@ function make(/** @type {Node | string} */ node) {
     return document.createTextNode(node);
   }
   spent += ELEMENT_MS;
-  const made = document.createElement(node.tag);
+  // Of the elements that come here only MathML's begin so.
+  const made = node.tag[0] === "m" ? document.createElementNS(MATHML, node.tag) : document.createElement(node.tag);
   for (const [name, value] of Object.entries(node.attrs)) made.setAttribute(name, value);
   for (const kid of node.kids) made.append(make(kid));
   return made;
