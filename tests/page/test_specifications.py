@@ -132,10 +132,10 @@ def judged(browser: Browser, given: list[dict[str, Any]], *, every_address: bool
     with Stub() as stub, browser.new_context(bypass_csp=True) as context:
         page: Page = context.new_page()
         if every_address:
-            source = (PAGE / "markdown.js").read_text("utf-8")
+            source = (PAGE / "grammar.js").read_text("utf-8")
             changed, count = re.subn(r"^parser\.validateLink = .*;$", EVERY_ADDRESS, source, flags=re.MULTILINE)
             assert count == 1
-            page.route("**/markdown.js", lambda route: route.fulfill(body=changed, content_type="text/javascript"))
+            page.route("**/grammar.js", lambda route: route.fulfill(body=changed, content_type="text/javascript"))
         page.goto(f"{stub.base_url}/chat")
         results = page.evaluate(JUDGE, given)
     return {example["number"]: {**example, **result} for example, result in zip(given, results, strict=True)}

@@ -31,8 +31,15 @@ let loading = null;
 
 /** Load the grammar. It is a third of the page, and one can ask before it is there; until then text is shown as it is. */
 export function loadMarkdown() {
-  loading ??= import("./markdown.js").then(
-    (loaded) => {
+  // All in one round, though the first alone asks for the others.
+  loading ??= Promise.all([
+    import("./markdown.js"),
+    import("./grammar.js"),
+    import("./math.js"),
+    import("./addresses.js"),
+    import("./vendor/markdown-it.js"),
+  ]).then(
+    ([loaded]) => {
       markdown = loaded;
       nextFrame();
     },
