@@ -133,7 +133,7 @@ def test_first_key_is_kept(visitor: BrowserContext, way: tuple[str, str, Counter
     _, address, _ = way
     page = visitor.new_page()
     held: list[Route] = []
-    page.route("**/chat.js", held.append)
+    page.route("**/chat.js", lambda route: held.append(route))
     page.goto(f"{address}/chat", wait_until="commit")
     page.locator("#compose").press_sequentially("가")
     assert page.evaluate("() => document.body.classList.contains('starting')")
