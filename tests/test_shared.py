@@ -60,7 +60,7 @@ def store() -> Iterator[Store]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test that is not about a slow store: no call gives up on a busy machine."""
-    monkeypatch.setattr(gate_redis, "CALL_SECONDS", PATIENT / 4)
+    monkeypatch.setattr(shared, "CALL_SECONDS", PATIENT / 4)
 
 
 # --- One suite for both gates, in one loop -----------------------------------------------------------------------

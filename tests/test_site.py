@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import posixpath
 import re
@@ -150,6 +151,7 @@ def test_each_file_has_its_type_and_the_headers(served: Proxy, name: str, method
     assert headers.pop("x-request-id")
     assert headers.pop("date")
     assert headers.pop("etag")
+    assert headers.pop("vary", None) == (None if name.endswith(".png") else "accept-encoding")
     assert headers.pop("service-worker-allowed", None) == ("/chat" if name == "sw.js" else None)
     assert headers == {
         "content-type": TYPES[name],
@@ -160,6 +162,23 @@ def test_each_file_has_its_type_and_the_headers(served: Proxy, name: str, method
         "cache-control": "no-cache",
     }
     assert bool(answer.body) is (method == "GET")
+
+
+def test_files_are_packed_for_who_takes_it(served: Proxy) -> None:
+    for path in ("/chat", "/chat/chat.js", "/chat/icon.svg", "/chat/sw.js"):
+        plain = ask(served, "GET", path)
+        assert plain.get("content-encoding") is None
+        for offer in ("gzip", "br, GZIP;q=0.5, *", "identity,gzip ; q=1"):
+            packed = ask(served, "GET", path, headers={"Accept-Encoding": offer})
+            assert (packed.get("content-encoding"), packed.get("etag")) == ("gzip", f"W/{plain.get('etag')}")
+            assert gzip.decompress(packed.body) == plain.body
+            assert len(packed.body) < len(plain.body)
+        for offer in ("", "br", "gzip;q=0", "gzip; q=0.00", "x-gzip", "gzipped"):
+            assert ask(served, "GET", path, headers={"Accept-Encoding": offer}).body == plain.body
+        tag = packed.get("etag") or ""
+        assert ask(served, "GET", path, headers={"Accept-Encoding": "gzip", "If-None-Match": tag}).status == 304
+    picture = ask(served, "GET", "/chat/icon-192.png", headers={"Accept-Encoding": "gzip"})
+    assert (picture.get("content-encoding"), picture.body[:4]) == (None, b"\x89PNG")
 
 
 def test_what_is_no_file_is_not_kept(served: Proxy) -> None:
