@@ -21,6 +21,7 @@ The map, in the order in which a request meets the parts:
     errors     the table of reasons                     vocabulary the closed sets
     metrics    logs; status        what `/status` tells; history  its last five minutes
     hints      what an operator can do; look, live_check  `check --live`
+    fake_router a router that does what it is told: for testing, the public pytest plugin, and for demo and demo_people
 
 Pure (values in, values out; no I/O, no clock): vocabulary, repair, errors, http1, chat, sse, chunk, dialect,
 tool_calls, sanitize, completion, stream, admission, silence, wedge, egress, hints.

@@ -19,7 +19,7 @@ import uvloop
 
 from eidproxy.config import Loaded, ServerSettings, Settings, SettingsError, load
 from eidproxy.flags import SettingsCommand, setting_flags
-from eidproxy.signals import stop_signals
+from eidproxy.signals import INTERRUPTED, stop_signals
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
@@ -207,20 +207,45 @@ def _remove_dead_socket(path: str) -> None:
     raise SocketTaken(f"somebody answers at {path}; stop that process, or choose another path")
 
 
+_STEPS = 20
+"""How many ports after a taken one the demo tries."""
+
+
 @cli.command()
 @click.option("--once", is_flag=True, help="end after the show")
-@click.option("--port", type=click.IntRange(0, 65535), default=8790, show_default=True, metavar="PORT")
-def demo(once: bool, port: int) -> None:
-    """Show the proxy with an embedded router, then serve it until Ctrl-C."""
+@click.option("--open", "open_browser", is_flag=True, help="open the browser at the chat with the live view beside it")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8790,
+    show_default=True,
+    metavar="PORT",
+    help="where to listen; a port that is taken is stepped over",
+)
+def demo(once: bool, open_browser: bool, port: int) -> None:
+    """Show the proxy with an embedded router and three people who ask it, then serve it until Ctrl-C."""
     from eidproxy.demo import demo as show
 
     harden()
-    try:
-        (listener,) = listen(Settings(server=ServerSettings(port=0 if once else port)))
-    except OSError as error:
-        click.echo(f"eidproxy: cannot listen on port {port}: {error.strerror}; try --port 0", err=True)
-        sys.exit(1)
-    uvloop.run(show(listener, once))
+    listener = _free_listener(port)
+    uvloop.run(show(listener, once=once, open_browser=open_browser))
+    if not once:
+        sys.exit(INTERRUPTED)
+
+
+def _free_listener(wanted: int) -> socket.socket:
+    """A listener at the port, or at the next one that is free."""
+    for port in range(wanted, min(wanted + _STEPS, 65535) + 1):
+        try:
+            (listener,) = listen(Settings(server=ServerSettings(port=port)))
+        except OSError as error:
+            fault = error.strerror
+            continue
+        if port != wanted:
+            click.echo(f"Port {wanted} is taken, so this is {port}.")
+        return listener
+    click.echo(f"eidproxy: cannot listen on port {wanted} or one of the next: {fault}", err=True)
+    sys.exit(1)
 
 
 @cli.command(cls=SettingsCommand)
