@@ -3,7 +3,7 @@
 The map, in the order in which a request meets the parts:
 
     cli        commands; flags     settings as flags    config    settings
-    app        builds the parts and joins them          check, demo, top  commands
+    app        builds the parts and joins them          check, demo, top, service  commands
     signals    what ends the process; keepalive         server    the process that serves
     connection a caller's connection and its deadlines  http1     the request's edge, strictly
     endpoints  what can be asked for                    chat      the closed request; schema

@@ -1,4 +1,4 @@
-"""The commands: serve, check, demo, top, token, schema, version."""
+"""The commands: serve, check, demo, top, token, service, completion, schema, version."""
 
 import asyncio
 import fcntl
@@ -8,11 +8,12 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import uvloop
@@ -20,6 +21,9 @@ import uvloop
 from eidproxy.config import Loaded, ServerSettings, Settings, SettingsError, load
 from eidproxy.flags import SettingsCommand, setting_flags
 from eidproxy.signals import INTERRUPTED, stop_signals
+
+if TYPE_CHECKING:
+    from eidproxy.service import Kind, Step
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
@@ -380,6 +384,131 @@ def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) 
         click.echo(qr_code(login_link(url, issued), colour=sys.stdout.isatty()))
     until = datetime.now().astimezone() + timedelta(seconds=ttl)
     click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Whoever opens this link is {sub}.", err=True)
+
+
+@cli.group()
+def service() -> None:
+    """Run eidproxy as a service of this machine: systemd, or a LaunchDaemon on a Mac (never an agent)."""
+
+
+_yes = click.option("--yes", is_flag=True, help="do not ask")
+_root = click.option("--root", default="", metavar="DIR", help="a system that does not run, below this folder")
+
+
+@service.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="settings in TOML, which are copied; without it those that are there already stay",
+)
+@_yes
+@_root
+def install(config: Path | None, yes: bool, root: str) -> None:
+    """Check the settings, show what will be done, ask, and do it.
+
+    \b
+    sudo /opt/eidproxy/bin/eidproxy service install --config deploy/eidproxy.toml
+    """
+    from eidproxy import service as services
+    from eidproxy.check import check as report
+
+    kind = _kind()
+    source = config if config is not None else Path(root + kind.settings)
+    if not source.exists():
+        click.echo(f"eidproxy: there is no {source}: name your settings with --config", err=True)
+        sys.exit(EX_CONFIG)
+    if kind is services.SYSTEMD:
+        os.environ.update(services.credentials(root))
+    if not report(_load(source, {}), None):
+        click.echo("eidproxy: nothing was done: mend what fails first", err=True)
+        sys.exit(1)
+    text = source.read_text("utf-8") if config is not None else None
+    has_user = kind is services.LAUNCHD and services.has_user()
+    try:
+        steps = services.to_install(kind, services.program_of_this(), text, has_user=has_user, root=root)
+    except services.ServiceError as error:
+        click.echo(f"eidproxy: {error}", err=True)
+        sys.exit(1)
+    _carry_out(steps, yes, root)
+    click.echo(
+        f"It runs from now on, and after each start. Its log: {kind.log}" if not root else "It is enabled there."
+    )
+
+
+@service.command()
+@_yes
+@_root
+def uninstall(yes: bool, root: str) -> None:
+    """Stop the service and remove it. Settings, secrets and the log stay."""
+    from eidproxy import service as services
+
+    kind = _kind()
+    _carry_out(services.to_uninstall(kind, root=root), yes, root)
+    click.echo(f"It is gone. What stays: {root}{Path(kind.settings).parent}")
+
+
+@service.command()
+def status() -> None:
+    """Tell whether it is installed and how it is. Exit 0 when it runs."""
+    from eidproxy import service as services
+
+    kind = _kind()
+    is_there = Path(kind.unit).exists()
+    state = services.state_of(kind)
+    click.echo(f"unit      {kind.unit}{'' if is_there else ' (not there)'}")
+    click.echo(f"state     {state}")
+    click.echo(f"settings  {kind.settings}{'' if Path(kind.settings).exists() else ' (not there)'}")
+    click.echo(f"log       {kind.log}")
+    sys.exit(0 if state in ("active", "running") else 1)
+
+
+def _kind() -> "Kind":
+    from eidproxy.service import ServiceError, kind_of
+
+    try:
+        return kind_of(sys.platform)
+    except ServiceError as error:
+        click.echo(f"eidproxy: {error}", err=True)
+        sys.exit(1)
+
+
+def _carry_out(steps: "Sequence[Step]", yes: bool, root: str) -> None:
+    """Show the steps, ask, do them."""
+    from eidproxy.service import ServiceError, do, is_root, shown
+
+    click.echo("\nThis will be done:" if yes else "\nThis would be done:")
+    for step in steps:
+        click.echo(f"  {shown(step, root)}")
+    click.echo()
+    if not root and not is_root():
+        click.echo("eidproxy: it takes root: run the same with sudo", err=True)
+        sys.exit(1)
+    if not yes:
+        click.confirm("Do it?", abort=True)
+    try:
+        for step in steps:
+            do(step, root)
+    except (OSError, ServiceError) as error:
+        click.echo(f"eidproxy: {error}", err=True)
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes Tab complete commands and flags. Put into the start file of your shell:
+
+    \b
+    bash  ~/.bashrc                    eval "$(eidproxy completion bash)"
+    zsh   ~/.zshrc, after compinit     eval "$(eidproxy completion zsh)"
+    fish  ~/.config/fish/config.fish   eidproxy completion fish | source
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # noqa: S101  # click knows the three
+    click.echo(kind(cli, {}, "eidproxy", "_EIDPROXY_COMPLETE").source())
 
 
 @cli.command(name="schema")
