@@ -51,7 +51,8 @@ def _load(config: Path | None, flags: Mapping[str, str | None]) -> Loaded:
         sys.exit(EX_CONFIG)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# Help is as wide as the terminal, up to a line that is still read at a glance.
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def cli() -> None:
     """A local-only proxy for self-hosted language models."""
 
@@ -60,7 +61,7 @@ def cli() -> None:
 @click.option("--workers", type=int, default=1, metavar="N", help="must be 1: the gate lives in the process")
 @setting_flags
 def serve(config: Path | None, workers: int, **flags: str | None) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; a second one ends at once."""
+    """Serve until a signal; a second one ends at once."""
     if workers != 1:
         click.echo("eidproxy: one process has the gate: run one worker, or replicas with gate.url", err=True)
         sys.exit(EX_CONFIG)
@@ -227,7 +228,10 @@ _STEPS = 20
     help="where to listen; a port that is taken is stepped over",
 )
 def demo(once: bool, open_browser: bool, port: int) -> None:
-    """Show the proxy with an embedded router and three people who ask it, then serve it until Ctrl-C."""
+    """See it work: an embedded router, three people who ask, a page.
+
+    It shows an answer, the gate, refusals and a model that hangs, then serves until Ctrl-C.
+    """
     from eidproxy.demo import demo as show
 
     harden()
@@ -252,7 +256,7 @@ def _free_listener(wanted: int) -> socket.socket:
     sys.exit(1)
 
 
-@cli.command(cls=SettingsCommand)
+@cli.command(cls=SettingsCommand, shows_settings=False)
 @click.option("--all", "everything", is_flag=True, help="show every setting, not only those that differ")
 @click.option("--live", is_flag=True, help="ask the router: at most 7 short requests, 100 tokens")
 @click.option("--measure", is_flag=True, help="with --live: time a prompt of 2,000 tokens too (3 more requests)")
@@ -268,7 +272,9 @@ def check(
     public_url: str | None,
     **flags: str | None,
 ) -> None:
-    """Show the settings that differ from their default, what would be dialled, and whether it would work.
+    """Show the settings that differ, and whether they would work.
+
+    Settings that keep their default are left out. What would be dialled is dialled, and each line says what to do.
 
     With --live the router is asked, through the eidproxy that runs here if one does. No answer is printed, nor any
     name of a model.
@@ -388,7 +394,10 @@ def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) 
 
 @cli.group()
 def service() -> None:
-    """Run eidproxy as a service of this machine: systemd, or a LaunchDaemon on a Mac (never an agent)."""
+    """Make it a service of this machine, and take it away again.
+
+    A unit of systemd, or a LaunchDaemon on a Mac (never an agent).
+    """
 
 
 _yes = click.option("--yes", is_flag=True, help="do not ask")

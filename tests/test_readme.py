@@ -1,7 +1,7 @@
 """README, in both languages: each of its code blocks is typed as it stands, in a fresh copy, one after the other.
 
-What a machine may lack is taken from elsewhere: packages come from where pip finds them, the router is the scripted one,
-at a port of its own, and `make test` is not run inside itself.
+What a machine may lack is taken from elsewhere: packages come from where pip finds them, the router is the scripted
+one, at a port of its own, and `make test` is not run inside itself.
 """
 
 from __future__ import annotations
