@@ -422,7 +422,8 @@ def _running(mode: str, count: int, status: Status) -> str:
     upstream = status.upstream.get(mode)
     if upstream is None or upstream.state == "live":
         return f"{mode} {count}"
-    return f"{mode} {count} ({upstream.state} {length(upstream.since_seconds)})"
+    word = "stuck" if upstream.state == "wedged" else "silent"
+    return f"{mode} {count} ({word} {length(upstream.since_seconds)})"
 
 
 def _router(status: Status) -> tuple[str, str]:
