@@ -231,7 +231,7 @@ def test_only_the_demo_may_be_framed(demo: Demo) -> None:
 # --- Its end -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", ["eidproxy", "1.", "2.", "3.", "4.", "the model server", "They go on", "deep says"])
+@pytest.mark.parametrize("line", ["eidproxy", "2.", "4.", "deep says"])
 def test_ctrl_c_at_any_moment(line: str, tmp_path: Path) -> None:
     with started("--port", "0", until_line=line, TMPDIR=str(tmp_path)) as running:
         running.process.send_signal(signal.SIGINT)
