@@ -167,6 +167,7 @@ class FakeRouter:
     ended: Counter[str] = field(default_factory=Counter)
     """How many answers were sent to their end, by mode."""
     port: int = 0
+    """Where it listens; 0 until it has begun, unless one was given."""
 
     def __post_init__(self) -> None:
         self._scripts: dict[str, deque[Part]] = {mode: deque([stream("Hello", "!")]) for mode in ALIASES}
@@ -211,7 +212,7 @@ class FakeRouter:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._awake, self._stopped = asyncio.Event(), asyncio.Event()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=_MOST_BYTES)
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, limit=_MOST_BYTES)
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
         await self._stopped.wait()

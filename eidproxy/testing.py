@@ -4,7 +4,7 @@
         fake_router.play(stream("Three ", "mails"), cut("Thr"))
         assert digest(base_url=eidproxy.base_url) == "Three mails"
 
-`pip install eidproxy[testing]` is all it takes: pytest finds the fixtures by itself. They are `fake_router` (see
+Installing eidproxy with its extra `testing` is all it takes: pytest finds the fixtures by itself. They are `fake_router` (see
 `FakeRouter`), `eidproxy` (see `RunningProxy`) and `eidproxy_settings`, which a test module overrides to run the proxy
 with settings of its own. Names that stand in `__all__` stay.
 """

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.files import fenced
+from tests.deploy.files import fenced, fresh_copy
 from tests.harness import ROOT, ask, free_port, until
 from tests.tools import need, without
 from tests.upstream import Router, stream
@@ -77,16 +77,8 @@ def test_each_word_is_explained_before_it_is_used(path: Path) -> None:
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A fresh copy of what git has, and of what it will have."""
-    git, _ = need("git", "make")
-    place = tmp_path_factory.mktemp("fresh") / "eidproxy"
-    listed = subprocess.run(
-        [git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    ).stdout.decode()
-    for name in filter(None, listed.split("\0")):
-        source, target = ROOT / name, place / name
-        if source.is_file() and not name.startswith(("tests/", ".cache")):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, target)
+    need("git", "make")
+    place = fresh_copy(tmp_path_factory.mktemp("fresh") / "eidproxy")
     yield place
     shutil.rmtree(place)
 
