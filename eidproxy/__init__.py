@@ -2,26 +2,34 @@
 
 The map, in the order in which a request meets the parts:
 
-    cli        commands; flags     settings as flags    config    settings
-    app        builds the parts and joins them          check, demo, top, service  commands
-    signals    what ends the process; keepalive         server    the process that serves
-    connection a caller's connection and its deadlines  http1     the request's edge, strictly
-    endpoints  what can be asked for                    chat      the closed request; schema
-    surface    the chat surface; tokens                 pages     what a browser loads, refusals as pages
-    relay      one request on its way: owns slot, upstream connection and deadline; progress tells its caller where
-    silence    how long a router may say nothing        wedge     whether its model server hangs
-    settle     what is kept after a caller left
-    gate       the slots; gate_redis shares them over gate_link and gate.lua; admission the queue discipline
-    upstream   the connection to the router             egress    where it may lead
-    wire       its transport; idle; resolver            countdown many waits, one timer
-    stream     one answer from bytes to bytes           sse       event framing
-    dialect    what routers send, in any spelling       repair    broken Unicode, mended and joined
-    sanitize   what may pass of it; tool_calls          chunk     the closed types that go out
-    completion the whole answer, without a stream
-    errors     the table of reasons                     vocabulary the closed sets
-    metrics    logs; status        what `/status` tells; history  its last five minutes
-    hints      what an operator can do; look, live_check  `check --live`
-    fake_router a router that does what it is told: for testing, the public pytest plugin, and for demo and demo_people
+    cli, flags, config      commands, settings as flags, settings
+    app                     builds the parts and joins them; signals: what ends the process
+    inbound/                a caller's side
+        server, connection  the process that serves; a caller's connection and its deadlines
+        http1, chat         the request's edge, strictly; the closed request
+    endpoints               what can be asked for
+    surface, tokens, site   the chat surface; who may use it; what a browser loads
+    gate/                   the slots
+        admission, local    the queue discipline; the gate in the process
+        shared, link        the gate in a store (gate.lua), and the connection to it
+    router/                 the router's side
+        upstream, resolver  an exchange and how to reach it; names
+        wire, idle          its transport; connections that wait for the next request
+    relay/                  one request on its way
+        relay, progress     owns slot, connection and deadline; tells its caller where it stands
+        silence, wedge      how long a router may say nothing; whether its model server hangs
+        settle              what is kept after a caller left
+        stream, sse         one answer from bytes to bytes; event framing
+        dialect, repair     what routers send, in any spelling; broken Unicode
+        sanitize            what may pass of it; tool_calls
+        chunk, completion   the closed types that go out; the whole answer, without a stream
+    commands/               check, live_check and look, demo with its people, top, service
+    testing/                for the tests of apps: plugin (pytest's), running (the proxy), fake_router (the demo's too)
+    egress                  where connections may lead
+    errors, vocabulary      the table of reasons; the closed sets
+    metrics, logs           what is counted and written; status, history: what `/status` tells
+    countdown, keepalive    many waits, one timer; TCP's own; hints: what an operator can do
+    schema                  the types as JSON Schema
 
 Pure (values in, values out; no I/O, no clock): vocabulary, repair, errors, http1, chat, sse, chunk, dialect,
 tool_calls, sanitize, completion, stream, admission, silence, wedge, egress, hints.

@@ -15,10 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from eidproxy.admission import AdmissionQueue
-from eidproxy.chat import Model
 from eidproxy.config import ChatSettings, Settings
-from eidproxy.connection import Roster
 from eidproxy.endpoints import (
     CHAT_API,
     CHAT_CONFIG,
@@ -28,16 +25,22 @@ from eidproxy.endpoints import (
     json_response,
     taken_by_the_relay,
 )
-from eidproxy.gate import Gate, GateStatistics, LocalGate
+from eidproxy.gate import Gate, GateStatistics
+from eidproxy.gate.admission import AdmissionQueue
+from eidproxy.gate.local import LocalGate
 from eidproxy.history import History
+from eidproxy.inbound.chat import Model
+from eidproxy.inbound.connection import Roster
+from eidproxy.inbound.server import Server, connection_limit
 from eidproxy.logs import Event, Log
 from eidproxy.metrics import Metrics, loop_lag_sampler
-from eidproxy.pages import CHAT_POLICY, chat_routes, framed_by_own, live_route
-from eidproxy.relay import Relay, RelayClocks, RelayLimits, RelayServices
-from eidproxy.resolver import Resolver
-from eidproxy.server import Server, connection_limit
-from eidproxy.settle import Settlements
-from eidproxy.silence import SilenceLimits
+from eidproxy.relay.relay import Relay, RelayClocks, RelayLimits, RelayServices
+from eidproxy.relay.settle import Settlements
+from eidproxy.relay.silence import SilenceLimits
+from eidproxy.relay.wedge import GuardStatistics, WedgeGuard
+from eidproxy.router.resolver import Resolver
+from eidproxy.router.upstream import EgressBlocked, Upstream
+from eidproxy.site import CHAT_POLICY, chat_routes, framed_by_own, live_route
 from eidproxy.status import (
     ROW_SECONDS,
     Deadlines,
@@ -49,9 +52,7 @@ from eidproxy.status import (
     WaiterStatus,
 )
 from eidproxy.surface import ChatSurface, unreadable_files
-from eidproxy.upstream import EgressBlocked, Upstream
 from eidproxy.vocabulary import Mode, Phase, Priority, UpstreamState, WaitOutcome
-from eidproxy.wedge import GuardStatistics, WedgeGuard
 
 VERSION = version("eidproxy")
 
@@ -107,7 +108,7 @@ def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
     gate = settings.gate
     if gate.url is not None:
         # Imported here, so that who has no shared gate needs no client for its store.
-        from eidproxy.gate_redis import RedisGate, build_link
+        from eidproxy.gate.shared import RedisGate, build_link
 
         def changed(error: Exception | None) -> None:
             if isinstance(error, EgressBlocked):

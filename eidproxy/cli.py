@@ -23,7 +23,7 @@ from eidproxy.flags import SettingsCommand, setting_flags
 from eidproxy.signals import INTERRUPTED, stop_signals
 
 if TYPE_CHECKING:
-    from eidproxy.service import Kind, Step
+    from eidproxy.commands.service import Kind, Step
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
@@ -232,7 +232,7 @@ def demo(once: bool, open_browser: bool, port: int) -> None:
 
     It shows an answer, the gate, refusals and a model that hangs, then serves until Ctrl-C.
     """
-    from eidproxy.demo import demo as show
+    from eidproxy.commands.demo import demo as show
 
     harden()
     listener = _free_listener(port)
@@ -285,11 +285,11 @@ def check(
         raise click.UsageError("--measure goes with --live; --all and --public-url go without it")
     loaded = _load(config, flags)
     if live:
-        from eidproxy.live_check import live_check
+        from eidproxy.commands.live_check import live_check
 
         works = live_check(loaded.settings, measure=measure, as_json=as_json)
     else:
-        from eidproxy.check import check as report
+        from eidproxy.commands.check import check as report
 
         works = report(loaded, public_url, everything=everything, as_json=as_json)
     sys.exit(0 if works else 1)
@@ -312,7 +312,7 @@ def top(once: bool, url: str | None, interval: float, config: Path | None) -> No
 
     The API key, when one is set, is taken from EIDPROXY_SERVER_API_KEY or EIDPROXY_SERVER_API_KEY_FILE.
     """
-    from eidproxy.top import TopError, connect, is_place, show_once, takes_a_view, watch
+    from eidproxy.commands.top import TopError, connect, is_place, show_once, takes_a_view, watch
 
     if url is not None and not is_place(url):
         raise click.BadParameter(
@@ -419,8 +419,8 @@ def install(config: Path | None, yes: bool, root: str) -> None:
     \b
     sudo /opt/eidproxy/bin/eidproxy service install --config deploy/eidproxy.toml
     """
-    from eidproxy import service as services
-    from eidproxy.check import check as report
+    from eidproxy.commands import service as services
+    from eidproxy.commands.check import check as report
 
     kind = _kind()
     source = config if config is not None else Path(root + kind.settings)
@@ -450,7 +450,7 @@ def install(config: Path | None, yes: bool, root: str) -> None:
 @_root
 def uninstall(yes: bool, root: str) -> None:
     """Stop the service and remove it. Settings, secrets and the log stay."""
-    from eidproxy import service as services
+    from eidproxy.commands import service as services
 
     kind = _kind()
     _carry_out(services.to_uninstall(kind, root=root), yes, root)
@@ -460,7 +460,7 @@ def uninstall(yes: bool, root: str) -> None:
 @service.command()
 def status() -> None:
     """Tell whether it is installed and how it is. Exit 0 when it runs."""
-    from eidproxy import service as services
+    from eidproxy.commands import service as services
 
     kind = _kind()
     is_there = Path(kind.unit).exists()
@@ -473,7 +473,7 @@ def status() -> None:
 
 
 def _kind() -> "Kind":
-    from eidproxy.service import ServiceError, kind_of
+    from eidproxy.commands.service import ServiceError, kind_of
 
     try:
         return kind_of(sys.platform)
@@ -484,7 +484,7 @@ def _kind() -> "Kind":
 
 def _carry_out(steps: "Sequence[Step]", yes: bool, root: str) -> None:
     """Show the steps, ask, do them."""
-    from eidproxy.service import ServiceError, do, is_root, shown
+    from eidproxy.commands.service import ServiceError, do, is_root, shown
 
     click.echo("\nThis will be done:" if yes else "\nThis would be done:")
     for step in steps:

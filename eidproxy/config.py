@@ -19,8 +19,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from eidproxy.chat import NAMES
 from eidproxy.egress import EgressPolicy, Verdict, host_and_port, is_loopback, is_name, literal, narrowed
+from eidproxy.inbound.chat import NAMES
 from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0

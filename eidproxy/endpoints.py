@@ -18,14 +18,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route, Router
 
-from eidproxy.chat import Model, parse_chat_request
-from eidproxy.connection import Connection, State
 from eidproxy.errors import Refusal, metric_reason
-from eidproxy.http1 import RequestHead
+from eidproxy.inbound.chat import Model, parse_chat_request
+from eidproxy.inbound.connection import Connection, State
+from eidproxy.inbound.http1 import RequestHead
 from eidproxy.logs import ERRORS, Refusals, RequestLine
 from eidproxy.metrics import Metrics
-from eidproxy.pages import for_browser
-from eidproxy.relay import Relay, RelayServices
+from eidproxy.relay.relay import Relay, RelayServices
+from eidproxy.site import for_browser
 from eidproxy.status import Status
 from eidproxy.surface import ChatSurface
 from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Priority, Surface

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
-from eidproxy.repair import repair
+from eidproxy.relay.repair import repair
 from eidproxy.vocabulary import Deadline, StreamEnd
 
 

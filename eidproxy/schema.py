@@ -5,9 +5,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from eidproxy.chat import CompletionRequest
-from eidproxy.chunk import Choice
-from eidproxy.completion import Answer
+from eidproxy.inbound.chat import CompletionRequest
+from eidproxy.relay.chunk import Choice
+from eidproxy.relay.completion import Answer
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

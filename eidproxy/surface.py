@@ -12,10 +12,10 @@ from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta
 
-from eidproxy.chat import ChatRequest, Closed, Model, parse_object, typed, upstream_body
 from eidproxy.config import ChatSettings
 from eidproxy.errors import Refusal
-from eidproxy.http1 import RequestHead
+from eidproxy.inbound.chat import ChatRequest, Closed, Model, parse_object, typed, upstream_body
+from eidproxy.inbound.http1 import RequestHead
 from eidproxy.tokens import Tokens
 from eidproxy.vocabulary import Mode
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.test_imports import PURE
+from tests.test_imports import PATHS, PURE
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +24,7 @@ def covered(module: str) -> bool:
         tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/test_{module}.py"]
         run = subprocess.run([*coverage, "run", "--branch", *tests], cwd=ROOT, env=environment)
         report = subprocess.run(
-            [*coverage, "report", "--show-missing", "--fail-under=100", f"--include=eidproxy/{module}.py"],
+            [*coverage, "report", "--show-missing", "--fail-under=100", f"--include={PATHS[module].relative_to(ROOT)}"],
             cwd=ROOT,
             env=environment,
         )

@@ -12,12 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.test_imports import MODULES, PURE
+from tests.test_imports import PATHS, PURE
 
 ROOT = Path(__file__).parent.parent
 
 FILES = """
-    test_cli test_config test_departures test_gate_outside test_gate_redis test_gate_replicas test_logs test_proxy
+    test_cli test_config test_departures test_gate_outside test_shared test_gate_replicas test_logs test_proxy
     test_resolver test_shutdown test_surface test_tokens test_top test_wire
 """
 """Those that start eidproxy, or run a part of its shell, and take seconds."""
@@ -48,7 +48,7 @@ def main() -> None:
         tests = ["-m", "pytest", "-q", "-n", "3", "--dist", "worksteal", "-p", "no:cacheprovider", *files]
         run = subprocess.run([*coverage, "run", *tests], cwd=ROOT, env=environment)
         subprocess.run([*coverage, "combine", "--quiet"], cwd=ROOT, env=environment)
-        shell = ",".join(f"eidproxy/{module}.py" for module in MODULES if module not in PURE)
+        shell = ",".join(str(path.relative_to(ROOT)) for module, path in PATHS.items() if module not in PURE)
         report = subprocess.run([*coverage, "report", f"--include={shell}"], cwd=ROOT, env=environment)
     sys.exit(run.returncode or report.returncode)
 

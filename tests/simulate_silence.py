@@ -20,10 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from eidproxy.admission import AdmissionQueue, Ticket
-from eidproxy.silence import SilenceClock, SilenceLimits
+from eidproxy.gate.admission import AdmissionQueue, Ticket
+from eidproxy.relay.silence import SilenceClock, SilenceLimits
+from eidproxy.relay.wedge import Passage, WedgeGuard
 from eidproxy.vocabulary import Priority, UpstreamState
-from eidproxy.wedge import Passage, WedgeGuard
 
 DEFAULTS = SilenceLimits(first_event=90.0, first_event_per_kib=4.0, read_timeout=120.0, deadline=300.0)
 FIXED = SilenceLimits(first_event=120.0, first_event_per_kib=0.0, read_timeout=120.0, deadline=300.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eidproxy.admission import AdmissionQueue, Ticket
+from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.vocabulary import Priority
 
 F, B = Priority.FOREGROUND, Priority.BACKGROUND

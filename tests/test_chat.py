@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eidproxy.chat import MAX_DEPTH, MAX_VALUES, NAMES, ChatRequest, Model, parse_chat_request, parse_object
 from eidproxy.errors import Refusal
+from eidproxy.inbound.chat import MAX_DEPTH, MAX_VALUES, NAMES, ChatRequest, Model, parse_chat_request, parse_object
 from eidproxy.vocabulary import Mode
 from tests.cost import cost
 from tests.tools import size

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from eidproxy.chunk import Delta, Frames, Function, ToolCall, chunk_head, progress_chunk
-from eidproxy.sanitize import Sanitizer
+from eidproxy.relay.chunk import Delta, Frames, Function, ToolCall, chunk_head, progress_chunk
+from eidproxy.relay.sanitize import Sanitizer
 
 HEAD = chunk_head("id-1", 1700000000, "daily")
 

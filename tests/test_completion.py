@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from eidproxy.chunk import Delta, Function, ToolCall
-from eidproxy.completion import Completion
+from eidproxy.relay.chunk import Delta, Function, ToolCall
+from eidproxy.relay.completion import Completion
 
 
 def answer(*deltas: Delta) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from eidproxy import connection as module
-from eidproxy.connection import Connection, Roster, State
 from eidproxy.errors import Refusal
-from eidproxy.http1 import RequestHead
+from eidproxy.inbound import connection as module
+from eidproxy.inbound.connection import Connection, Roster, State
+from eidproxy.inbound.http1 import RequestHead
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"

@@ -189,7 +189,7 @@ _ROW = next(row for row in HERE.rows if row[0] == "P8")
         ("P8", _ROW[1], " `tests/test_gate_outside.py: test_that_is_gone` "),
         ("P8", _ROW[1], " `tests/test_that_is_gone.py: test_aging` "),
         ("P8", _ROW[1], " `tests/test_gate_outside.py: Line` "),
-        ("P8", " `eidproxy/relay.py: Relay.that_is_gone` ", _ROW[2]),
+        ("P8", " `eidproxy/relay/relay.py: Relay.that_is_gone` ", _ROW[2]),
         ("P8", _ROW[2], _ROW[1]),
         ("P12", _ROW[1], _ROW[2]),
     ],

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from eidproxy.demo_people import PEOPLE, answer_to, tokens
+from eidproxy.commands.people import PEOPLE, answer_to, tokens
 from tests.harness import CHAT, ask, chat, free_port, until
 from tests.test_live_view import FLAGS
 from tests.tools import need

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import UNSET, Raw
 
-from eidproxy.dialect import (
+from eidproxy.relay.dialect import (
     CameCall,
     CameChoice,
     CameDelta,

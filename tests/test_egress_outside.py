@@ -22,11 +22,11 @@ import httpx
 import pytest
 import uvloop
 
-from eidproxy import upstream
 from eidproxy.egress import EgressPolicy
-from eidproxy.resolver import Resolver
-from eidproxy.upstream import EgressBlocked, Upstream
-from eidproxy.wire import Wire
+from eidproxy.router import upstream
+from eidproxy.router.resolver import Resolver
+from eidproxy.router.upstream import EgressBlocked, Upstream
+from eidproxy.router.wire import Wire
 from tests.callers import at_rest, check_refusal
 from tests.cost import Beside
 from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, until
@@ -312,7 +312,7 @@ def test_silent_name_server(router: Router, names: tuple[NameServer, list[str]])
 
 IN_THE_EXECUTOR = """
 import asyncio
-from eidproxy.resolver import Resolver
+from eidproxy.router.resolver import Resolver
 async def resolve(resolver, host, port):
     return await asyncio.get_running_loop().run_in_executor(None, resolver._lookup, host, port)
 Resolver.resolve = resolve

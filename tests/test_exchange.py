@@ -9,7 +9,7 @@ import httpx
 import pytest
 import uvloop
 
-from eidproxy.upstream import Exchange
+from eidproxy.router.upstream import Exchange
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST = b"0\r\n\r\n"

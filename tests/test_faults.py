@@ -302,10 +302,10 @@ def test_single_bytes(shared: tuple[Router, Proxy], router: Router) -> None:
     bulk(shared[1], router, iter(steps), None)
 
 
-HOARDS = "from eidproxy import stream; stream.Stream.__init__.__defaults__ = (None, 2**30)"
+HOARDS = "from eidproxy.relay import stream; stream.Stream.__init__.__defaults__ = (None, 2**30)"
 STANDS_STILL = """
 import time
-from eidproxy import sse
+from eidproxy.relay import sse
 feed = sse.EventParser.feed
 sse.EventParser.feed = lambda parser, data: (time.sleep(4), feed(parser, data))[1]
 """
@@ -431,8 +431,8 @@ def test_silent_peers_are_probed(router: Router, proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     "planted",
     [
-        "from eidproxy import wire; wire.enable_keepalive = lambda sock: None",
-        "from eidproxy import server; server.enable_keepalive = lambda sock: None",
+        "from eidproxy.router import wire; wire.enable_keepalive = lambda sock: None",
+        "from eidproxy.inbound import server; server.enable_keepalive = lambda sock: None",
     ],
     ids=["router", "caller"],
 )

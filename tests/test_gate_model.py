@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from eidproxy.admission import AdmissionQueue, Ticket
 from eidproxy.errors import Refusal
-from eidproxy.gate import LocalGate, LocalPass
+from eidproxy.gate.admission import AdmissionQueue, Ticket
+from eidproxy.gate.local import LocalGate, LocalPass
 from eidproxy.metrics import Metrics
 from eidproxy.vocabulary import Priority
 from tests.tools import size

@@ -299,9 +299,9 @@ MOMENTS = {
 
 HALTING = """
 import os, signal, sys
-from eidproxy.gate_redis import RedisGate, RedisPass
-from eidproxy.relay import Relay
-from eidproxy.upstream import Exchange
+from eidproxy.gate.shared import RedisGate, RedisPass
+from eidproxy.relay.relay import Relay
+from eidproxy.router.upstream import Exchange
 
 def halt(condition, arguments):
     if os.path.exists({armed!r}) and condition(*arguments):

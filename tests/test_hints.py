@@ -35,18 +35,18 @@ def test_anything_else_is_no_hint(platform: str, code: int | None, elapsed: floa
 
 REFUSING_MAC = """
 import socket, sys
-import eidproxy.upstream, eidproxy.wire
+import eidproxy.router.upstream, eidproxy.router.wire
 
 class Platform:
     platform = "{platform}"
 
-class Refusing(eidproxy.wire.Wire):
+class Refusing(eidproxy.router.wire.Wire):
     __slots__ = ()
     def __init__(self, *_):
         raise OSError(65, "No route to host")
 
-eidproxy.upstream.sys = Platform
-eidproxy.upstream.Wire = Refusing
+eidproxy.router.upstream.sys = Platform
+eidproxy.router.upstream.Wire = Refusing
 """
 
 

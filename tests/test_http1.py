@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from eidproxy import http1
 from eidproxy.errors import Refusal
-from eidproxy.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
+from eidproxy.inbound import http1
+from eidproxy.inbound.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
 from tests.cost import cost
 from tests.fuzz import requests
 from tests.fuzz.requests import INCOMPLETE, VARIANTS, Reading, read

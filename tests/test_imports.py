@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"chat", "egress", "vocabulary"},
     "flags": {"config"},
     "tokens": {"errors"},
-    "pages": {"errors"},
+    "site": {"errors"},
     "status": set(),
     "history": {"metrics", "status"},
     "signals": set(),
@@ -55,10 +55,11 @@ ALLOWED: dict[str, set[str]] = {
     "surface": {"chat", "config", "errors", "http1", "tokens", "vocabulary"},
     "idle": {"countdown", "wire"},
     "upstream": {"countdown", "egress", "hints", "idle", "keepalive", "resolver", "wire"},
-    "gate": {"admission", "countdown", "errors", "metrics", "vocabulary"},
+    "gate": {"vocabulary"},
+    "local": {"admission", "countdown", "errors", "gate", "metrics", "vocabulary"},
     "settle": {"gate", "metrics", "vocabulary"},
-    "gate_link": {"config", "egress", "keepalive", "resolver", "upstream"},
-    "gate_redis": {"config", "errors", "gate", "gate_link", "metrics", "upstream", "vocabulary"},
+    "link": {"config", "egress", "keepalive", "resolver", "upstream"},
+    "shared": {"config", "errors", "gate", "link", "metrics", "upstream", "vocabulary"},
     "progress": {"stream"},
     "relay": {
         "chat",
@@ -84,7 +85,7 @@ ALLOWED: dict[str, set[str]] = {
         "http1",
         "logs",
         "metrics",
-        "pages",
+        "site",
         "relay",
         "status",
         "surface",
@@ -97,11 +98,12 @@ ALLOWED: dict[str, set[str]] = {
         "connection",
         "endpoints",
         "gate",
-        "gate_redis",
+        "local",
+        "shared",
         "history",
         "logs",
         "metrics",
-        "pages",
+        "site",
         "relay",
         "resolver",
         "server",
@@ -115,13 +117,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "schema": {"chat", "chunk", "completion"},
     "look": {"errors", "upstream", "vocabulary"},
-    "check": {"app", "config", "gate_redis", "hints", "look", "surface", "tokens", "upstream"},
+    "check": {"app", "config", "hints", "shared", "look", "surface", "tokens", "upstream"},
     "live_check": {"app", "check", "config", "look", "top", "vocabulary"},
     "service": set(),
     "fake_router": set(),
-    "testing": {"config", "fake_router"},
-    "demo_people": {"fake_router"},
-    "demo": {"app", "config", "demo_people", "fake_router", "pages", "signals", "tokens"},
+    "running": {"config"},
+    "testing": {"fake_router", "running"},
+    "plugin": {"fake_router", "running"},
+    "people": {"fake_router"},
+    "demo": {"app", "config", "fake_router", "people", "signals", "site", "tokens"},
     "cli": {
         *("app", "check", "config", "demo", "flags", "live_check", "logs", "schema", "service", "signals"),
         *("surface", "tokens", "top"),
@@ -175,16 +179,47 @@ def _imports(path: Path) -> set[str]:
 
 
 def _own(path: Path) -> set[str]:
-    return {name.removeprefix("eidproxy.") for name in _imports(path) if name.startswith("eidproxy")}
+    return {name.rpartition(".")[2] for name in _imports(path) if name.startswith("eidproxy")} - set(PACKAGES)
 
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+def _module(path: Path) -> str:
+    """The name of a module. A package whose face holds code goes by the name of its folder."""
+    return path.parent.name if path.stem == "__init__" and path.parent != PACKAGE else path.stem
+
+
+FACES = {"gate", "testing"}
+"""Packages whose `__init__` holds what every module of theirs is, or what is public of them."""
+
+PACKAGES = sorted({path.parent.name for path in PACKAGE.glob("*/__init__.py")} - FACES)
+
+PATHS = {
+    _module(path): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.stem != "__init__" or path.parent == PACKAGE or path.parent.name in FACES
+}
+"""The file of each module, by its name alone: no two have the same."""
+
+MODULES = sorted(PATHS)
+
+
+def dotted(module: str) -> str:
+    """The name to import it by."""
+    return ".".join(PATHS[module].relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_two_modules_have_one_name() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if path.parent.name not in {*PACKAGES} or path.stem != "__init__"]
+    assert len(files) == len(MODULES)
+
+
+def test_the_root_is_a_map() -> None:
+    assert len([name for name in MODULES if PATHS[name].parent == PACKAGE]) + len(PACKAGES) + len(FACES) <= 28
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_what_it_may(module: str) -> None:
     assert module in ALLOWED, f"{module} is new: say in ALLOWED what it may import"
-    assert _own(PACKAGE / f"{module}.py") <= ALLOWED[module]
+    assert _own(PATHS[module]) <= ALLOWED[module]
 
 
 def test_the_table_has_no_circle() -> None:
@@ -198,7 +233,7 @@ def test_the_table_names_no_module_that_is_gone() -> None:
 
 @pytest.mark.parametrize("module", PURE)
 def test_a_pure_module_imports_values_only(module: str) -> None:
-    path = PACKAGE / f"{module}.py"
+    path = PATHS[module]
     foreign = {name for name in _imports(path) if not name.startswith("eidproxy")}
     assert foreign <= PURE_MAY_IMPORT
     assert _own(path) <= set(PURE)
@@ -206,14 +241,14 @@ def test_a_pure_module_imports_values_only(module: str) -> None:
 
 @pytest.mark.parametrize("module", PURE)
 def test_a_pure_module_awaits_nothing(module: str) -> None:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
     waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith, ast.Yield, ast.YieldFrom)
     assert not [node for node in ast.walk(tree) if isinstance(node, waiting)]
 
 
 def test_pure_modules_load_nothing_that_does_io() -> None:
     code = (
-        f"import sys; before = set(sys.modules); import {', '.join(f'eidproxy.{name}' for name in PURE)}; "
+        f"import sys; before = set(sys.modules); import {', '.join(map(dotted, PURE))}; "
         "print(*(name.partition('.')[0] for name in sys.modules.keys() - before))"
     )
     code = f"import sys; sys.path[:0] = {sys.path!r}; {code}"
@@ -225,4 +260,4 @@ def test_pure_modules_load_nothing_that_does_io() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_uses_the_middleware_that_hides_departures(module: str) -> None:
-    assert "starlette.middleware" not in (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    assert "starlette.middleware" not in PATHS[module].read_text(encoding="utf-8")

@@ -18,35 +18,21 @@ from typing import Any
 import pytest
 import uvloop
 
-from eidproxy import (
-    admission,
-    app,
-    chunk,
-    completion,
-    connection,
-    countdown,
-    endpoints,
-    gate,
-    logs,
-    metrics,
-    progress,
-    relay,
-    sanitize,
-    sse,
-    stream,
-    upstream,
-    wire,
-)
+from eidproxy import app, countdown, endpoints, gate, logs, metrics
 from eidproxy.app import Application
 from eidproxy.config import load
-from eidproxy.connection import Connection
+from eidproxy.gate import admission, local
+from eidproxy.inbound import connection
+from eidproxy.inbound.connection import Connection
+from eidproxy.relay import chunk, completion, progress, relay, sanitize, sse, stream
+from eidproxy.router import upstream, wire
 from tests.harness import CHAT, chat, request_bytes
 from tests.tools import size as amount
 from tests.upstream import Router, Stall, status
 from tests.upstream import stream as answer
 
 PATH: list[type] = [
-    *(admission.AdmissionQueue, endpoints.Endpoints, gate.LocalGate, gate.LocalPass, gate.MeanHold, logs.Log),
+    *(admission.AdmissionQueue, endpoints.Endpoints, local.LocalGate, local.LocalPass, gate.MeanHold, logs.Log),
     *(
         metrics.StreamCounters,
         metrics.Metrics,

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from eidproxy.commands.live_check import judge_unbuffered, proposed_for
+from eidproxy.commands.look import Look, Read
 from eidproxy.config import Settings
-from eidproxy.live_check import judge_unbuffered, proposed_for
-from eidproxy.look import Look, Read
 from tests.harness import ROOT, Proxy, free_port
 from tests.upstream import (
     DONE,

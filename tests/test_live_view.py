@@ -20,7 +20,7 @@ from msgspec import Struct, structs
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from eidproxy import status as answer_types
-from eidproxy.pages import live_view
+from eidproxy.site import live_view
 from eidproxy.status import ROWS, Status
 from tests import tools
 from tests.harness import CANARIES, CHAT, Proxy, RawClient, ask, chat, free_port, request_bytes, until

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eidproxy.chat import Model, parse_chat_request
-from eidproxy.completion import Completion
+from eidproxy.inbound.chat import Model, parse_chat_request
+from eidproxy.relay.completion import Completion
 from eidproxy.vocabulary import Mode
 from tests import fuzz
 from tests.tools import size

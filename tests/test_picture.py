@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from eidproxy import demo
+from eidproxy.commands import demo
 from tests.harness import ROOT
 from tests.picture import Piece, draw, pieces, record
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from eidproxy.repair import Seams, repair, unmark
+from eidproxy.relay.repair import Seams, repair, unmark
 
 
 def content(data: bytes) -> tuple[str, bool]:

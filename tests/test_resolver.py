@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from eidproxy.egress import EgressPolicy, Verdict
-from eidproxy.resolver import Resolver, canonical
+from eidproxy.router.resolver import Resolver, canonical
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from eidproxy.chunk import Delta
-from eidproxy.sanitize import Sanitizer
-from eidproxy.sse import ErrorData
+from eidproxy.relay.chunk import Delta
+from eidproxy.relay.sanitize import Sanitizer
+from eidproxy.relay.sse import ErrorData
 from eidproxy.vocabulary import FINISH_REASONS, Dropped, Stripped, TokenKind
 
 NONE_STRIPPED = dict.fromkeys(Stripped, 0)

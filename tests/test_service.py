@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from eidproxy import service
-from eidproxy.service import LAUNCHD, SYSTEMD, Folder, Remove, Run, ServiceError, Write
+from eidproxy.commands import service
+from eidproxy.commands.service import LAUNCHD, SYSTEMD, Folder, Remove, Run, ServiceError, Write
 from tests.harness import ROOT
 from tests.tools import need
 from tests.upstream import Router

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from eidproxy.admission import AdmissionQueue
 from eidproxy.errors import Refusal
-from eidproxy.gate import LocalGate, LocalPass, Pass
+from eidproxy.gate import Pass
+from eidproxy.gate.admission import AdmissionQueue
+from eidproxy.gate.local import LocalGate, LocalPass
 from eidproxy.metrics import Metrics
-from eidproxy.settle import Settlement, Settlements
+from eidproxy.relay.settle import Settlement, Settlements
 from eidproxy.vocabulary import AfterLeave, Priority, SettleEnd
 from tests.tools import size
 

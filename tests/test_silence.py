@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from eidproxy.silence import SilenceClock, SilenceLimits
+from eidproxy.relay.silence import SilenceClock, SilenceLimits
 
 LIMITS = SilenceLimits(first_event=90.0, first_event_per_kib=4.0, read_timeout=120.0, deadline=300.0)
 KIB = 1024

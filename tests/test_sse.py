@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eidproxy.sse import MAX_EVENT_BYTES, ErrorData, EventParser, EventTooLarge, whole_event
+from eidproxy.relay.sse import MAX_EVENT_BYTES, ErrorData, EventParser, EventTooLarge, whole_event
 from tests import corpus, reference
 from tests.corpus.expect import split
 from tests.cost import cost

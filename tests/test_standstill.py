@@ -79,7 +79,7 @@ def test_a_router_that_is_silent_all_the_same_is_found_out(router: Router) -> No
 
 LONG_TURN = """
 import time
-from eidproxy import connection
+from eidproxy.inbound import connection
 from eidproxy.endpoints import Endpoints
 connection._PATIENCE.update(dict.fromkeys(connection._PATIENCE, 1.0))
 admit = Endpoints.admit

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from eidproxy import stream as module
-from eidproxy.completion import Completion
-from eidproxy.sse import EventParser
-from eidproxy.stream import DONE, Stage, Stream
+from eidproxy.relay import stream as module
+from eidproxy.relay.completion import Completion
+from eidproxy.relay.sse import EventParser
+from eidproxy.relay.stream import DONE, Stage, Stream
 from eidproxy.vocabulary import Dropped, Stripped
 from tests import corpus, fuzz
 from tests.corpus.expect import split

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eidproxy.chat import parse_object, typed
 from eidproxy.errors import Refusal
+from eidproxy.inbound.chat import parse_object, typed
 from eidproxy.surface import Caps, Conversation, check_messages, read_text
 from eidproxy.tokens import Tokens
 from tests.cost import Beside

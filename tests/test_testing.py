@@ -31,7 +31,7 @@ def test_the_examples_run(number: int, tmp_path: Path) -> None:
     path.write_text(EXAMPLES[number])
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(path)]
     if not entry_points(group="pytest11", name="eidproxy"):
-        command += ["-p", "eidproxy.testing"]  # an environment from before the entry point
+        command += ["-p", "eidproxy.testing.plugin"]  # an environment from before the entry point
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "EIDPROXY_LOG_LEVEL": "nonsense"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,6 +47,12 @@ def test_the_page_names_what_there_is() -> None:
         assert name in text
     for name in testing.__all__:
         assert hasattr(testing, name)
+
+
+def test_the_demo_needs_no_pytest() -> None:
+    """It has the fake router of the same package, and pytest is an extra."""
+    code = "import sys; sys.modules['pytest'] = None; import eidproxy.commands.demo"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- The scripts, through the real proxy ---------------------------------------------------------------------------

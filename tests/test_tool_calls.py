@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from eidproxy.dialect import CameCall, TooManyItems
-from eidproxy.repair import Seams, repair
-from eidproxy.tool_calls import ToolCalls
+from eidproxy.relay.dialect import CameCall, TooManyItems
+from eidproxy.relay.repair import Seams, repair
+from eidproxy.relay.tool_calls import ToolCalls
 
 Piece = dict[str, Any]
 

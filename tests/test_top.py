@@ -17,8 +17,8 @@ from typing import Any, Self
 import msgspec
 import pytest
 
+from eidproxy.commands.top import Look, View, age, chart, is_place, length, limit, render, seconds
 from eidproxy.status import ROWS, Status
-from eidproxy.top import Look, View, age, chart, is_place, length, limit, render, seconds
 from tests.harness import CHAT, ROOT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.tools import need
 from tests.upstream import Received, Router, Script, Step, status, stream

@@ -7,7 +7,8 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from eidproxy import chat, vocabulary
+from eidproxy import vocabulary
+from eidproxy.inbound import chat
 from eidproxy.vocabulary import FINISH_REASONS, RESPONSE_CODES
 
 SETS: dict[str, str] = {

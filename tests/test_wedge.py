@@ -14,9 +14,9 @@ from functools import partial
 
 import pytest
 
-from eidproxy.silence import SilenceLimits
+from eidproxy.relay.silence import SilenceLimits
+from eidproxy.relay.wedge import TRANSITIONS, Event, Passage, State, WedgeGuard
 from eidproxy.vocabulary import UpstreamState
-from eidproxy.wedge import TRANSITIONS, Event, Passage, State, WedgeGuard
 from tests.simulate_silence import House, Job, Said, Timeline
 from tests.tools import size
 
@@ -202,9 +202,9 @@ def test_a_trial_of_an_earlier_wedge_is_not_the_trial_of_this_one() -> None:
 
 
 def test_the_table_at_the_head_of_the_module_is_the_one_in_use() -> None:
-    import eidproxy.wedge
+    import eidproxy.relay.wedge
 
-    lines = [line.strip() for line in (eidproxy.wedge.__doc__ or "").splitlines() if " | " in line]
+    lines = [line.strip() for line in (eidproxy.relay.wedge.__doc__ or "").splitlines() if " | " in line]
     events = [Event[name] for name in lines[0].partition("|")[2].split()]
     told = {}
     for line in lines[1:]:

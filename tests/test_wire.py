@@ -13,8 +13,8 @@ from functools import partial
 import pytest
 import uvloop
 
-from eidproxy import wire as wire_module
-from eidproxy.wire import EpollPoller, Readers, SelectorPoller, Wire
+from eidproxy.router import wire as wire_module
+from eidproxy.router.wire import EpollPoller, Readers, SelectorPoller, Wire
 
 
 def played(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:

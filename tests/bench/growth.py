@@ -15,8 +15,8 @@ from contextlib import ExitStack
 
 import uvloop
 
-from eidproxy.admission import AdmissionQueue, Ticket
-from eidproxy.gate import LocalGate
+from eidproxy.gate.admission import AdmissionQueue, Ticket
+from eidproxy.gate.local import LocalGate
 from eidproxy.metrics import Metrics
 from eidproxy.vocabulary import Priority
 from tests.bench.__main__ import Scenario, measure, peers, started

@@ -81,7 +81,7 @@ esac
 """
 
 ROUTER = (
-    "import threading; from eidproxy.fake_router import FakeRouter; "
+    "import threading; from eidproxy.testing import FakeRouter; "
     "FakeRouter(port=4000).__enter__(); threading.Event().wait()"
 )
 LAYERS = ("opt", "etc", "usr/local", "run")

@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from eidproxy.completion import Completion
-from eidproxy.sse import MAX_EVENT_BYTES
-from eidproxy.stream import Stage, Stream
+from eidproxy.relay.completion import Completion
+from eidproxy.relay.sse import MAX_EVENT_BYTES
+from eidproxy.relay.stream import Stage, Stream
 from eidproxy.vocabulary import Stripped
 from tests import corpus, reference
 from tests.corpus.expect import split

@@ -11,8 +11,8 @@ import random
 import re
 from typing import Any, NamedTuple
 
-from eidproxy.chat import Model, parse_chat_request
 from eidproxy.errors import Refusal
+from eidproxy.inbound.chat import Model, parse_chat_request
 from eidproxy.vocabulary import Mode
 
 MODELS = {mode: Model(f"alias-of-{mode}") for mode in Mode}

@@ -19,7 +19,8 @@ except ImportError:
     sys.exit("skipped: atheris is not installed")
 
 with atheris.instrument_imports(include=["eidproxy"]):
-    from eidproxy import chat, chunk, dialect, http1, repair, sanitize, sse, stream, tool_calls
+    from eidproxy.inbound import chat, http1
+    from eidproxy.relay import chunk, dialect, repair, sanitize, sse, stream, tool_calls
 
 from tests import fuzz
 from tests.fuzz import bodies, requests

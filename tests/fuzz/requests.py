@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from eidproxy.errors import Refusal
-from eidproxy.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
+from eidproxy.inbound.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
 from tests import reference
 
 MAX_BODY_BYTES = 4096

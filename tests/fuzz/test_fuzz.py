@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from eidproxy import chat, dialect, http1, sanitize
-from eidproxy.chunk import Delta, FinishReason, Frames
-from eidproxy.repair import repair
-from eidproxy.sanitize import Sanitizer
-from eidproxy.sse import EventParser
-from eidproxy.tool_calls import ToolCalls
+from eidproxy.inbound import chat, http1
+from eidproxy.relay import dialect, sanitize
+from eidproxy.relay.chunk import Delta, FinishReason, Frames
+from eidproxy.relay.repair import repair
+from eidproxy.relay.sanitize import Sanitizer
+from eidproxy.relay.sse import EventParser
+from eidproxy.relay.tool_calls import ToolCalls
 from tests import fuzz
 from tests.fuzz import HEAD, bodies, requests
 from tests.tools import size

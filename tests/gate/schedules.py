@@ -34,11 +34,11 @@ LEASE = 1.0
 REPLICAS = 3
 
 UNFENCED = """
-from eidproxy import gate_redis
-gate_redis.HOLD_SHARE = 1e6
-lose = gate_redis.RedisGate._lose
-gate_redis.RedisGate._lose = lambda gate, claim: lose(gate, claim) if claim.granted_at is None else None
-gate_redis.RedisPass.holds = lambda claim: True
+from eidproxy.gate import shared
+shared.HOLD_SHARE = 1e6
+lose = shared.RedisGate._lose
+shared.RedisGate._lose = lambda gate, claim: lose(gate, claim) if claim.granted_at is None else None
+shared.RedisPass.holds = lambda claim: True
 """
 """The control: a replica that goes on whether it could renew or not, and whatever the server says of its lease."""
 

@@ -4,7 +4,7 @@
 
 First the costs of the library's calls are measured on a real server, with as many waiting as the simulation needs.
 Then requests, leases, rounds and messages are played on a virtual clock: one server that does one thing at a time,
-replicas that act as gate_redis.py does. The table says what a request costs and how long a grant is on its way.
+replicas that act as gate/shared.py does. The table says what a request costs and how long a grant is on its way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eidproxy.gate_link import _KEYS, _library
+from eidproxy.gate.link import _KEYS, _library
 from tests.gate.store import Store, Wire
 
 LEASE = 15.0

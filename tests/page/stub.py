@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from eidproxy.pages import CHAT_POLICY
+from eidproxy.site import CHAT_POLICY
 
 PAGE = Path(__file__).parents[2] / "eidproxy" / "pages" / "chat"
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from eidproxy.errors import reason_of_status
-from eidproxy.upstream import EgressBlocked, Exchange, Upstream
+from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
 from eidproxy.vocabulary import Mode
 
 _LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\r|\n)")

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from eidproxy.chunk import Delta, FinishReason, Function
+from eidproxy.relay.chunk import Delta, FinishReason, Function
 
 _encode = msgspec.json.Encoder().encode
 

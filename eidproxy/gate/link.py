@@ -23,8 +23,8 @@ from redis.exceptions import ResponseError
 from eidproxy.config import GateAddress
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 from eidproxy.keepalive import enable_keepalive
-from eidproxy.resolver import Resolver, canonical
-from eidproxy.upstream import EgressBlocked
+from eidproxy.router.resolver import Resolver, canonical
+from eidproxy.router.upstream import EgressBlocked
 
 _KEYS = tuple(
     f"eidproxy:{{gate}}:{name}" for name in ("state", "holders", "leases", "foreground", "background", "tickets")

@@ -1,8 +1,8 @@
 """The tool calls of one answer: told apart, and numbered in the order in which they begin (contract, 4)."""
 
-from eidproxy.chunk import Function, ToolCall
-from eidproxy.dialect import CameCall, CameFunction, TooManyItems, is_json
-from eidproxy.repair import Seams, unmark
+from eidproxy.relay.chunk import Function, ToolCall
+from eidproxy.relay.dialect import CameCall, CameFunction, TooManyItems, is_json
+from eidproxy.relay.repair import Seams, unmark
 
 _MOST_PIECES = 4096
 """Pieces that one event may have. Nobody sends so many, and each costs some microseconds."""

@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from eidproxy.admission import AdmissionQueue, Ticket
 from eidproxy.config import GateSettings, SettingsError, gate_address, load
 from eidproxy.egress import EgressPolicy
 from eidproxy.errors import Refusal
-from eidproxy.gate import Gate, LocalGate, Pass
+from eidproxy.gate import Gate, Pass
+from eidproxy.gate.admission import AdmissionQueue, Ticket
+from eidproxy.gate.local import LocalGate
 from eidproxy.metrics import Metrics
-from eidproxy.resolver import Resolver
-from eidproxy.settle import Settlements
-from eidproxy.upstream import EgressBlocked
+from eidproxy.relay.settle import Settlements
+from eidproxy.router.resolver import Resolver
+from eidproxy.router.upstream import EgressBlocked
 from eidproxy.vocabulary import AfterLeave, Priority, WaitOutcome
 from tests.cost import Beside
 from tests.gate.history import Span, judged, replayed
@@ -34,8 +35,8 @@ from tests.upstream import Router
 if os.environ.get("CI") != "true":
     pytest.importorskip("redis")
 
-from eidproxy.gate_link import GuardedConnection, Link
-from eidproxy.gate_redis import RedisGate, build_link
+from eidproxy.gate.link import GuardedConnection, Link
+from eidproxy.gate.shared import RedisGate, build_link
 
 LEASE = 1.0
 
@@ -434,7 +435,7 @@ def test_renewals_that_do_not_arrive(store: Store, fenced: bool, monkeypatch: py
             return [Span(0, began, (ended or [time.monotonic()])[0]), Span(1, second_began, time.monotonic())]
 
     if not fenced:
-        monkeypatch.setattr("eidproxy.gate_redis.HOLD_SHARE", 1e6)
+        monkeypatch.setattr("eidproxy.gate.shared.HOLD_SHARE", 1e6)
     violations, _ = judged(asyncio.run(two()), [], LEASE)
     assert bool(violations) is not fenced
 

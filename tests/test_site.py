@@ -17,10 +17,10 @@ from playwright.sync_api import expect, sync_playwright
 from starlette.requests import Request
 from starlette.routing import Route
 
-from eidproxy import pages
+from eidproxy import site
 from eidproxy.app import chat_state
 from eidproxy.gate import GateStatistics
-from eidproxy.pages import CHAT_POLICY, StaticFile, chat_routes, inlined, load_pages
+from eidproxy.site import CHAT_POLICY, StaticFile, chat_routes, inlined, load_pages
 from eidproxy.tokens import Tokens
 from eidproxy.vocabulary import Priority
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
@@ -102,7 +102,7 @@ def kept_by_the_worker(proxy: Proxy) -> list[str]:
 
 def test_every_kind_of_reference_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "chat"
-    shutil.copytree(Path(pages.__file__).parent / "pages" / "chat", folder)
+    shutil.copytree(Path(site.__file__).parent / "pages" / "chat", folder)
     (folder / "chat.css").write_text("a{b:url(/chat/icon.svg)}c{d:url('/chat/icon.svg')}")
     (folder / "chat.js").write_text(
         'import "/chat/answer.js"; import("./x.js"); fetch("/chat/state"); open("/chat/sw.js")'
@@ -173,7 +173,7 @@ def lasting(routes: list[Route]) -> set[str]:
 
 def test_a_file_that_changes_changes_every_name(tmp_path: Path) -> None:
     folder = tmp_path / "chat"
-    shutil.copytree(Path(pages.__file__).parent / "pages" / "chat", folder)
+    shutil.copytree(Path(site.__file__).parent / "pages" / "chat", folder)
     (one,) = lasting(chat_routes("x", folder))
     assert lasting(chat_routes("y", folder)) == {one}, "the title is in none of them"
     (folder / "chat.css").write_text((folder / "chat.css").read_text() + " ")
@@ -408,7 +408,7 @@ def test_the_worker_names_only_what_is_served(served: Proxy) -> None:
 
 def test_a_worker_without_its_marks_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "chat"
-    shutil.copytree(Path(pages.__file__).parent / "pages" / "chat", folder)
+    shutil.copytree(Path(site.__file__).parent / "pages" / "chat", folder)
     (folder / "sw.js").write_text('const FILES = ["/chat"];')
     with pytest.raises(ValueError, match="digest"):
         chat_routes("x", folder)

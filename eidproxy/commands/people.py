@@ -4,7 +4,7 @@ import re
 import time
 from typing import NamedTuple
 
-from eidproxy.fake_router import Asked, Part, Script, stream, warming
+from eidproxy.testing.fake_router import Asked, Part, Script, stream, warming
 
 TOKEN_SECONDS = 0.05
 """A token of a Mac mini: twenty in a second."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_UNITS = Path(__file__).parent / "units"
+_UNITS = Path(__file__).parents[1] / "units"
 _USER = "_eidproxy"
 _PROGRAM = "/opt/eidproxy/bin/eidproxy"
 """What stands in the units, and is replaced by the program that runs."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from eidproxy.stream import Stage
+from eidproxy.relay.stream import Stage
 
 _REPEAT_SECONDS = 10.0
 """News are repeated: LangChain's and pi's limits of 120 s count chunks, not comments."""

@@ -1,13 +1,4 @@
-"""For the tests of an app that asks eidproxy: a pytest plugin with a fake router and the real proxy in front of it.
-
-    def test_digest(eidproxy, fake_router):
-        fake_router.play(stream("Three ", "mails"), cut("Thr"))
-        assert digest(base_url=eidproxy.base_url) == "Three mails"
-
-Installing eidproxy with its extra `testing` is all it takes: pytest finds the fixtures by itself. They are `fake_router` (see
-`FakeRouter`), `eidproxy` (see `RunningProxy`) and `eidproxy_settings`, which a test module overrides to run the proxy
-with settings of its own. Names that stand in `__all__` stay.
-"""
+"""The real proxy, run for a test: a process of its own in front of a router that is named."""
 
 import json
 import os
@@ -15,48 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import IO, Any, Self
-
-import pytest
-
-from eidproxy.fake_router import (
-    ALIASES,
-    FINGERPRINT,
-    MODEL_PATH,
-    Asked,
-    FakeRouter,
-    Script,
-    call,
-    cut,
-    hang,
-    refusal,
-    stall,
-    stream,
-    wake_up,
-    warming,
-)
-
-__all__ = [
-    "ALIASES",
-    "FINGERPRINT",
-    "MODEL_PATH",
-    "Asked",
-    "FakeRouter",
-    "RunningProxy",
-    "Script",
-    "call",
-    "cut",
-    "eidproxy",
-    "eidproxy_settings",
-    "fake_router",
-    "hang",
-    "refusal",
-    "stall",
-    "stream",
-    "wake_up",
-    "warming",
-]
 
 _PATIENCE_SECONDS = 30.0
 
@@ -147,23 +98,3 @@ def _spelled(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-@pytest.fixture
-def fake_router() -> Iterator[FakeRouter]:
-    """A router of this test's own. It answers "Hello!" until it is told something else."""
-    with FakeRouter() as router:
-        yield router
-
-
-@pytest.fixture
-def eidproxy_settings() -> dict[str, object]:
-    """Settings of the `eidproxy` fixture by their paths. Override it: `{"gate.capacity": 2}`."""
-    return {}
-
-
-@pytest.fixture
-def eidproxy(fake_router: FakeRouter, eidproxy_settings: dict[str, object]) -> Iterator[RunningProxy]:
-    """The real proxy, in front of `fake_router`."""
-    with RunningProxy(fake_router.url, eidproxy_settings) as running:
-        yield running

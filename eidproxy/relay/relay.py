@@ -15,9 +15,6 @@ from typing import NamedTuple
 
 import httpx
 
-from eidproxy.chat import ChatRequest
-from eidproxy.completion import Completion
-from eidproxy.connection import Connection
 from eidproxy.countdown import Countdown
 from eidproxy.errors import (
     CLIENT_GONE,
@@ -31,15 +28,18 @@ from eidproxy.errors import (
     router_retry_seconds,
 )
 from eidproxy.gate import Gate, Pass
+from eidproxy.inbound.chat import ChatRequest
+from eidproxy.inbound.connection import Connection
 from eidproxy.logs import Event, Log, RequestLine
 from eidproxy.metrics import Metrics
-from eidproxy.progress import News, Progress
-from eidproxy.settle import Settlement, Settlements
-from eidproxy.silence import SilenceClock, SilenceLimits
-from eidproxy.stream import DONE, Stage, Stream
-from eidproxy.upstream import EgressBlocked, Exchange, Upstream
+from eidproxy.relay.completion import Completion
+from eidproxy.relay.progress import News, Progress
+from eidproxy.relay.settle import Settlement, Settlements
+from eidproxy.relay.silence import SilenceClock, SilenceLimits
+from eidproxy.relay.stream import DONE, Stage, Stream
+from eidproxy.relay.wedge import Passage, WedgeGuard
+from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
 from eidproxy.vocabulary import Mode, Outcome, Phase, Priority, SettleEnd, StreamEnd, Surface
-from eidproxy.wedge import Passage, WedgeGuard
 
 _TAIL_SECONDS = 5.0
 """How long a router may be silent after a finish reason before the answer is taken for whole (contract, 4)."""

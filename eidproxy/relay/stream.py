@@ -6,10 +6,10 @@ which takes a short way through parser and filter with the same result.
 
 from enum import IntEnum, auto
 
-from eidproxy.chunk import Delta, Frames, chunk_head, progress_chunk
-from eidproxy.completion import Completion
-from eidproxy.sanitize import Sanitizer
-from eidproxy.sse import MAX_EVENT_BYTES, EventParser, EventTooLarge, whole_event
+from eidproxy.relay.chunk import Delta, Frames, chunk_head, progress_chunk
+from eidproxy.relay.completion import Completion
+from eidproxy.relay.sanitize import Sanitizer
+from eidproxy.relay.sse import MAX_EVENT_BYTES, EventParser, EventTooLarge, whole_event
 from eidproxy.vocabulary import Dropped, Stripped
 
 DONE = b"data: [DONE]\n\n"

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import uvicorn
 
-from eidproxy.connection import Connection, Roster, Service
+from eidproxy.inbound.connection import Connection, Roster, Service
 from eidproxy.keepalive import enable_keepalive
 
 _RESERVED_DESCRIPTORS = 80

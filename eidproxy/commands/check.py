@@ -12,12 +12,12 @@ import click
 import httpx
 import uvloop
 
+from eidproxy.commands.look import is_eidproxy, models_of_router
 from eidproxy.config import ChatSettings, Loaded, Settings, notes, refused, shown
 from eidproxy.hints import Hint
-from eidproxy.look import is_eidproxy, models_of_router
+from eidproxy.router.upstream import EgressBlocked, Upstream
 from eidproxy.surface import unreadable_files
 from eidproxy.tokens import Tokens
-from eidproxy.upstream import EgressBlocked, Upstream
 
 _FEW_DESCRIPTORS = 1024
 _EDGE_SECONDS = 60.0
@@ -227,7 +227,7 @@ async def _look_at_gate(settings: Settings, say: Say) -> None:
     if settings.gate.url is None:
         say(ok("gate", "in the process"))
         return
-    from eidproxy.gate_redis import check_store
+    from eidproxy.gate.shared import check_store
 
     told, fault = await check_store(settings.gate)
     for line in told:

@@ -22,10 +22,10 @@ import httpx
 import msgspec
 import uvloop
 
-from eidproxy.check import Finding, Report, Say, fail, look_at_clocks, look_at_router, note, ok, skip
+from eidproxy.commands.check import Finding, Report, Say, fail, look_at_clocks, look_at_router, note, ok, skip
+from eidproxy.commands.look import Look, Proxy, Read, Router, is_done, is_eidproxy, said_in
+from eidproxy.commands.top import connect
 from eidproxy.config import ChatSettings, LogSettings, Settings
-from eidproxy.look import Look, Proxy, Read, Router, is_done, is_eidproxy, said_in
-from eidproxy.top import connect
 from eidproxy.vocabulary import Mode
 
 _COUNT = "Count from one to thirty in words."

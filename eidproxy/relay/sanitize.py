@@ -7,8 +7,9 @@ still come after one.
 
 from msgspec import UNSET, Raw
 
-from eidproxy.chunk import Delta, FinishReason, Function, ToolCall
-from eidproxy.dialect import (
+from eidproxy.errors import reason_in_event
+from eidproxy.relay.chunk import Delta, FinishReason, Function, ToolCall
+from eidproxy.relay.dialect import (
     CameChunk,
     CameDelta,
     NotJson,
@@ -20,10 +21,9 @@ from eidproxy.dialect import (
     is_error,
     says_something,
 )
-from eidproxy.errors import reason_in_event
-from eidproxy.repair import Seams
-from eidproxy.sse import ErrorData
-from eidproxy.tool_calls import ToolCalls
+from eidproxy.relay.repair import Seams
+from eidproxy.relay.sse import ErrorData
+from eidproxy.relay.tool_calls import ToolCalls
 from eidproxy.vocabulary import Dropped, Stripped, TokenKind
 
 _MODEL, _USAGE = Stripped.MODEL, Stripped.USAGE

@@ -21,9 +21,9 @@ import httpx
 from eidproxy.config import GateSettings, gate_address
 from eidproxy.errors import Refusal
 from eidproxy.gate import GateStatistics, Holder, Pass, Waiter
-from eidproxy.gate_link import Call, GuardedConnection, Link, Reply, addresses
+from eidproxy.gate.link import Call, GuardedConnection, Link, Reply, addresses
 from eidproxy.metrics import Metrics
-from eidproxy.upstream import EgressBlocked
+from eidproxy.router.upstream import EgressBlocked
 from eidproxy.vocabulary import Priority, WaitOutcome
 
 CALL_SECONDS = 0.3

@@ -12,7 +12,7 @@ first such byte nothing is kept any more.
 import asyncio
 
 from eidproxy.countdown import Countdown
-from eidproxy.wire import Wire
+from eidproxy.router.wire import Wire
 
 _MOST = 32
 """How many are kept. Each is a descriptor that no caller stands behind; see `server.connection_limit`."""

@@ -16,10 +16,10 @@ import httpx
 from eidproxy.countdown import PatientTimer, patience, second_look
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 from eidproxy.hints import Hint, hint
-from eidproxy.idle import IdleConnections
 from eidproxy.keepalive import enable_keepalive
-from eidproxy.resolver import Resolver, canonical
-from eidproxy.wire import Readers, Wire, has_unread, reset_on_close
+from eidproxy.router.idle import IdleConnections
+from eidproxy.router.resolver import Resolver, canonical
+from eidproxy.router.wire import Readers, Wire, has_unread, reset_on_close
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_INTERIM = 8
@@ -464,8 +464,12 @@ class Upstream:
         wire = exchange.release() if self._idle.seconds else None
         if wire is None:
             exchange.abort()
-        else:
+            return
+        try:
             self._idle.keep(wire)
+        except BaseException:
+            wire.abort()
+            raise
 
     def close(self) -> None:
         """Close the connections that are kept."""

@@ -9,7 +9,7 @@ same few fields, and none builds a tree: an event may be a megabyte of anything.
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from eidproxy.repair import repair
+from eidproxy.relay.repair import repair
 
 
 class CameFunction(Struct, gc=False):

@@ -28,7 +28,7 @@ from typing import Protocol, cast
 
 from eidproxy.countdown import Countdown, PatientTimer
 from eidproxy.errors import Refusal
-from eidproxy.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
+from eidproxy.inbound.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
 
 _FLUSH_SECONDS = 30.0
 _SMALL_ANSWER_BYTES = 64 * 1024

@@ -22,6 +22,7 @@ from pathlib import Path
 import click
 import httpx
 
+from eidproxy.commands.people import CHILD, HELLO, LOADING_SECONDS, MOTHER, NIGHT_JOB, PEOPLE, WHO, Person, daily, deep
 from eidproxy.config import (
     ChatSettings,
     LogSettings,
@@ -29,10 +30,9 @@ from eidproxy.config import (
     ServerSettings,
     Settings,
 )
-from eidproxy.demo_people import CHILD, HELLO, LOADING_SECONDS, MOTHER, NIGHT_JOB, PEOPLE, WHO, Person, daily, deep
-from eidproxy.fake_router import FakeRouter, hang
-from eidproxy.pages import demo_route
 from eidproxy.signals import INTERRUPTED, stop_signals
+from eidproxy.site import demo_route
+from eidproxy.testing.fake_router import FakeRouter, hang
 from eidproxy.tokens import Tokens
 
 _RULES = "Answer briefly and kindly. Never say which machine or model you are.\n"
