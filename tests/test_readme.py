@@ -190,6 +190,16 @@ def _answers(port: int) -> bool:
         return False
 
 
+def test_every_target_exists() -> None:
+    """Those of "Develop", which take from minutes to hours, are only asked for their commands."""
+    for line in without_comments(block("FULL=1")).splitlines():
+        command = line if line.startswith("make ") else re.sub(r"^(\w+=\w+) ", r"env \1 ", line)
+        words = command.replace("make", "make -n", 1).split()
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
 def test_mlx_links_give_a_folder_both_names(tmp_path: Path) -> None:
     """The first line of the block; the server itself is started by tests/routers/test_examples.py."""
     (tmp_path / "models/daily").mkdir(parents=True)
