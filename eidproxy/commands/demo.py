@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
 import unicodedata
 import webbrowser
@@ -23,13 +24,7 @@ import click
 import httpx
 
 from eidproxy.commands.people import CHILD, HELLO, LOADING_SECONDS, MOTHER, NIGHT_JOB, PEOPLE, WHO, Person, daily, deep
-from eidproxy.config import (
-    ChatSettings,
-    LogSettings,
-    RouterSettings,
-    ServerSettings,
-    Settings,
-)
+from eidproxy.config import ChatSettings, LogSettings, RouterSettings, ServerSettings, Settings
 from eidproxy.signals import INTERRUPTED, stop_signals
 from eidproxy.site import demo_route
 from eidproxy.testing.fake_router import FakeRouter, hang
@@ -57,19 +52,8 @@ async def demo(listener: socket.socket, *, once: bool, open_browser: bool) -> No
         stop_signals.clean_up = partial(shutil.rmtree, folder, ignore_errors=True)
         router.play(daily, mode="daily")
         router.play(deep(), mode="deep")
-        secret = secrets.token_urlsafe(32)
-        settings = Settings(
-            router=RouterSettings(
-                url=router.url,
-                first_event_seconds=_SILENT_SECONDS,
-                first_event_seconds_per_kib=0,
-                wedge_retry_seconds=_RETRY_SECONDS,
-            ),
-            server=ServerSettings(port=listener.getsockname()[1], drain_seconds=0),
-            chat=ChatSettings(jwt_secret=secret, rules_file=_write_rules(folder)),
-            log=LogSettings(level="critical"),
-        )
-        token = Tokens(secret, None, None, 0).issue("demo", 86400)
+        settings = _settings(router.url, listener.getsockname()[1], Path(folder))
+        token = Tokens(settings.chat.jwt_secret or "", None, None, 0).issue("demo", 86400)
         application = Application(settings, [demo_route(token)])
         server = asyncio.create_task(application.server.serve([listener]))
         try:
@@ -85,11 +69,7 @@ async def demo(listener: socket.socket, *, once: bool, open_browser: bool) -> No
                     stop_signals.notify(asyncio.get_running_loop(), application.server.stop)
                     stop_signals.code = INTERRUPTED
                     _say_what_to_try(url)
-                    people = [asyncio.create_task(_keep_asking(client, person)) for person in PEOPLE]
-                    await server
-                    for task in people:
-                        task.cancel()
-                    await asyncio.gather(*people, return_exceptions=True)
+                    await _ask_until(server, client)
             application.server.stop()
             await server
         finally:
@@ -97,20 +77,39 @@ async def demo(listener: socket.socket, *, once: bool, open_browser: bool) -> No
     stop_signals.clean_up = None
 
 
-def _write_rules(folder: str) -> str:
-    rules = Path(folder, "rules.txt")
+def _settings(router_url: str, port: int, folder: Path) -> Settings:
+    rules = folder / "rules.txt"
     rules.write_text(_RULES, "utf-8")
-    return str(rules)
+    return Settings(
+        router=RouterSettings(
+            url=router_url,
+            first_event_seconds=_SILENT_SECONDS,
+            first_event_seconds_per_kib=0,
+            wedge_retry_seconds=_RETRY_SECONDS,
+        ),
+        server=ServerSettings(port=port, drain_seconds=0),
+        chat=ChatSettings(jwt_secret=secrets.token_urlsafe(32), rules_file=str(rules)),
+        log=LogSettings(level="critical"),
+    )
 
 
 def _open(url: str) -> None:
-    """Open the browser, without waiting for it: some return only when they are closed."""
+    """Open the browser, without waiting for it: some return only when they are closed, and the demo may end first."""
 
     def open_it() -> None:
         if not webbrowser.open(url):
             click.echo("   (no browser was found: open the address yourself)\n")
 
-    asyncio.get_running_loop().run_in_executor(None, open_it)
+    threading.Thread(target=open_it, daemon=True).start()
+
+
+async def _ask_until(end: asyncio.Task[None], client: httpx.AsyncClient) -> None:
+    """The people ask until the server ends."""
+    people = [asyncio.create_task(_keep_asking(client, person)) for person in PEOPLE]
+    await end
+    for task in people:
+        task.cancel()
+    await asyncio.gather(*people, return_exceptions=True)
 
 
 async def _keep_asking(client: httpx.AsyncClient, person: Person) -> None:
