@@ -245,7 +245,6 @@ def test_ctrl_c_at_any_moment(line: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-@pytest.mark.alone
 def test_the_first_word_comes_soon() -> None:
     """Three seconds from the start of the process to the first word of the model (measured here: about one)."""
     began = time.monotonic()
