@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test check coverage lint format environments clients live fuzz soak bench mutate measures lock dist \
-        release clean
+.PHONY: help demo picture test check coverage lint format environments clients live fuzz soak bench mutate measures lock \
+        dist release clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
 
+# DEMO="--open" opens the browser, DEMO="--once" ends after the show. Ctrl-C (130) is how it is left, and no error.
 demo: $(VENV)/ready  ## an embedded router, the proxy in front, and a show of what they do
-	$(BIN)/eidproxy demo $(DEMO)
+	@trap : INT; $(BIN)/eidproxy demo $(DEMO) || { code=$$?; [ $$code = 130 ] || exit $$code; }
+
+picture: $(VENV)/ready  ## the recording in README, made from a real run
+	$(BIN)/python -m tests.picture
 
 # Six tests at a time: most of their time is waiting. TEST="-n 0" runs one after the other, as -s and --pdb need it.
 test: $(VENV)/ready-test  ## every test; FULL=1 for the full forms
@@ -94,17 +98,19 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(PYTHON) -c 'import sys; print("eidproxy needs the venv of\
 	 this Python: apt install python%d.%d-venv (or another Python: make PYTHON=python3.12)" % sys.version_info[:2])'\
 	 >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/ready: requirements.lock pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	@echo "Installing some twenty packages into $(VENV), once: a few seconds, on a slow line a minute"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@: > $@
 
 $(VENV)/ready-test: requirements-test.lock pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-test.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@ $(VENV)/ready
+	@: > $@; : > $(VENV)/ready
 
 clean:  ## remove what make made
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,7 +24,8 @@ The map, in the order in which a request meets the parts:
         dialect, repair     what routers send, in any spelling; broken Unicode
         sanitize            what may pass of it; tool_calls
         chunk, completion   the closed types that go out; the whole answer, without a stream
-    commands/               check, live_check and look, demo, top
+    commands/               check, live_check and look, demo with its people, top, service
+    testing/                for the tests of apps: plugin (pytest's), running (the proxy), fake_router (the demo's too)
     egress                  where connections may lead
     errors, vocabulary      the table of reasons; the closed sets
     metrics, logs, record   what is counted and written of a request; status, history: what `/status` tells

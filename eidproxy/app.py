@@ -41,7 +41,7 @@ from eidproxy.relay.wedge import GuardStatistics, WedgeGuard
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.resolver import Resolver
 from eidproxy.router.upstream import EgressBlocked, Upstream
-from eidproxy.site import chat_routes, live_route
+from eidproxy.site import CHAT_POLICY, chat_routes, framed_by_own, live_route
 from eidproxy.status import (
     ROW_SECONDS,
     Deadlines,
@@ -137,7 +137,8 @@ def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
     )
 
 
-def _page_routes(chat: ChatSettings, gate: Gate) -> list[Route]:
+def _page_routes(chat: ChatSettings, gate: Gate, more: list[Route] | None) -> list[Route]:
+    """`more` is what the demo adds: a page that shows the others in frames."""
     if not chat.enabled:
         return [live_route(has_chat=False)]
     config = {
@@ -154,11 +155,12 @@ def _page_routes(chat: ChatSettings, gate: Gate) -> list[Route]:
         return json_response(chat_state(gate.statistics()))
 
     return [
-        live_route(has_chat=True),
+        live_route(has_chat=True, is_framed=more is not None),
         Route(CHAT_API, taken_by_the_relay, methods=["POST"]),
         Route(CHAT_CONFIG, show_config),
         Route(CHAT_STATE, show_state),
-        *chat_routes(chat.title),
+        *chat_routes(chat.title, policy=CHAT_POLICY if more is None else framed_by_own(CHAT_POLICY)),
+        *(more or ()),
     ]
 
 
@@ -175,7 +177,7 @@ def chat_state(statistics: GateStatistics) -> dict[str, Any]:
 class Application:
     """The proxy: everything that one process holds. Build it inside a running event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, more_pages: list[Route] | None = None) -> None:
         self.settings = settings
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
@@ -222,7 +224,7 @@ class Application:
             ready=self.ready,
             status=self.status,
             created=int(time.time()),
-            extra=_page_routes(settings.chat, self.gate),
+            extra=_page_routes(settings.chat, self.gate, more_pages),
         )
         models = build_models(settings)
         self.endpoints = Endpoints(

@@ -1,4 +1,4 @@
-"""The commands: serve, check, demo, top, token, schema, version."""
+"""The commands: serve, check, demo, top, token, service, completion, schema, version."""
 
 import asyncio
 import fcntl
@@ -8,18 +8,22 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import uvloop
 
 from eidproxy.config import Loaded, ServerSettings, Settings, SettingsError, load
 from eidproxy.flags import SettingsCommand, setting_flags
-from eidproxy.signals import stop_signals
+from eidproxy.signals import INTERRUPTED, stop_signals
+
+if TYPE_CHECKING:
+    from eidproxy.commands.service import Kind, Step
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
@@ -46,7 +50,8 @@ def _load(config: Path | None, flags: Mapping[str, str | None]) -> Loaded:
         sys.exit(EX_CONFIG)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# Help is as wide as the terminal, up to a line that is still read at a glance.
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def cli() -> None:
     """A local-only proxy for self-hosted language models."""
 
@@ -55,7 +60,7 @@ def cli() -> None:
 @click.option("--workers", type=int, default=1, metavar="N", help="must be 1: the gate lives in the process")
 @setting_flags
 def serve(config: Path | None, workers: int, **flags: str | None) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; a second one ends at once."""
+    """Serve until a signal; a second one ends at once."""
     if workers != 1:
         click.echo("eidproxy: one process has the gate: run one worker, or replicas with gate.url", err=True)
         sys.exit(EX_CONFIG)
@@ -208,23 +213,51 @@ def _remove_dead_socket(path: str) -> None:
     raise SocketTaken(f"somebody answers at {path}; stop that process, or choose another path")
 
 
+_STEPS = 20
+"""How many ports after a taken one the demo tries."""
+
+
 @cli.command()
 @click.option("--once", is_flag=True, help="exit after the show")
-@click.option("--port", type=click.IntRange(0, 65535), default=8790, show_default=True, metavar="PORT")
-def demo(once: bool, port: int) -> None:
-    """Show the proxy with an embedded router, then serve it until Ctrl-C."""
+@click.option("--open", "open_browser", is_flag=True, help="open the browser at the chat with the live view beside it")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8790,
+    show_default=True,
+    metavar="PORT",
+    help="where to listen; a port that is taken is stepped over",
+)
+def demo(once: bool, open_browser: bool, port: int) -> None:
+    """See it work: an embedded router, three people who ask, a page.
+
+    It shows an answer, the gate, refusals and a model that hangs, then serves until Ctrl-C.
+    """
     from eidproxy.commands.demo import demo as show
 
     harden()
-    try:
-        (listener,) = listen(Settings(server=ServerSettings(port=0 if once else port)))
-    except OSError as error:
-        click.echo(f"eidproxy: cannot listen on port {port}: {error.strerror}; try --port 0", err=True)
-        sys.exit(1)
-    uvloop.run(show(listener, once))
+    listener = _free_listener(port)
+    uvloop.run(show(listener, once=once, open_browser=open_browser))
+    if not once:
+        sys.exit(INTERRUPTED)
 
 
-@cli.command(cls=SettingsCommand)
+def _free_listener(wanted: int) -> socket.socket:
+    """A listener at the port, or at the next one that is free."""
+    for port in range(wanted, min(wanted + _STEPS, 65535) + 1):
+        try:
+            (listener,) = listen(Settings(server=ServerSettings(port=port)))
+        except OSError as error:
+            fault = error.strerror
+            continue
+        if port != wanted:
+            click.echo(f"Port {wanted} is taken, so this is {port}.")
+        return listener
+    click.echo(f"eidproxy: cannot listen on port {wanted} or one of the next: {fault}", err=True)
+    sys.exit(1)
+
+
+@cli.command(cls=SettingsCommand, shows_settings=False)
 @click.option("--all", "everything", is_flag=True, help="show every setting, not only those that differ")
 @click.option("--live", is_flag=True, help="ask the router: at most 7 short requests, 100 tokens")
 @click.option("--measure", is_flag=True, help="with --live: time a prompt of 2,000 tokens too (3 more requests)")
@@ -240,7 +273,9 @@ def check(
     public_url: str | None,
     **flags: str | None,
 ) -> None:
-    """Show the settings that differ from their default, what would be dialled, and whether it would work.
+    """Show the settings that differ, and whether they would work.
+
+    Settings that keep their default are left out. What would be dialled is dialled, and each line says what to do.
 
     With --live the router is asked, through the eidproxy that runs here if one does. No answer is printed, nor any
     name of a model.
@@ -363,6 +398,134 @@ def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) 
         click.echo(qr_code(login_link(url, issued), colour=sys.stdout.isatty()))
     until = datetime.now().astimezone() + timedelta(seconds=ttl)
     click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Whoever opens this link is {sub}.", err=True)
+
+
+@cli.group()
+def service() -> None:
+    """Make it a service of this machine, and take it away again.
+
+    A unit of systemd, or a LaunchDaemon on a Mac (never an agent).
+    """
+
+
+_yes = click.option("--yes", is_flag=True, help="do not ask")
+_root = click.option("--root", default="", metavar="DIR", help="a system that does not run, below this folder")
+
+
+@service.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="settings in TOML, which are copied; without it those that are there already stay",
+)
+@_yes
+@_root
+def install(config: Path | None, yes: bool, root: str) -> None:
+    """Check the settings, show what will be done, ask, and do it.
+
+    \b
+    sudo /opt/eidproxy/bin/eidproxy service install --config deploy/eidproxy.toml
+    """
+    from eidproxy.commands import service as services
+    from eidproxy.commands.check import check as report
+
+    kind = _kind()
+    source = config if config is not None else Path(root + kind.settings)
+    if not source.exists():
+        click.echo(f"eidproxy: there is no {source}: name your settings with --config", err=True)
+        sys.exit(EX_CONFIG)
+    if kind is services.SYSTEMD:
+        os.environ.update(services.credentials(root))
+    if not report(_load(source, {}), None):
+        click.echo("eidproxy: nothing was done: mend what fails first", err=True)
+        sys.exit(1)
+    text = source.read_text("utf-8") if config is not None else None
+    has_user = kind is services.LAUNCHD and services.has_user()
+    try:
+        steps = services.to_install(kind, services.program_of_this(), text, has_user=has_user, root=root)
+    except services.ServiceError as error:
+        click.echo(f"eidproxy: {error}", err=True)
+        sys.exit(1)
+    _carry_out(steps, yes, root)
+    click.echo(
+        f"It runs from now on, and after each start. Its log: {kind.log}" if not root else "It is enabled there."
+    )
+
+
+@service.command()
+@_yes
+@_root
+def uninstall(yes: bool, root: str) -> None:
+    """Stop the service and remove it. Settings, secrets and the log stay."""
+    from eidproxy.commands import service as services
+
+    kind = _kind()
+    _carry_out(services.to_uninstall(kind, root=root), yes, root)
+    click.echo(f"It is gone. What stays: {root}{Path(kind.settings).parent}")
+
+
+@service.command()
+def status() -> None:
+    """Tell whether it is installed and how it is. Exit 0 when it runs."""
+    from eidproxy.commands import service as services
+
+    kind = _kind()
+    is_there = Path(kind.unit).exists()
+    state = services.state_of(kind)
+    click.echo(f"unit      {kind.unit}{'' if is_there else ' (not there)'}")
+    click.echo(f"state     {state}")
+    click.echo(f"settings  {kind.settings}{'' if Path(kind.settings).exists() else ' (not there)'}")
+    click.echo(f"log       {kind.log}")
+    sys.exit(0 if state in ("active", "running") else 1)
+
+
+def _kind() -> "Kind":
+    from eidproxy.commands.service import ServiceError, kind_of
+
+    try:
+        return kind_of(sys.platform)
+    except ServiceError as error:
+        click.echo(f"eidproxy: {error}", err=True)
+        sys.exit(1)
+
+
+def _carry_out(steps: "Sequence[Step]", yes: bool, root: str) -> None:
+    """Show the steps, ask, do them."""
+    from eidproxy.commands.service import ServiceError, do, is_root, shown
+
+    click.echo("\nThis will be done:" if yes else "\nThis would be done:")
+    for step in steps:
+        click.echo(f"  {shown(step, root)}")
+    click.echo()
+    if not root and not is_root():
+        click.echo("eidproxy: it takes root: run the same with sudo", err=True)
+        sys.exit(1)
+    if not yes:
+        click.confirm("Do it?", abort=True)
+    try:
+        for step in steps:
+            do(step, root)
+    except (OSError, ServiceError) as error:
+        click.echo(f"eidproxy: {error}", err=True)
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes Tab complete commands and flags. Put into the start file of your shell:
+
+    \b
+    bash  ~/.bashrc                    eval "$(eidproxy completion bash)"
+    zsh   ~/.zshrc, after compinit     eval "$(eidproxy completion zsh)"
+    fish  ~/.config/fish/config.fish   eidproxy completion fish | source
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # noqa: S101  # click knows the three
+    click.echo(kind(cli, {}, "eidproxy", "_EIDPROXY_COMPLETE").source())
 
 
 @cli.command(name="schema")

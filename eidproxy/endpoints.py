@@ -40,6 +40,8 @@ CHAT_STATE = "/chat/state"
 
 _PROBES = frozenset({"/healthz", "/readyz"})
 _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
+_UNCOUNTED = _PROBES | {CHAT_CONFIG}
+"""What is asked to see whether it is there: `top` asks whether there is a chat, and its view should not count that."""
 _OTHER_APIS = frozenset(
     {"/v1/responses", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/chat", "/v1/chat/completions/"}
     | {"/chat/completions", "/responses", "/completions", "/embeddings", "/v1/v1/chat/completions", "/v1/moderations"}
@@ -258,7 +260,7 @@ class Endpoints:
             status, reason = 500, "internal_error"
             connection.refuse(Refusal("internal_error"))
         is_quiet = reason is None and (head.path in _UNLOGGED or head.path.startswith(CHAT_PAGE))
-        if not is_quiet and head.path not in _PROBES:
+        if not is_quiet and head.path not in _UNCOUNTED:
             self._record(connection, _surface(head), status, reason)
 
     def _record(self, connection: Connection, surface: Surface, status: int, reason: str | None) -> None:

@@ -100,7 +100,11 @@ def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SettingsCommand(click.Command):
-    """A command whose `--help` shows its own options first and the settings in groups."""
+    """A command whose `--help` shows its own options first and the settings in groups, or where they are shown."""
+
+    def __init__(self, *args: Any, shows_settings: bool = True, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._shows_settings = shows_settings
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See `click.Command.format_options`."""
@@ -110,15 +114,21 @@ class SettingsCommand(click.Command):
             if record is not None:
                 section, is_setting, _ = (parameter.name or "").partition("__")
                 groups.setdefault(section if is_setting else "", []).append(record)
+        if not self._shows_settings:
+            groups = {"": groups[""]}
         for section, records in groups.items():
             if records:
                 with formatter.section(GROUPS.get(section, section) or "Options"):
                     formatter.write_dl(records)
         formatter.write_paragraph()
+        if not self._shows_settings:
+            formatter.write_text("Every setting is a flag here as well: eidproxy serve --help shows them.")
+            formatter.write_paragraph()
         formatter.write_text(
-            "A setting comes from its default, the file, the environment and the flag; the last one counts. Secrets "
-            "have no flag, since everybody on a machine can read those: EIDPROXY_SERVER_API_KEY, "
-            "EIDPROXY_SERVER_API_KEY_FILE and the like."
+            "A setting comes from its default, the file, the environment and the flag; the last one counts. The "
+            "environment has the flag's name: EIDPROXY_GATE_CAPACITY for --gate-capacity, and LLM_ROUTER_URL for "
+            "--router-url. Secrets have no flag, since everybody on a machine can read those: "
+            "EIDPROXY_SERVER_API_KEY, or EIDPROXY_SERVER_API_KEY_FILE, and the like."
         )
 
 
@@ -135,7 +145,7 @@ def _kind(default: Any) -> str:
 
 
 def _text(field: Field) -> str:
-    return f"{TEXTS.get(field.path, field.path)} [{_DEFAULTS.get(field.path) or _shown(field.default)}; {field.env}]"
+    return f"{TEXTS.get(field.path, field.path)} [{_DEFAULTS.get(field.path) or _shown(field.default)}]"
 
 
 def _shown(default: Any) -> str:

@@ -98,7 +98,12 @@ def load_pages(folder: Path) -> dict[str, StaticFile]:
 # The chat page
 
 
-def chat_routes(title: str, folder: Path = _FOLDER / "chat") -> list[Route]:
+def framed_by_own(policy: str) -> str:
+    """The policy of a page that a page of the same origin may show in a frame: the demo alone does that."""
+    return policy.replace("frame-ancestors 'none'", "frame-ancestors 'self'")
+
+
+def chat_routes(title: str, folder: Path = _FOLDER / "chat", *, policy: str = CHAT_POLICY) -> list[Route]:
     """Routes of the chat page, its files, its manifest and its service worker."""
     files = load_pages(folder)
     page = files.pop("chat.html")
@@ -112,10 +117,10 @@ def chat_routes(title: str, folder: Path = _FOLDER / "chat") -> list[Route]:
     }
     worker = {"service-worker-allowed": "/chat"}  # by itself its scope would be /chat/, which the page is not in
     return [
-        Route("/chat", _serve(page, REVALIDATED)),
-        *(Route(f"/chat/{digest}/{name}", _serve(file, IMMUTABLE)) for name, file in files.items()),
+        Route("/chat", _serve(page, REVALIDATED, policy)),
+        *(Route(f"/chat/{digest}/{name}", _serve(file, IMMUTABLE, policy)) for name, file in files.items()),
         *(
-            Route(f"/chat/{name}", _serve(file, REVALIDATED, worker if name == "sw.js" else {}))
+            Route(f"/chat/{name}", _serve(file, REVALIDATED, policy, worker if name == "sw.js" else {}))
             for name, file in files.items()
         ),
     ]
@@ -160,11 +165,11 @@ def _with_list(worker: StaticFile, digest: str, paths: list[str]) -> StaticFile:
 
 
 def _serve(
-    file: StaticFile, caching: str, more: Mapping[str, str] | None = None
+    file: StaticFile, caching: str, policy: str, more: Mapping[str, str] | None = None
 ) -> Callable[[Request], Awaitable[Response]]:
     headers = {
         "content-type": file.content_type,
-        "content-security-policy": CHAT_POLICY,
+        "content-security-policy": policy,
         "cache-control": caching,
         "etag": f'"{hashlib.sha256(file.body).hexdigest()[:24]}"',
         **SECURITY_HEADERS,
@@ -237,6 +242,7 @@ def _document(name: str) -> Document:
 
 
 _REFUSAL = _document("refusal")
+_DEMO = _document("demo")
 _LIVE_VIEW = _document("status")
 _LIVE_VIEW_WITHOUT_CHAT = _LIVE_VIEW._replace(body=re.sub(rb'<a id="chat".*?</a>\s*', b"", _LIVE_VIEW.body))
 
@@ -246,14 +252,25 @@ def live_view(*, has_chat: bool) -> Document:
     return _LIVE_VIEW if has_chat else _LIVE_VIEW_WITHOUT_CHAT
 
 
-def live_route(*, has_chat: bool) -> Route:
+def live_route(*, has_chat: bool, is_framed: bool = False) -> Route:
     """The route of the live view."""
     document = live_view(has_chat=has_chat)
+    if is_framed:
+        document = document._replace(policy=framed_by_own(document.policy))
+    return _document_route("/", document)
 
+
+def demo_route(token: str) -> Route:
+    """The route of the demo's page: the chat, logged in with the token, and the live view beside it."""
+    page = _DEMO._replace(body=_DEMO.body.replace(b"{token}", token.encode()))
+    return _document_route("/demo", page._replace(policy=f"{page.policy}; frame-src 'self'"))
+
+
+def _document_route(path: str, document: Document) -> Route:
     async def show(_: Request) -> Response:
         return Response(document.body, headers=dict(_document_headers(document)))
 
-    return Route("/", show)
+    return Route(path, show)
 
 
 def _document_headers(document: Document) -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """cli: the commands as a user runs them. `serve` is tested by everything else, settings by test_config."""
 
-import json
 import os
 import re
 import socket
@@ -258,32 +257,3 @@ def test_a_token_for_nothing_is_refused(arguments: list[str]) -> None:
     done = run("token", "--sub", "x", *arguments, EIDPROXY_CHAT_JWT_SECRET=SECRET)
     assert (done.returncode, done.stdout) == (2, "")
     assert arguments[0] in done.stderr
-
-
-def test_the_demo_shows_an_answer_the_gate_and_a_cold_model() -> None:
-    done = run("demo", "--once", timeout=60)
-    assert done.returncode == 0, done.stderr
-    text = done.stdout
-    assert "one question at a time reach it." in text
-    assert "time to first token" in text
-    assert "the answer is whole" in text
-    order = [line.split("s  ")[1] for line in text.splitlines() if "has the slot" in line]
-    assert order == ["first has the slot", "FOREGROUND has the slot", "BACKGROUND has the slot"]
-    assert "gpt-4o: 404 model_not_found" in text
-    assert "deep: 503 warming, try again in" in text
-    assert done.stderr == ""
-
-
-def test_the_demo_serves_until_it_is_stopped() -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "eidproxy", "demo", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        try:
-            url = next(line for line in process.stdout if "chat page" in line).split()[-1]
-            assert url.startswith(f"http://127.0.0.1:{port}/chat#token=")
-            status = urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=10)
-            assert json.load(status)["draining"] is False
-        finally:
-            process.terminate()
-        assert process.wait(15) == 0

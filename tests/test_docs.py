@@ -22,28 +22,25 @@ from tests.test_imports import MODULES, PATHS, PURE
 from tests.upstream import Router
 
 README = (ROOT / "README.md").read_text()
+KOREAN = (ROOT / "deploy" / "README.ko.md").read_text()
+SETTINGS = (ROOT / "deploy" / "settings.md").read_text()
 REFERENCE = (ROOT / "deploy" / "reference.md").read_text()
 DESIGN = (ROOT / "eidproxy" / "DESIGN.md").read_text()
 GATE_DESIGN = (ROOT / "eidproxy" / "gate" / "DESIGN.md").read_text()
 SECURITY = (ROOT / "deploy" / "SECURITY.md").read_text()
 DOCUMENTS = (
-    *(
-        "README.md",
-        "deploy/README.md",
-        "deploy/SECURITY.md",
-        "deploy/CONTRACT.md",
-        "eidproxy/DESIGN.md",
-        "eidproxy/gate/DESIGN.md",
-    ),
+    *("README.md", "deploy/README.ko.md", "deploy/README.md", "deploy/SECURITY.md", "deploy/CONTRACT.md"),
+    *("eidproxy/DESIGN.md", "eidproxy/gate/DESIGN.md"),
+    *("deploy/settings.md", "deploy/testing.md", "deploy/examples/README.md"),
     *(".github/CONTRIBUTING.md", ".github/SECURITY.md", ".github/pull_request_template.md"),
 )
 
 
 @pytest.mark.parametrize("path", [field.path for field in FIELDS])
-def test_every_setting_is_in_the_readme(path: str) -> None:
+def test_every_setting_is_in_its_table(path: str) -> None:
     """By its path, or by its last word in the row of its section: `gate.capacity` · `max_waiting`."""
     section, _, name = path.rpartition(".")
-    rows = [line for line in README.splitlines() if line.startswith(f"| `{section.split('.')[0]}.")]
+    rows = [line for line in SETTINGS.splitlines() if line.startswith(f"| `{section.split('.')[0]}.")]
     short = name.removesuffix("_timeout_seconds")
     assert any(f"`{path}`" in row or f"`{name}`" in row or f"`{short}_…`" in row for row in rows)
 
@@ -62,9 +59,10 @@ def test_every_metric_is_in_the_reference_and_no_other(router: Router) -> None:
     assert there == told
 
 
-def test_every_command_is_in_the_readme() -> None:
+@pytest.mark.parametrize("text", [README, KOREAN], ids=["README.md", "README.ko.md"])
+def test_every_command_is_in_the_readme(text: str) -> None:
     for name in cli.commands:
-        assert f"`eidproxy {name}" in README
+        assert f"`eidproxy {name}" in text
 
 
 @pytest.mark.parametrize("name", cli.commands)
@@ -214,7 +212,8 @@ def test_every_state_is_explained() -> None:
 
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["redis"]]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["redis"], *extras["testing"]]
     table = DESIGN.partition("## Dependencies")[2]
     reasons = re.findall(r"^\| ([\w-]+)(?: \(extra\))? \| \w", table, re.MULTILINE)
     assert sorted(reasons) == sorted(["package", *(re.split(r"[>=;\[ ]", name)[0] for name in needed)])

@@ -36,6 +36,7 @@ from tests.upstream import Router
 if os.environ.get("CI") != "true":
     pytest.importorskip("redis")
 
+from eidproxy.gate import shared
 from eidproxy.gate.link import GuardedConnection, Link
 from eidproxy.gate.shared import RedisGate, build_link
 

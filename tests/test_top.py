@@ -231,7 +231,7 @@ def test_the_head_says_what_is_wrong(changes: dict[str, Any], word: str, reason:
     first, second, *rest = render(view_of(**changes), Look(80, 24), 0.0)
     assert word in first
     assert second == reason
-    assert ("daily 0 (wedged 3 min 4 s)" in "\n".join(rest)) is ("upstream" in changes)
+    assert ("daily 0 (stuck 3 min 4 s)" in "\n".join(rest)) is ("upstream" in changes)
     alarm = render(view_of(**changes), Look(80, 24, ansi=True, colour=True), 0.0)[0]
     assert ("\x1b[1;7;31m" in alarm) is (word != "draining")
 
@@ -328,6 +328,13 @@ def test_once_is_plain_text(proxy: Proxy) -> None:
     assert "/chat" not in result.stdout, "there is none"
     assert "\x1b" not in result.stdout
     assert "live" in result.stdout.splitlines()[0]
+
+
+def test_a_look_is_no_request(proxy: Proxy) -> None:
+    """It asks whether there is a chat; what it counts is not itself."""
+    before = proxy.status()["outcomes"]
+    assert top("--once", "--url", proxy.url).returncode == 0
+    assert proxy.status()["outcomes"] == before
 
 
 def test_without_a_terminal_it_is_shown_once(proxy: Proxy) -> None:

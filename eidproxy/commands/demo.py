@@ -1,16 +1,21 @@
-"""`eidproxy demo`: an embedded router with both models, the proxy in front, and a show of what it does.
+"""`eidproxy demo`: an embedded router with both models, the proxy in front, a show, and three people who keep asking.
 
-The router speaks the dialect of the real ones, with everything in it that a caller must not see: a path as the model's
-name, a fingerprint, usage, keepalive comments, and a cold start for `deep`.
+The show has four scenes in the terminal: an answer, the gate, refusals, and a model that hangs and comes back. Then the
+people go on asking, so that the page at /demo, the chat with the live view beside it, has something to tell.
 """
 
 import asyncio
+import itertools
 import json
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
+import threading
 import time
+import unicodedata
+import webbrowser
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,192 +23,231 @@ from pathlib import Path
 import click
 import httpx
 
+from eidproxy.commands.people import CHILD, HELLO, LOADING_SECONDS, MOTHER, NIGHT_JOB, PEOPLE, WHO, Person, daily, deep
 from eidproxy.config import ChatSettings, LogSettings, RouterSettings, ServerSettings, Settings
-from eidproxy.signals import stop_signals
+from eidproxy.signals import INTERRUPTED, stop_signals
+from eidproxy.site import demo_route
+from eidproxy.testing.fake_router import FakeRouter, hang
 from eidproxy.tokens import Tokens
 
-_ANSWER = (
-    "I run on a machine at home, and nobody can tell you which one: that is the point. Every word you read came "
-    "through a gate that lets one question at a time reach it."
-)
-_TOKEN_SECONDS = 0.04
-"""25 words a second, so that one can read along."""
-_COLD_SECONDS = 20.0
-"""How long the deep model is loaded: long enough to be seen, short enough to be waited for."""
 _RULES = "Answer briefly and kindly. Never say which machine or model you are.\n"
-_MODELS = {
-    "mac-mini-default": "/Users/eid/mlx-models/Qwen3.6-27B-8bit",
-    "qwen-macbook": "/Users/eid/mlx-models/Qwen3.6-122B-4bit",
-}
+
+_SILENT_SECONDS = 2.0
+"""After so long without a word the model hangs: scaled down from 90 s and more, so that the scene is short."""
+_RETRY_SECONDS = 2.0
+
+_WIDTH = 80
+"""No line is longer, so that each can be copied whole."""
+
+_CHAT = "/v1/chat/completions"
 
 
-class DemoRouter:
-    """A router good enough to show the proxy: HTTP/1.1, `Connection: close`, one event stream for each request."""
-
-    def __init__(self, cold_seconds: float = _COLD_SECONDS) -> None:
-        self._cold_seconds = cold_seconds
-        self._warm_at: float | None = None
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one connection."""
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
-            )
-            request = json.loads(await reader.readexactly(length))
-            if request["model"] == "qwen-macbook" and not self._warm():
-                error = {"error": {"type": "warming", "message": "loading Qwen3.6-122B-4bit on macbook.local"}}
-                self._reply(writer, "503 Service Unavailable", "application/json", json.dumps(error).encode())
-            else:
-                await self._stream(writer, request)
-            await writer.drain()
-        writer.close()
-
-    def _warm(self) -> bool:
-        """The first request for the deep model begins to load it."""
-        now = time.monotonic()
-        if self._warm_at is None:
-            self._warm_at = now + self._cold_seconds
-        return now >= self._warm_at
-
-    @staticmethod
-    def _reply(writer: asyncio.StreamWriter, status: str, media_type: str, body: bytes | None = None) -> None:
-        length = "" if body is None else f"Content-Length: {len(body)}\r\n"
-        head = f"HTTP/1.1 {status}\r\nServer: demo-router\r\nContent-Type: {media_type}\r\n{length}Connection: close"
-        writer.write(head.encode() + b"\r\n\r\n" + (body or b""))
-
-    async def _stream(self, writer: asyncio.StreamWriter, request: dict[str, object]) -> None:
-        self._reply(writer, "200 OK", "text/event-stream")
-        writer.write(b": keepalive 11/12\n\n")
-        common = {
-            "id": f"chatcmpl-{secrets.token_hex(8)}",
-            "object": "chat.completion.chunk",
-            "model": _MODELS[str(request["model"])],
-            "system_fingerprint": "0.32.2-macOS-26.1-arm64-applegpu_g16s",
-        }
-        words = _ANSWER.split(" ")
-        for at, word in enumerate(words):
-            delta = {"role": "assistant", "content": word if at == 0 else f" {word}"}
-            choice = {"index": 0, "delta": delta, "finish_reason": None}
-            writer.write(b"data: " + json.dumps(common | {"choices": [choice]}).encode() + b"\n\n")
-            await writer.drain()
-            await asyncio.sleep(_TOKEN_SECONDS)
-        last = {"index": 0, "delta": {}, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 23, "completion_tokens": len(words), "peak_memory": 29.81}
-        writer.write(b"data: " + json.dumps(common | {"choices": [last], "usage": usage}).encode() + b"\n\n")
-        writer.write(b"data: [DONE]\n\n")
-
-
-async def demo(listener: socket.socket, once: bool) -> None:
+async def demo(listener: socket.socket, *, once: bool, open_browser: bool) -> None:
     """Show the proxy on an open socket, then serve until a signal."""
     from eidproxy.app import Application
 
-    router = await asyncio.start_server(DemoRouter().serve, "127.0.0.1", 0)
-    with tempfile.TemporaryDirectory(prefix="eidproxy-demo-") as folder:
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with FakeRouter() as router, tempfile.TemporaryDirectory(prefix="eidproxy-demo-") as folder:
         # Until the show is over a signal ends the process there and then.
         stop_signals.clean_up = partial(shutil.rmtree, folder, ignore_errors=True)
-        secret = secrets.token_urlsafe(32)
-        port = listener.getsockname()[1]
-        settings = Settings(
-            router=RouterSettings(url=f"http://127.0.0.1:{router.sockets[0].getsockname()[1]}"),
-            server=ServerSettings(port=port),
-            chat=ChatSettings(jwt_secret=secret, rules_file=_write_rules(folder)),
-            log=LogSettings(level="critical"),
-        )
-        application = Application(settings)
+        router.play(daily, mode="daily")
+        router.play(deep(), mode="deep")
+        settings = _settings(router.url, listener.getsockname()[1], Path(folder))
+        token = Tokens(settings.chat.jwt_secret or "", None, None, 0).issue("demo", 86400)
+        application = Application(settings, [demo_route(token)])
         server = asyncio.create_task(application.server.serve([listener]))
         try:
-            token = Tokens(secret, None, None, 0).issue("demo", 86400)
-            await _show(f"http://127.0.0.1:{port}")
-            if once:
-                application.server.stop()
-            else:
-                stop_signals.notify(asyncio.get_running_loop(), application.server.stop)
-                _say_what_to_try(f"http://127.0.0.1:{port}", token)
+            click.secho("eidproxy demo", bold=True)
+            click.echo("Two models in an embedded router, eidproxy in front of it. See it, and ask too:")
+            click.secho(f"   {url}/demo\n", bold=True)
+            if open_browser:
+                _open(f"{url}/demo")
+            # Proxies of the environment are for other hosts; this one is here.
+            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+                await Show(client, router).play()
+                if not once:
+                    stop_signals.notify(asyncio.get_running_loop(), application.server.stop)
+                    stop_signals.code = INTERRUPTED
+                    _say_what_to_try(url)
+                    await _ask_until(server, client)
+            application.server.stop()
             await server
         finally:
             server.cancel()
-            router.close()
     stop_signals.clean_up = None
 
 
-def _write_rules(folder: str) -> str:
-    rules = Path(folder, "rules.txt")
+def _settings(router_url: str, port: int, folder: Path) -> Settings:
+    rules = folder / "rules.txt"
     rules.write_text(_RULES, "utf-8")
-    return str(rules)
+    return Settings(
+        router=RouterSettings(
+            url=router_url,
+            first_event_seconds=_SILENT_SECONDS,
+            first_event_seconds_per_kib=0,
+            wedge_retry_seconds=_RETRY_SECONDS,
+        ),
+        server=ServerSettings(port=port, drain_seconds=0),
+        chat=ChatSettings(jwt_secret=secrets.token_urlsafe(32), rules_file=str(rules)),
+        log=LogSettings(level="critical"),
+    )
 
 
-async def _show(url: str) -> None:
-    # Proxies of the environment are for other hosts; this one is here.
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
-        click.secho("eidproxy demo", bold=True)
-        click.echo(f"An embedded router with two models, and eidproxy in front of it on {url}.\n")
-        await _show_answer(client)
-        await _show_overtaking(client)
-        await _show_refusals(client)
+def _open(url: str) -> None:
+    """Open the browser, without waiting for it: some return only when they are closed, and the demo may end first."""
+
+    def open_it() -> None:
+        if not webbrowser.open(url):
+            click.echo("   (no browser was found: open the address yourself)\n")
+
+    threading.Thread(target=open_it, daemon=True).start()
 
 
-def _question(model: str = "daily") -> dict[str, object]:
-    return {"model": model, "stream": True, "messages": [{"role": "user", "content": "Who are you?"}]}
+async def _ask_until(end: asyncio.Task[None], client: httpx.AsyncClient) -> None:
+    """The people ask until the server ends."""
+    people = [asyncio.create_task(_keep_asking(client, person)) for person in PEOPLE]
+    await end
+    for task in people:
+        task.cancel()
+    await asyncio.gather(*people, return_exceptions=True)
 
 
-async def _show_answer(client: httpx.AsyncClient) -> None:
-    click.secho("1. daily, streamed", bold=True)
-    began, first, end = time.monotonic(), 0.0, "cut"
-    async with client.stream("POST", "/v1/chat/completions", json=_question()) as answer:
-        click.echo("   ", nl=False)
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {"):
-                first = first or time.monotonic() - began
-                click.echo(json.loads(line[6:])["choices"][0]["delta"].get("content", ""), nl=False)
-            elif line == "data: [DONE]":
-                end = "whole"
-        gate, _, _ = answer.headers["server-timing"].partition(",")
-    waited = gate.partition("=")[2]
-    click.echo(f"\n   gate wait {waited} ms, time to first token {first * 1e3:.0f} ms, the answer is {end}\n")
+async def _keep_asking(client: httpx.AsyncClient, person: Person) -> None:
+    """Ask, read to the end, pause, ask the next. A refusal is taken as an answer: people come back."""
+    headers = {"X-Eid-Priority": person.priority}
+    pauses = itertools.cycle(person.pause_seconds)
+    for question, _ in itertools.cycle(person.questions):
+        with suppress(httpx.HTTPError):
+            async with client.stream("POST", _CHAT, json=_question(question), headers=headers) as answer:
+                async for _ in answer.aiter_raw():
+                    pass
+        await asyncio.sleep(next(pauses))
 
 
-async def _show_overtaking(client: httpx.AsyncClient) -> None:
-    click.secho("2. The gate: FOREGROUND before BACKGROUND, one at a time", bold=True)
-    began = time.monotonic()
+def _question(text: str = WHO, model: str = "daily") -> dict[str, object]:
+    return {"model": model, "stream": True, "messages": [{"role": "user", "content": text}]}
 
-    async def ask(name: str, priority: str) -> None:
-        async with client.stream(
-            "POST",
-            "/v1/chat/completions",
-            json=_question(),
-            headers={"X-Eid-Priority": priority, "X-Eid-Progress": "1"},
-        ) as answer:
+
+class Show:
+    """The four scenes."""
+
+    def __init__(self, client: httpx.AsyncClient, router: FakeRouter) -> None:
+        self._client = client
+        self._router = router
+        self._began = 0.0
+
+    async def play(self) -> None:
+        """All of them."""
+        await self._answer()
+        await self._overtaking()
+        await self._refusals()
+        await self._hang()
+
+    def _begin(self, title: str) -> None:
+        click.secho(title, bold=True)
+        self._began = time.monotonic()
+
+    def _tell(self, person: Person, text: str) -> None:
+        click.echo(
+            f"   {time.monotonic() - self._began:4.1f} s  {_padded(f'{person.name} ({person.english})', 24)}{text}"
+        )
+
+    async def _answer(self) -> None:
+        self._begin("1. daily, streamed")
+        first, end = 0.0, "cut"
+        write = _Wrapped()
+        async with self._client.stream("POST", _CHAT, json=_question()) as answer:
             async for line in answer.aiter_lines():
-                if '"queued"' in line:
-                    position = json.loads(line[6:])["eid"]["position"]
-                    click.echo(f"   {time.monotonic() - began:4.1f} s  {name} waits, position {position}")
-                elif '"upstream"' in line:
-                    click.echo(f"   {time.monotonic() - began:4.1f} s  {name} has the slot")
+                if line.startswith("data: {"):
+                    first = first or time.monotonic() - self._began
+                    write(json.loads(line[6:])["choices"][0]["delta"].get("content", ""))
+                elif line == "data: [DONE]":
+                    end = "whole"
+            gate, _, _ = answer.headers["server-timing"].partition(",")
+        waited = gate.partition("=")[2]
+        click.echo(f"\n   gate wait {waited} ms, time to first token {first * 1e3:.0f} ms, the answer is {end}\n")
 
-    async with asyncio.TaskGroup() as group:
-        for name, priority in (("first", "foreground"), ("BACKGROUND", "background"), ("FOREGROUND", "foreground")):
-            group.create_task(ask(name, priority))
-            await asyncio.sleep(0.2)
-    click.echo()
+    async def _overtaking(self) -> None:
+        self._begin("2. The gate: one at a time, people before the night job")
+
+        async def ask(person: Person) -> None:
+            headers = {"X-Eid-Priority": person.priority, "X-Eid-Progress": "1"}
+            async with self._client.stream("POST", _CHAT, json=_question(HELLO), headers=headers) as answer:
+                async for line in answer.aiter_lines():
+                    if '"queued"' in line:
+                        self._tell(person, f"waits, position {json.loads(line[6:])['eid']['position']}")
+                    elif '"upstream"' in line:
+                        self._tell(person, "has the slot")
+
+        async with asyncio.TaskGroup() as group:
+            for person in (CHILD, NIGHT_JOB, MOTHER):
+                group.create_task(ask(person))
+                await asyncio.sleep(0.2)
+        click.echo()
+
+    async def _refusals(self) -> None:
+        self._begin("3. What cannot be asked for, and a model that is being loaded")
+        for model in ("gpt-4o", "deep"):
+            answer = await self._client.post(_CHAT, json=_question(model=model))
+            click.echo(f"   {model}: {_refused(answer)}")
+        click.echo()
+
+    async def _hang(self) -> None:
+        self._begin(f"4. The model hangs (here {_SILENT_SECONDS:g} s without a word are too long)")
+        self._router.play(hang(), mode="daily")
+        for person in (MOTHER, CHILD, NIGHT_JOB):
+            asked_at = time.monotonic()
+            answer = await self._client.post(_CHAT, json=_question(HELLO))
+            took = time.monotonic() - asked_at
+            self._tell(person, f"{_refused(answer)}{'' if took > _SILENT_SECONDS / 2 else ' (at once)'}")
+        self._router.play(daily, mode="daily")
+        click.echo("           the model server is restarted")
+        await asyncio.sleep(float(answer.headers.get("retry-after", _RETRY_SECONDS)))
+        answer = await self._client.post(_CHAT, json=_question(HELLO))
+        self._tell(NIGHT_JOB, f"{answer.status_code}: the model is back, noticed by itself")
+        click.echo()
 
 
-async def _show_refusals(client: httpx.AsyncClient) -> None:
-    click.secho("3. What cannot be asked for", bold=True)
-    for model in ("gpt-4o", "deep"):
-        answer = await client.post("/v1/chat/completions", json=_question(model))
-        retry = answer.headers.get("retry-after")
-        advice = f", try again in {retry} s" if retry else ""
-        click.echo(f"   {model}: {answer.status_code} {answer.json()['error_reason']}{advice}")
-    click.echo()
+def _refused(answer: httpx.Response) -> str:
+    retry = answer.headers.get("retry-after")
+    advice = f", again in {retry} s" if retry else ""
+    return f"{answer.status_code} {answer.json().get('error_reason')}{advice}"
 
 
-def _say_what_to_try(url: str, token: str) -> None:
-    click.secho("Serving until Ctrl-C. Try:", bold=True)
-    body = '{"model":"daily","stream":true,"messages":[{"role":"user","content":"Hello"}]}'
-    click.echo(f"   curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
-    click.echo(f"   curl {url}/status")
-    click.echo(f"   live view    {url}/")
-    click.echo(f"   chat page    {url}/chat#token={token}")
-    click.echo(f"   deep is cold at first: it says warming for {_COLD_SECONDS:.0f} s, then answers")
+def _say_what_to_try(url: str) -> None:
+    program = sys.argv[0] if Path(sys.argv[0]).name == "eidproxy" and len(sys.argv[0]) < 32 else "eidproxy"
+    click.secho("They go on asking, until Ctrl-C. Try:", bold=True)
+    click.echo(f"   chat and live view  {url}/demo")
+    click.echo(f"   live view alone     {url}/")
+    click.echo(f"   {program} top --url {url}")
+    # A line end in JSON is a blank, so the two last lines need no backslash.
+    click.echo(f"   curl -N {url}{_CHAT} \\")
+    click.echo('     -H \'Content-Type: application/json\' -d \'{"model": "daily",')
+    click.echo('     "stream": true, "messages": [{"role": "user", "content": "안녕?"}]}\'')
+    click.echo(f"   deep says warming for {LOADING_SECONDS:.0f} s from now, then it thinks and answers")
+
+
+# Cells of a terminal
+
+
+def _cells(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def _padded(text: str, cells: int) -> str:
+    return text + " " * max(cells - _cells(text), 1)
+
+
+class _Wrapped:
+    """Writes words as they come, in lines that are not too long."""
+
+    def __init__(self) -> None:
+        self._used = 0
+
+    def __call__(self, text: str) -> None:
+        is_full = self._used + _cells(text) > _WIDTH - 8 and text.startswith(" ")
+        if not self._used or is_full:
+            click.echo("\n   " if is_full else "   ", nl=False)
+            self._used, text = 3, text.lstrip(" ")
+        click.echo(text, nl=False)
+        self._used += _cells(text)

@@ -425,7 +425,8 @@ def _running(mode: str, count: int, status: Status) -> str:
     upstream = status.upstream.get(mode)
     if upstream is None or upstream.state == "live":
         return f"{mode} {count}"
-    return f"{mode} {count} ({upstream.state} {length(upstream.since_seconds)})"
+    word = "stuck" if upstream.state == "wedged" else "silent"
+    return f"{mode} {count} ({word} {length(upstream.since_seconds)})"
 
 
 def _router(status: Status) -> tuple[str, str]:
@@ -439,7 +440,8 @@ def _then(view: View, status: Status, look: Look, width: int, room: int | None) 
     """The last five minutes and how requests ended, in at most `room` lines; the charts take what is to spare."""
     outcomes = [_outcome(reason, count, view, look) for reason, count in _ordered(status.outcomes)]
     total = sum(status.outcomes.values())
-    head = _fact("Ended", f"{total} requests" if total else "no request has ended yet")
+    ended = f"{total} request{'' if total == 1 else 's'}" if total else "no request has ended yet"
+    head = _fact("Ended", ended)
     fixed = 1 + len(_TRENDS) + 1
     spare = 0 if room is None else room - fixed - len(outcomes) - 1
     height = min(max(spare, 0) // len(_TRENDS), _MOST_CHART_ROWS) if look.ansi else 0

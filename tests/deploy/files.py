@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,17 @@ def passed(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None
     said = done.stdout + done.stderr
     assert done.returncode == 0, f"{' '.join(map(str, command))} exited with {done.returncode}\n{said}"
     return said
+
+
+def fresh_copy(place: Path) -> Path:
+    """A copy of the project as git has it, and will have it, without its tests."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+    for name in filter(None, listed.split("\0")):
+        source, target = ROOT / name, place / name
+        if source.is_file() and not name.startswith(("tests/", ".cache")):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    return place
 
 
 def documents(path: Path) -> list[Any]:

@@ -199,6 +199,7 @@ function showTrends({ history }) {
     say(line.children[2], count ? word("within", { time: p95 }) : "");
     say(line.children[3], count ? word("requests", { count: number(count) }) : "");
     svg.classList.toggle("second", tone === "second");
+    svg.classList.toggle("empty", count === 0);
     svg.setAttribute("aria-label", word(count ? "trend_label" : "trend_none", { title, mean, p95, count: number(count) }));
     columns(svg, spreads.map((one) => (one?.count ? Math.max(one.mean_seconds, 0.0001) : 0)));
   });

@@ -1,0 +1,46 @@
+"""For the tests of an app that asks eidproxy: a pytest plugin with a fake router and the real proxy in front of it.
+
+    def test_digest(eidproxy, fake_router):
+        fake_router.play(stream("Three ", "mails"), cut("Thr"))
+        assert digest(base_url=eidproxy.base_url) == "Three mails"
+
+Installing eidproxy with its extra `testing` is all it takes: pytest finds the fixtures by itself. They are
+`fake_router` (see `FakeRouter`), `eidproxy` (see `RunningProxy`) and `eidproxy_settings`, which a test module overrides
+to run the proxy with settings of its own. Names that stand in `__all__` stay.
+"""
+
+from eidproxy.testing.fake_router import (
+    ALIASES,
+    FINGERPRINT,
+    MODEL_PATH,
+    Asked,
+    FakeRouter,
+    Script,
+    call,
+    cut,
+    hang,
+    refusal,
+    stall,
+    stream,
+    wake_up,
+    warming,
+)
+from eidproxy.testing.running import RunningProxy
+
+__all__ = [
+    "ALIASES",
+    "FINGERPRINT",
+    "MODEL_PATH",
+    "Asked",
+    "FakeRouter",
+    "RunningProxy",
+    "Script",
+    "call",
+    "cut",
+    "hang",
+    "refusal",
+    "stall",
+    "stream",
+    "wake_up",
+    "warming",
+]

@@ -1,0 +1,28 @@
+"""The pytest plugin: three fixtures. Only pytest loads it; nothing else of the package needs pytest."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from eidproxy.testing.fake_router import FakeRouter
+from eidproxy.testing.running import RunningProxy
+
+
+@pytest.fixture
+def fake_router() -> Iterator[FakeRouter]:
+    """A router of this test's own. It answers "Hello!" until it is told something else."""
+    with FakeRouter() as router:
+        yield router
+
+
+@pytest.fixture
+def eidproxy_settings() -> dict[str, object]:
+    """Settings of the `eidproxy` fixture by their paths. Override it: `{"gate.capacity": 2}`."""
+    return {}
+
+
+@pytest.fixture
+def eidproxy(fake_router: FakeRouter, eidproxy_settings: dict[str, object]) -> Iterator[RunningProxy]:
+    """The real proxy, in front of `fake_router`."""
+    with RunningProxy(fake_router.url, eidproxy_settings) as running:
+        yield running

@@ -1,0 +1,100 @@
+"""The real proxy, run for a test: a process of its own in front of a router that is named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import IO, Any, Self
+
+_PATIENCE_SECONDS = 30.0
+
+
+class RunningProxy:
+    """`eidproxy serve` as a process of its own, on a free port. Use it with `with`."""
+
+    def __init__(self, router_url: str, settings: Mapping[str, object] | None = None) -> None:
+        self._environment = _environment(router_url, settings or {})
+        self._started = threading.Event()
+        self.port = 0
+        self.log: list[dict[str, Any]] = []
+        """What it has logged, one object a line: its events, and one line for each request."""
+        self.output: list[str] = []
+        """What it printed beside that, for instance which setting is wrong."""
+
+    @property
+    def url(self) -> str:
+        """Where it is: the live view, `/status`, `/chat`."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client takes."""
+        return f"{self.url}/v1"
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "eidproxy", "serve"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=self._environment,
+            text=True,
+        )
+        assert self._process.stderr is not None  # noqa: S101  # it is a pipe
+        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
+        self._started.wait(_PATIENCE_SECONDS)
+        if not self.port:
+            self.__exit__()
+            raise RuntimeError("eidproxy did not start:\n" + "\n".join(self.output))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+
+    def _read(self, lines: IO[str]) -> None:
+        with lines:
+            for line in lines:
+                try:
+                    told = json.loads(line)
+                except ValueError:
+                    self.output.append(line.rstrip("\n"))
+                    continue
+                self.log.append(told)
+                if told.get("event") == "started":
+                    self.port = told["port"]
+                    self._started.set()
+        self._started.set()  # it ended, perhaps before it began
+
+
+def _environment(router_url: str, settings: Mapping[str, object]) -> dict[str, str]:
+    """The tester's environment without what it says to eidproxy, and the settings by their paths."""
+    from eidproxy.config import FIELDS
+
+    names = {field.path: field.env for field in FIELDS if field.env}
+    unknown = settings.keys() - names.keys()
+    if unknown:
+        raise ValueError(f"eidproxy has no setting {', '.join(sorted(unknown))}")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("EIDPROXY_", "LLM_ROUTER_")) and name != "CREDENTIALS_DIRECTORY"
+    }
+    # A test that leaves an answer unread should not wait for it.
+    own = {"server.port": 0, "log.format": "json", "server.drain_seconds": 0.2, **settings}
+    return kept | {"LLM_ROUTER_URL": router_url} | {names[path]: _spelled(value) for path, value in own.items()}
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
