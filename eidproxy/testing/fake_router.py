@@ -30,6 +30,7 @@ FINGERPRINT = "fp-fake-router-macOS-arm64"
 
 _PATIENCE_SECONDS = 30.0
 _MOST_BYTES = 64 << 20
+"""The longest request that is read: as much as a setting lets eidproxy send."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import IO, Any, Self
 
 _PATIENCE_SECONDS = 30.0
+"""How long a start or an end may take on a busy machine. Both take a second."""
 
 
 class RunningProxy:
