@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import json
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,21 +13,6 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from tests.page.conftest import Watch, ask, button, rested, some
 from tests.page.stub import DONE, Answer, Stub, finish, text, whole
 from tests.tools import size
-
-
-@pytest.fixture(scope="module")
-def bare(browser: Browser) -> Iterator[Page]:
-    """One page for the tests that only draw: nothing here leaves a trace on it."""
-    with Stub() as stub:
-        context = browser.new_context()
-        watch = Watch(stub.base_url)
-        watch.over(context)
-        page = context.new_page()
-        page.goto(f"{stub.base_url}/chat")
-        yield page
-        context.close()
-        watch.judge()
-
 
 DRAW = """
 async (texts) => {
