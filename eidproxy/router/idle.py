@@ -1,9 +1,9 @@
 """Connections to the router that wait for the next request (RFC 9112, 9.3).
 
-A connection is kept only when its answer ended with a whole message and nothing behind it, for a second at most. Right
-before it is used the kernel is asked once more whether anything lies unread. So what is left to go wrong is a router
-that closes in the microseconds between that look and the write: its caller gets an error, and the request is never sent
-a second time (RFC 9110, 9.2.2).
+A connection is kept only when its answer ended with a whole message and nothing behind it, and only for so long
+(`router.keep_idle_seconds`). Right before it is used the kernel is asked once more whether anything lies unread. So
+what is left to go wrong is a router that closes in the microseconds between that look and the write: its caller gets an
+error, and the request is never sent a second time (RFC 9110, 9.2.2).
 
 A router that says something unasked could have one caller's answer taken for another's (RFC 9112, 9.2). So after its
 first such byte nothing is kept any more.

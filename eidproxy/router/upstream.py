@@ -64,11 +64,11 @@ class Exchange(asyncio.Protocol):
         "_content_type",
         "_encoded",
         "_field_bytes",
+        "_has_length",
         "_head_bytes",
         "_head_done",
         "_interim",
         "_keeps_alive",
-        "_length",
         "_looked_at",
         "_loop",
         "_over",
@@ -104,7 +104,7 @@ class Exchange(asyncio.Protocol):
         self._over = False
         self._content_type = b""
         self._coding: bytes | None = None
-        self._length = False
+        self._has_length = False
         self._encoded = False
         self._keeps_alive = False
         self._looked_at: float | None = None
@@ -144,7 +144,7 @@ class Exchange(asyncio.Protocol):
             if reset and not transport.is_closing():
                 reset_on_close(transport.get_extra_info("socket"))
             transport.abort()
-        self._release()
+        self._stop_write_clock()
 
     def release(self) -> Wire | None:
         """Let go of a connection that can carry another request; None when it cannot.
@@ -156,7 +156,7 @@ class Exchange(asyncio.Protocol):
         if not (self._over and self._keeps_alive and isinstance(wire, Wire) and wire.is_sound):
             return None
         self._sink = self._parser = self._transport = None
-        self._release()
+        self._stop_write_clock()
         return wire
 
     def second_look(self, late: float, seconds: float) -> float:
@@ -263,7 +263,7 @@ class Exchange(asyncio.Protocol):
         """The router closed its side: the end of a body without a length, or of anything else that was cut."""
         self._keeps_alive = False
         if self._head_done:
-            self.is_cut = self._length or (self._coding is not None and not self._chunk_ended)
+            self.is_cut = self._has_length or (self._coding is not None and not self._chunk_ended)
             self._end(None)
         else:
             self._end(httpx.RemoteProtocolError("the router closed the connection without an answer"))
@@ -277,7 +277,7 @@ class Exchange(asyncio.Protocol):
             self._end(httpx.WriteError(""))
         else:
             self._end(httpx.ReadError(""))
-        self._release()
+        self._stop_write_clock()
 
     def pause_writing(self) -> None:
         """The router does not take the request as fast as it is written.
@@ -293,13 +293,13 @@ class Exchange(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """The request is with the router."""
-        self._release()
+        self._stop_write_clock()
 
     # httptools' callbacks
 
     def on_message_begin(self) -> None:
         """A response begins; after an interim one, the next."""
-        self._content_type, self._coding, self._length, self._encoded = b"", None, False, False
+        self._content_type, self._coding, self._has_length, self._encoded = b"", None, False, False
         self._keeps_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -313,7 +313,7 @@ class Exchange(asyncio.Protocol):
         elif name == b"content-encoding":
             self._encoded = self._encoded or value.strip().lower() not in (b"", b"identity")
         elif name == b"content-length":
-            self._length = True
+            self._has_length = True
         elif name == b"retry-after":
             self.retry_after = value.strip()
         elif name == b"transfer-encoding":
@@ -325,7 +325,7 @@ class Exchange(asyncio.Protocol):
             return
         assert self._parser is not None  # noqa: S101  # the parser is who calls
         status = self._parser.get_status_code()
-        if self._coding is not None and (self._length or self._coding.strip().lower() != b"chunked"):
+        if self._coding is not None and (self._has_length or self._coding.strip().lower() != b"chunked"):
             # A coding that is not undone, or two lengths: the body would be read as something else.
             raise httptools.HttpParserError("ambiguous framing")
         if 100 <= status < 200:
@@ -375,7 +375,7 @@ class Exchange(asyncio.Protocol):
         if self._transport is not None and self._transport.get_write_buffer_size():
             self._end(httpx.WriteTimeout(""))
 
-    def _release(self) -> None:
+    def _stop_write_clock(self) -> None:
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
