@@ -22,7 +22,11 @@ from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.wire import Readers, Wire, has_unread, reset_on_close
 
 _MAX_HEAD_BYTES = 64 * 1024
-"""Four times what a caller may send us: routers add headers for all they know."""
+"""Of a head, or a trailer. Four times what a caller may send us: routers add headers for all they know.
+
+There must be a bound behind the head too, since the parser joins a field anew at each read that adds to it.
+"""
+
 _MAX_INTERIM = 8
 """1xx answers before the real one. One is usual, and they could go on without end."""
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -62,10 +66,10 @@ class Exchange(asyncio.Protocol):
         "_chunk_ended",
         "_coding",
         "_content_type",
+        "_dry_bytes",
         "_encoded",
         "_field_bytes",
         "_has_length",
-        "_head_bytes",
         "_head_done",
         "_interim",
         "_keeps_alive",
@@ -97,7 +101,7 @@ class Exchange(asyncio.Protocol):
         self._chunk_ended = False  # and no size line followed
         self._between_chunks = False
         self._head_done = False
-        self._head_bytes = 0
+        self._dry_bytes = 0  # since the last byte of body, or since the beginning
         self._field_bytes = 0
         self._paused = False
         self._interim = 0
@@ -179,7 +183,7 @@ class Exchange(asyncio.Protocol):
         With TLS it may be a part of a record, which is no byte of the answer.
         """
         transport = self._transport
-        if transport is None or self._paused or self._over:
+        if transport is None or self._over:
             return False
         if isinstance(transport, Wire):
             return transport.unread()
@@ -240,11 +244,10 @@ class Exchange(asyncio.Protocol):
             self._hand_on()  # what was whole before the fault
             self._end(None if self._over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
             return
-        if not self._head_done:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self._end(httpx.RemoteProtocolError("the router's response head is too large"))
-                return
+        self._dry_bytes = 0 if self._parts else self._dry_bytes + len(data)
+        if self._dry_bytes > _MAX_HEAD_BYTES and not self._over:
+            self._end(httpx.RemoteProtocolError("the router's head or trailer is too large"))
+            return
         self._between_chunks = self._chunk_ended and data[-2:] == b"\r\n"
         if self._over and data[-5:] != _LAST_CHUNK:
             self._keeps_alive = False  # something stands behind the message, if only a blank line
@@ -303,10 +306,13 @@ class Exchange(asyncio.Protocol):
         self._keeps_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One field of the head. Only framing and media type matter."""
+        """One field of the head, or of a trailer. Only framing and media type of the head matter."""
         self._field_bytes += len(name) + len(value)
         if self._field_bytes > _MAX_HEAD_BYTES:
             raise httptools.HttpParserError("the response head is too large")
+        if self._head_done:
+            self._keeps_alive = False  # a trailer, which says nothing that counts, and nobody sends
+            return
         name = name.lower()
         if name == b"content-type":
             self._content_type = value
@@ -336,7 +342,9 @@ class Exchange(asyncio.Protocol):
         if status < 100 or status > 599:
             raise httptools.HttpParserError("no such status")
         self._head_done = True
-        self._keeps_alive = self._coding is not None and self._parser.should_keep_alive()
+        # With HTTP/1.0 chunks are taken for a fault of framing, and end with their connection (RFC 9112, 6.1).
+        is_chunked = self._coding is not None and self._parser.get_http_version() == "1.1"
+        self._keeps_alive = is_chunked and self._parser.should_keep_alive()
         if self._sink is not None:
             self._sink.upstream_head(status, self._content_type, self._encoded)
 
