@@ -183,7 +183,7 @@ class Exchange(asyncio.Protocol):
         With TLS it may be a part of a record, which is no byte of the answer.
         """
         transport = self._transport
-        if transport is None or self._over:
+        if transport is None or self._paused or self._over:
             return False
         if isinstance(transport, Wire):
             return transport.unread()
