@@ -452,6 +452,8 @@ def _misspelt_router_url(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _built(values: Mapping[str, Any]) -> Settings:
+    """Build the settings from a flat map of paths ("gate.capacity") to values; what is left out has its default."""
+
     def build(kind: type[Struct], prefix: str) -> Any:
         given = {}
         for field in msgspec.structs.fields(kind):

@@ -202,8 +202,8 @@ def narrowed(networks: Iterable[str]) -> tuple[Network, ...]:
 def host_and_port(text: str) -> tuple[str, int | None]:
     """Host, in lower case, and port of `host[:port]` or `[address][:port]`, as they stand in a URL.
 
-    Raises ValueError. The library's reading of brackets and ports differs between patch releases; whether the host is
-    an address or a name is for `literal` and `is_name` to say.
+    Raises ValueError. `urllib.parse` is not asked: its reading of brackets and ports differs between patch releases of
+    Python. Whether the host is an address or a name is for `literal` and `is_name` to say.
     """
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")

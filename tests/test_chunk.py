@@ -6,8 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
-from eidproxy.relay.chunk import Delta, Frames, Function, ToolCall, chunk_head, progress_chunk
+from eidproxy.inbound.chat import AssistantMessage
+from eidproxy.relay.chunk import Delta, Frames, Function, ToolCall, _CommonDelta, chunk_head, progress_chunk
+from eidproxy.relay.completion import Message
+from eidproxy.relay.dialect import _KNOWN_FIELDS, CameDelta, _LooseDelta
 from eidproxy.relay.sanitize import Sanitizer
 
 HEAD = chunk_head("id-1", 1700000000, "daily")
@@ -128,3 +132,11 @@ def test_a_head_is_made_for_each_stream() -> None:
         "model": "deep",
         "choices": [],
     }
+
+
+@pytest.mark.parametrize("kind", [CameDelta, _LooseDelta, _CommonDelta, Message, AssistantMessage])
+def test_a_field_of_the_delta_stands_wherever_it_must(kind: type[Struct]) -> None:
+    """One that is read but not in `_CommonDelta` would be lost on the short way alone, and nobody would see it."""
+    texts = set(Delta.__struct_fields__) - {"role"}
+    assert texts <= set(kind.__struct_fields__)
+    assert texts <= _KNOWN_FIELDS

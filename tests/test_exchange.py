@@ -202,3 +202,14 @@ def test_a_silence_after_a_standstill_is_looked_at_again() -> None:
         assert exchange.second_look(0.0, 10.0) == 0.0
 
     in_a_loop(test)
+
+
+@pytest.mark.parametrize("begun", [b"0\r\nX-Trailer: ", b"0\r\nX", b"5;"], ids=["value", "name", "size line"])
+def test_what_is_no_body_has_a_bound_behind_the_head_too(begun: bytes) -> None:
+    """The parser joins a field anew at each read: an endless trailer would take the loop, and all memory."""
+
+    def check() -> None:
+        told = read(HEAD + b"5\r\nhello\r\n" + begun, *[b"a" * 32 * 1024] * 3)
+        assert (told.parts, told.end) == ([b"hello"], "RemoteProtocolError")
+
+    in_a_loop(check)

@@ -335,7 +335,11 @@ class RedisGate:
     # What the store answers
 
     def answered(self, function: str, error: Exception | None) -> None:
-        """Note whether the store serves. Any error says no; only `enter` says yes, since it needs memory too."""
+        """Note how a call ended: tell of each change, and while the store fails begin the next round soon.
+
+        A store without free memory still renews and releases (see `gate.lua`), so only an `enter` that succeeds says
+        that it serves.
+        """
         if error is None and function != "enter":
             return
         up = error is None

@@ -272,7 +272,10 @@ def parse_object(body: bytes) -> Object:
 
 
 def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest:
-    """Check a body of `POST /v1/chat/completions`. Raises Refusal with the reason and, where safe, the field."""
+    """Check a body of `POST /v1/chat/completions` and rebuild it for the router, from known fields alone (P3).
+
+    Raises Refusal with the reason and, where safe, the field.
+    """
     value = parse_object(body)
     try:
         _decode_model(body)  # a parser keeps the last of two equal keys, and each `model` must be valid
@@ -280,9 +283,10 @@ def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest
         raise _misfit(error, value) from None
     try:
         asked = msgspec.convert(value, CompletionRequest)
-    except ValidationError:  # a field that is not known, and null, or a fault that is told
+    except ValidationError:
         asked = None
     if asked is None:
+        # Null is absent, in a known field or not. Few bodies have one, so only what was refused is cleared of them.
         _drop_nulls(value)
         asked = typed(value, CompletionRequest)
     if asked.store or asked.logprobs:
@@ -307,8 +311,10 @@ def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest
         fields["tools"] = [{"type": "function", "function": tool.function} for tool in asked.tools]
         if asked.tool_choice is not None:
             fields["tool_choice"] = asked.tool_choice
-    unseen = bool(asked.tools) or isinstance(asked.response_format, (JsonFormat, SchemaFormat))
-    return ChatRequest(mode, bool(asked.stream), upstream_body(model, _rebuilt(asked.messages), fields), unseen)
+    generates_unseen = bool(asked.tools) or isinstance(asked.response_format, (JsonFormat, SchemaFormat))
+    return ChatRequest(
+        mode, bool(asked.stream), upstream_body(model, _rebuilt(asked.messages), fields), generates_unseen
+    )
 
 
 def upstream_body(model: Model, messages: list[Object], fields: Object) -> bytes:
@@ -408,9 +414,12 @@ _KINDS = {"content": "text", "tools": "function", "tool_calls": "function", "too
 
 
 def _misfit(error: ValidationError, value: Object) -> Refusal:
-    """What an error of msgspec means. Its path is made of our own names and of numbers; of its text nothing is told."""
-    text, _, path = str(error).rpartition(" - at `$")
-    text, path = (text, path[:-1].removeprefix(".")) if text else (path, "")
+    """Turn an error of msgspec into the refusal to tell: a reason, and the path of the field.
+
+    The path is made of our own names and of numbers. Of the error's text nothing is told: it may hold the caller's.
+    """
+    text, _, path = str(error).rpartition(" - at `$")  # "Expected `str`, got `int` - at `$.messages[0].role`"
+    text, path = (text, path[:-1].removeprefix(".")) if text else (path, "")  # at the top it tells no path
     if text.startswith("Object contains unknown field"):
         if _is_other_kind(value, path):
             return Refusal("unsupported_content", f"{path}.type")

@@ -358,6 +358,7 @@ class Connection(asyncio.Protocol):
             self._take_body(rest)
 
     def _take_body(self, data: bytes) -> None:
+        """Add to the body; hand the request on when it is whole, and count what it holds while it is not."""
         head, chunked = self._head, self._chunked
         assert head is not None  # noqa: S101  # the state says so
         if chunked is not None:

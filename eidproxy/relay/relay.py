@@ -1,11 +1,11 @@
 """One request of the main job on its way: gate, connection to the router, stream, end.
 
 A `Relay` owns the slot, the upstream exchange and the deadline of one request, and gives all three back in one place:
-`conclude`. Whatever ends a request (the answer, a fault, a clock, a caller that left, a drain) is a `Cause`; the table
-`ENDS` says what it means in the state that the request is in, and only the first cause counts. A task exists only while
-there is something to wait for, the slot and the connection; after that the relay runs in the callbacks of the upstream
-connection, so that one event costs one callback: bytes are framed, sanitized and written to the caller's transport
-where they arrive (`Splice`).
+`conclude`; a `Settlement` gives back what it keeps after a caller left (see `settle`). Whatever ends a request (the
+answer, a fault, a clock, a caller that left, a drain) is a `Cause`; the table `ENDS` says what it means in the state
+that the request is in, and only the first cause counts. A task exists only while there is something to wait for, the
+slot and the connection; after that the relay runs in the callbacks of the upstream connection, so that one event costs
+one callback: bytes are framed, sanitized and written to the caller's transport where they arrive (`Splice`).
 """
 
 import asyncio

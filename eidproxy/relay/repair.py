@@ -92,7 +92,11 @@ def unmark(text: str) -> str:
 
 
 def _unmark(text: str, final: bool = True) -> tuple[str, str]:
-    """The text with its marks read, and the marks at its end that wait for more unless it is `final`."""
+    """Return the text with each run of marks turned back into the characters it stands for, and what is left over.
+
+    Left over are the marks at the end of the text that are only the beginning of a character. Where the text is `final`
+    nothing is: such a beginning becomes U+FFFD.
+    """
     parts: list[str] = []
     at = 0
     rest = ""
@@ -105,6 +109,6 @@ def _unmark(text: str, final: bool = True) -> tuple[str, str]:
             read, taken = codecs.utf_16_be_decode(bytes.fromhex(digits), "replace", is_last)
         parts += (text[at : run.start()], read)
         at = run.end()
-        rest = run[0][2 * taken :]
+        rest = run[0][2 * taken :]  # two marks for each byte; only the last run leaves any
     parts.append(text[at:])
     return "".join(parts), rest

@@ -85,7 +85,7 @@ ENDS: dict[State, dict[Cause, str]] = {
         Cause.FAULT: "internal_error",
     },
 }
-"""What each cause means in each state: a reason of `errors.RULES`, or one of the three words above.
+"""What each cause means in each state: a reason of `errors`, or one of the three words above.
 
 No clock, cut, drain or error of the router makes an error of an answer whose finish reason has come (contract, 4).
 """

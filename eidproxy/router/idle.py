@@ -1,9 +1,10 @@
 """Connections to the router that wait for the next request (RFC 9112, 9.3).
 
-A connection is kept only when its answer ended with a whole message and nothing behind it, for a second at most. Right
-before it is used the kernel is asked once more whether anything lies unread. So what is left to go wrong is a router
-that closes in the microseconds between that look and the write: its caller gets an error, and the request is never sent
-a second time (RFC 9110, 9.2.2).
+A connection is kept only when its answer ended with a whole message and nothing behind it, and only for so long
+(`router.keep_idle_seconds`). Right before it is used the kernel is asked once more whether anything lies unread. What
+is left to go wrong are the microseconds between that look and the write: a router that closes in them leaves the caller
+with an error, and the request is never sent a second time (RFC 9110, 9.2.2); one that speaks in them, unasked, is taken
+to answer, since HTTP/1.1 has nothing to tell answers apart.
 
 A router that says something unasked could have one caller's answer taken for another's (RFC 9112, 9.2). So after its
 first such byte nothing is kept any more.

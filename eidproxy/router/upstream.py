@@ -22,7 +22,11 @@ from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.wire import Readers, Wire, has_unread, reset_on_close
 
 _MAX_HEAD_BYTES = 64 * 1024
-"""Four times what a caller may send us: routers add headers for all they know."""
+"""Of a head, or a trailer. Four times what a caller may send us: routers add headers for all they know.
+
+There must be a bound behind the head too, since the parser joins a field anew at each read that adds to it.
+"""
+
 _MAX_INTERIM = 8
 """1xx answers before the real one. One is usual, and they could go on without end."""
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -62,13 +66,13 @@ class Exchange(asyncio.Protocol):
         "_chunk_ended",
         "_coding",
         "_content_type",
+        "_dry_bytes",
         "_encoded",
         "_field_bytes",
-        "_head_bytes",
+        "_has_length",
         "_head_done",
         "_interim",
         "_keeps_alive",
-        "_length",
         "_looked_at",
         "_loop",
         "_over",
@@ -97,14 +101,14 @@ class Exchange(asyncio.Protocol):
         self._chunk_ended = False  # and no size line followed
         self._between_chunks = False
         self._head_done = False
-        self._head_bytes = 0
+        self._dry_bytes = 0  # since the last byte of body, or since the beginning
         self._field_bytes = 0
         self._paused = False
         self._interim = 0
         self._over = False
         self._content_type = b""
         self._coding: bytes | None = None
-        self._length = False
+        self._has_length = False
         self._encoded = False
         self._keeps_alive = False
         self._looked_at: float | None = None
@@ -144,7 +148,7 @@ class Exchange(asyncio.Protocol):
             if reset and not transport.is_closing():
                 reset_on_close(transport.get_extra_info("socket"))
             transport.abort()
-        self._release()
+        self._stop_write_clock()
 
     def release(self) -> Wire | None:
         """Let go of a connection that can carry another request; None when it cannot.
@@ -156,7 +160,7 @@ class Exchange(asyncio.Protocol):
         if not (self._over and self._keeps_alive and isinstance(wire, Wire) and wire.is_sound):
             return None
         self._sink = self._parser = self._transport = None
-        self._release()
+        self._stop_write_clock()
         return wire
 
     def second_look(self, late: float, seconds: float) -> float:
@@ -240,11 +244,10 @@ class Exchange(asyncio.Protocol):
             self._hand_on()  # what was whole before the fault
             self._end(None if self._over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
             return
-        if not self._head_done:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self._end(httpx.RemoteProtocolError("the router's response head is too large"))
-                return
+        self._dry_bytes = 0 if self._parts else self._dry_bytes + len(data)
+        if self._dry_bytes > _MAX_HEAD_BYTES and not self._over:
+            self._end(httpx.RemoteProtocolError("the router's head or trailer is too large"))
+            return
         self._between_chunks = self._chunk_ended and data[-2:] == b"\r\n"
         if self._over and data[-5:] != _LAST_CHUNK:
             self._keeps_alive = False  # something stands behind the message, if only a blank line
@@ -263,7 +266,7 @@ class Exchange(asyncio.Protocol):
         """The router closed its side: the end of a body without a length, or of anything else that was cut."""
         self._keeps_alive = False
         if self._head_done:
-            self.is_cut = self._length or (self._coding is not None and not self._chunk_ended)
+            self.is_cut = self._has_length or (self._coding is not None and not self._chunk_ended)
             self._end(None)
         else:
             self._end(httpx.RemoteProtocolError("the router closed the connection without an answer"))
@@ -277,7 +280,7 @@ class Exchange(asyncio.Protocol):
             self._end(httpx.WriteError(""))
         else:
             self._end(httpx.ReadError(""))
-        self._release()
+        self._stop_write_clock()
 
     def pause_writing(self) -> None:
         """The router does not take the request as fast as it is written.
@@ -293,27 +296,30 @@ class Exchange(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """The request is with the router."""
-        self._release()
+        self._stop_write_clock()
 
     # httptools' callbacks
 
     def on_message_begin(self) -> None:
         """A response begins; after an interim one, the next."""
-        self._content_type, self._coding, self._length, self._encoded = b"", None, False, False
+        self._content_type, self._coding, self._has_length, self._encoded = b"", None, False, False
         self._keeps_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One field of the head. Only framing and media type matter."""
+        """One field of the head, or of a trailer. Only framing and media type of the head matter."""
         self._field_bytes += len(name) + len(value)
         if self._field_bytes > _MAX_HEAD_BYTES:
             raise httptools.HttpParserError("the response head is too large")
+        if self._head_done:
+            self._keeps_alive = False  # a trailer, which says nothing that counts, and nobody sends
+            return
         name = name.lower()
         if name == b"content-type":
             self._content_type = value
         elif name == b"content-encoding":
             self._encoded = self._encoded or value.strip().lower() not in (b"", b"identity")
         elif name == b"content-length":
-            self._length = True
+            self._has_length = True
         elif name == b"retry-after":
             self.retry_after = value.strip()
         elif name == b"transfer-encoding":
@@ -325,7 +331,7 @@ class Exchange(asyncio.Protocol):
             return
         assert self._parser is not None  # noqa: S101  # the parser is who calls
         status = self._parser.get_status_code()
-        if self._coding is not None and (self._length or self._coding.strip().lower() != b"chunked"):
+        if self._coding is not None and (self._has_length or self._coding.strip().lower() != b"chunked"):
             # A coding that is not undone, or two lengths: the body would be read as something else.
             raise httptools.HttpParserError("ambiguous framing")
         if 100 <= status < 200:
@@ -336,7 +342,9 @@ class Exchange(asyncio.Protocol):
         if status < 100 or status > 599:
             raise httptools.HttpParserError("no such status")
         self._head_done = True
-        self._keeps_alive = self._coding is not None and self._parser.should_keep_alive()
+        # With HTTP/1.0 chunks are taken for a fault of framing, and end with their connection (RFC 9112, 6.1).
+        is_chunked = self._coding is not None and self._parser.get_http_version() == "1.1"
+        self._keeps_alive = is_chunked and self._parser.should_keep_alive()
         if self._sink is not None:
             self._sink.upstream_head(status, self._content_type, self._encoded)
 
@@ -375,7 +383,7 @@ class Exchange(asyncio.Protocol):
         if self._transport is not None and self._transport.get_write_buffer_size():
             self._end(httpx.WriteTimeout(""))
 
-    def _release(self) -> None:
+    def _stop_write_clock(self) -> None:
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
