@@ -1140,12 +1140,14 @@ def test_outcomes_are_logged_and_counted(pair: Pair) -> None:
     def count(**labels: str) -> float:
         return pair.proxy.metric("eidproxy_requests_total", surface="proxy", **labels)
 
+    too_long = status(400, {"error": {"code": "context_length_exceeded"}})
     rows = [
         (stream(), "ok", "none", "none"),
         (status(503, {"error_reason": "warming"}), "error", "warming", "warming"),
         (status(503, {"error_reason": "a_new_word"}), "error", "other", "other"),
         (status(404), "error", "router_http", "router_http_404"),
         (status(400), "error", "router_rejected", "router_rejected"),
+        (too_long, "error", "context_too_long", "context_too_long"),
     ]
     for script, outcome, label, logged in rows:
         before = count(mode="daily", outcome=outcome, reason=label)
