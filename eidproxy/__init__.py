@@ -11,12 +11,13 @@ The map, in the order in which a request meets the parts:
     surface, tokens, site   the chat surface; who may use it; what a browser loads
     gate/                   the slots
         admission, local    the queue discipline; the gate in the process
-        shared, link        the gate in a store (gate.lua), and the connection to it
+        shared, link        the gate in a store (gate.lua), and the connection to it; address: where that is
     router/                 the router's side
-        upstream, resolver  an exchange and how to reach it; names
+        upstream, resolver  an exchange and how to reach it; names; reasons: what its faults mean
         wire, idle          its transport; connections that wait for the next request
     relay/                  one request on its way
-        relay, progress     owns slot, connection and deadline; tells its caller where it stands
+        relay, states       owns slot, connection and deadline; what may end it
+        splice, answer      joins body and answer; what the caller gets; progress tells it where it stands
         silence, wedge      how long a router may say nothing; whether its model server hangs
         settle              what is kept after a caller left
         stream, sse         one answer from bytes to bytes; event framing
@@ -27,7 +28,7 @@ The map, in the order in which a request meets the parts:
     testing/                for the tests of apps: plugin (pytest's), running (the proxy), fake_router (the demo's too)
     egress                  where connections may lead
     errors, vocabulary      the table of reasons; the closed sets
-    metrics, logs           what is counted and written; status, history: what `/status` tells
+    metrics, logs, record   what is counted and written of a request; status, history: what `/status` tells
     countdown, keepalive    many waits, one timer; TCP's own; hints: what an operator can do
     schema                  the types as JSON Schema
 

@@ -38,6 +38,7 @@ from eidproxy.relay.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.relay.settle import Settlements
 from eidproxy.relay.silence import SilenceLimits
 from eidproxy.relay.wedge import GuardStatistics, WedgeGuard
+from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.resolver import Resolver
 from eidproxy.router.upstream import EgressBlocked, Upstream
 from eidproxy.site import CHAT_POLICY, chat_routes, framed_by_own, live_route
@@ -315,10 +316,8 @@ class Application:
     async def _ask_if_ready(self) -> str | None:
         try:
             await self.upstream.check()
-        except EgressBlocked:
-            reason: str | None = "egress_blocked"
-        except httpx.TransportError as error:
-            reason = f"router_{type(error).__name__}"
+        except (EgressBlocked, httpx.TransportError) as error:
+            reason: str | None = reason_of_fault(error)
         else:
             reason = None
         if self._ready is not (reason is None):

@@ -36,7 +36,6 @@ _HIJACKERS = (
 )
 """Variables that the C library's resolver and OpenSSL obey."""
 
-_BACKLOG = 2048
 _LOCK_TRIES = 100
 """Twenty a second: a start has the folder for some milliseconds."""
 
@@ -133,9 +132,11 @@ class SocketTaken(Exception):
 
 def listen(settings: Settings) -> list[socket.socket]:
     """The listening sockets. Raises OSError, SocketTaken."""
+    from eidproxy.inbound.server import BACKLOG
+
     server = settings.server
     if server.uds is not None:
-        return [_listen_unix(server.uds)]
+        return [_listen_unix(server.uds, BACKLOG)]
     sockets = []
     answers = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, _, _, _, address in dict.fromkeys(answers):
@@ -144,13 +145,13 @@ def listen(settings: Settings) -> list[socket.socket]:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
         sockets.append(sock)
     return sockets
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, backlog: int) -> socket.socket:
     """Listen at a path. A path is a name and not a lock: who removes what is there may take over a living server.
 
     So only what refuses a connection is removed, and the lock of the folder makes one of all that start at once: from
@@ -162,7 +163,7 @@ def _listen_unix(path: str) -> socket.socket:
             _remove_dead_socket(path)
             sock.bind(path)
             os.chmod(path, 0o660)
-            sock.listen(_BACKLOG)
+            sock.listen(backlog)
     except BaseException:
         sock.close()
         raise
@@ -217,7 +218,7 @@ _STEPS = 20
 
 
 @cli.command()
-@click.option("--once", is_flag=True, help="end after the show")
+@click.option("--once", is_flag=True, help="exit after the show")
 @click.option("--open", "open_browser", is_flag=True, help="open the browser at the chat with the live view beside it")
 @click.option(
     "--port",
@@ -296,15 +297,19 @@ def check(
 
 
 @cli.command()
-@click.option("--once", is_flag=True, help="print it once as plain text; so it is where the output is no terminal")
-@click.option("--url", metavar="URL", help="where eidproxy is; else server.host and server.port, or server.uds")
+@click.option(
+    "--once", is_flag=True, help="print plain text once and exit; the default where the output is no terminal"
+)
+@click.option(
+    "--url", metavar="URL", help="where eidproxy listens, if not at server.host and server.port, or server.uds"
+)
 @click.option(
     "--interval",
     type=click.FloatRange(0.2, 3600),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="between looks",
+    help="time between two updates",
 )
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")
 def top(once: bool, url: str | None, interval: float, config: Path | None) -> None:
@@ -316,7 +321,7 @@ def top(once: bool, url: str | None, interval: float, config: Path | None) -> No
 
     if url is not None and not is_place(url):
         raise click.BadParameter(
-            "must be http:// or https://, a host and perhaps a port and a path", param_hint="--url"
+            "must be http:// or https:// and a host, perhaps with a port and a path", param_hint="--url"
         )
     # The router is none of its business, so none need be set where it is called.
     client, name = connect(_load(config, {"router__url": "http://router"}).settings, url)
@@ -358,7 +363,10 @@ def _place(_: click.Context, __: click.Parameter, url: str | None) -> str | None
     help="how long it is valid: a number with s, m, h, d or w",
 )
 @click.option(
-    "--url", metavar="URL", callback=_place, help="where the chat is: print a link that logs in, not the token alone"
+    "--url",
+    metavar="URL",
+    callback=_place,
+    help="where the chat is: print a link that logs in instead of the bare token",
 )
 @click.option("--qr", is_flag=True, help="show the link as a QR code, too, for a phone's camera")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")

@@ -11,21 +11,20 @@ import re
 import ssl
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
-from eidproxy.egress import EgressPolicy, Verdict, host_and_port, is_loopback, is_name, literal, narrowed
+from eidproxy.egress import VERDICTS, EgressPolicy, Verdict, host_and_port, is_loopback, is_name, literal, narrowed
+from eidproxy.errors import MAX_RETRY_SECONDS
+from eidproxy.gate.address import gate_address
 from eidproxy.inbound.chat import NAMES
 from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0
-_MAX_RETRY_SECONDS = 60
-"""The most that `Retry-After` says (contract, 5)."""
+"""The longest that anything may be set to take: more is a slip of the unit."""
 _LIKENESS = 0.6
 """From which ratio on (difflib) a name is suggested for another."""
 _ALMOST = 0.85
@@ -38,17 +37,6 @@ Word = Annotated[str, Meta(min_length=1, max_length=256, pattern=_VISIBLE)]
 Secret = Annotated[str, Meta(min_length=1, extra={"secret": True})]
 Title = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A\S(?:[^\x00-\x1f\x7f]*\S)?\Z")]
 Key = Annotated[str, Meta(min_length=1, pattern=_VISIBLE, extra={"secret": True})]  # it stands in a header
-
-
-VERDICTS = {
-    Verdict.NOT_AN_ADDRESS: "is not an address in its usual spelling",
-    Verdict.METADATA: "is a cloud's metadata service, which is never dialled",
-    Verdict.EMBEDDED: "carries another address inside it, which is never dialled",
-    Verdict.OUTSIDE: "is not in your private networks (loopback, 10/8, 172.16/12, 192.168/16, 100.64/10, fd00::/8)",
-    Verdict.LOOP: "is eidproxy itself: a request would go round in a circle",
-    Verdict.NO_ANSWER: "has no address",
-}
-"""Why an address is refused, for the person who set it."""
 
 
 class RouterSettings(Struct, frozen=True, kw_only=True):
@@ -209,26 +197,7 @@ def refused(settings: Settings, verdict: Verdict) -> str:
     return VERDICTS[verdict] + (", as far as router.allowed_networks leaves them" if narrowed_by else "")
 
 
-@dataclass(frozen=True, repr=False)
-class GateAddress:
-    """Where the store of a shared gate is, and how to log in. It has no repr, since it holds a password."""
-
-    host: str = ""
-    port: int = 6379
-    path: str | None = None
-    """A Unix socket, instead of host and port."""
-    database: int = 0
-    username: str | None = None
-    password: str | None = None
-    secure: bool = False
-    ca_file: str | None = None
-    """The authorities for TLS; None is the system's store."""
-
-    @property
-    def egress(self) -> EgressPolicy:
-        """The addresses that the store may have: one that is given as an address, that alone."""
-        address = literal(self.host)
-        return EgressPolicy() if address is None else EgressPolicy(narrowed([str(address)]))
+_ROUTER_URL = "must be http:// or https:// and a host, perhaps with a port, and nothing more but /v1"
 
 
 def router_address(url: str) -> tuple[str, int, bool]:
@@ -239,55 +208,9 @@ def router_address(url: str) -> tuple[str, int, bool]:
     scheme, _, rest = url.partition("://")
     authority = rest.removesuffix("/").removesuffix("/v1")  # as people have it in OPENAI_BASE_URL
     if scheme not in ("http", "https") or not authority or not url.isascii() or set("/?#@") & set(authority):
-        raise ValueError("must be http:// or https://, a host and a port, and nothing more but /v1")
+        raise ValueError(_ROUTER_URL)
     host, port = host_and_port(authority)
     return host, port or (443 if scheme == "https" else 80), scheme == "https"
-
-
-def gate_address(url: str) -> GateAddress:
-    """Read `gate.url`: `redis[s]://[user][:password]@host[:port][/database][?ssl_ca_certs=file]` or
-    `unix://[user][:password]@/path[?db=number]`. Raises ValueError, which does not repeat the URL.
-    """
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError("is not a URL")  # what `urlsplit` strips or leaves differs between versions
-    try:
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    except ValueError:
-        raise ValueError("is not a URL") from None
-    known = {"redis": set(), "rediss": {"ssl_ca_certs"}, "unix": {"db"}}.get(parts.scheme)
-    if known is None or parts.fragment:
-        raise ValueError("must be redis://, rediss:// or unix://")
-    if set(options) - known or len(options) != len(parse_qsl(parts.query, keep_blank_values=True)):
-        raise ValueError("has an option that is not known: rediss:// takes ssl_ca_certs, unix:// takes db")
-    database = options.get("db", "") if parts.scheme == "unix" else parts.path.removeprefix("/")
-    if database and not (database.isdecimal() and len(database) <= 4):
-        raise ValueError("names a database that is not a number")
-    login: dict[str, Any] = {
-        "database": int(database or 0),
-        "username": unquote(parts.username) if parts.username else None,
-        "password": unquote(parts.password) if parts.password else None,
-    }
-    if parts.scheme == "unix":
-        if parts.netloc.rpartition("@")[2] or len(parts.path) < 2:
-            raise ValueError("must name the socket by its absolute path")
-        return GateAddress(path=unquote(parts.path), **login)
-    return _network_gate(parts, options.get("ssl_ca_certs"), login)
-
-
-def _network_gate(parts: SplitResult, ca_file: str | None, login: dict[str, Any]) -> GateAddress:
-    try:
-        host, port = host_and_port(parts.netloc.rpartition("@")[2])
-    except ValueError:
-        raise ValueError("has no valid host and port") from None
-    address = literal(host)
-    if address is None and not is_name(host):
-        raise ValueError("the host must be an address in its usual spelling or a DNS name")
-    if address is not None and not (decision := EgressPolicy().decide(str(address))).permitted:
-        raise ValueError(f"egress_blocked: the address {VERDICTS[decision.verdict]}")
-    if ca_file is not None and not Path(ca_file).is_file():
-        raise ValueError("ssl_ca_certs: there is no such file")
-    return GateAddress(host=host, port=port or 6379, secure=parts.scheme == "rediss", ca_file=ca_file, **login)
 
 
 class Field(NamedTuple):
@@ -553,8 +476,8 @@ def notes(settings: Settings) -> Iterator[tuple[str, str]]:
     for name, seconds in clocks:
         if seconds > wall:
             yield name, f"{seconds:g} s are more than stream.deadline_seconds ({wall:g} s), which ends a request before"
-    if router.wedge_after and router.wedge_retry_seconds > _MAX_RETRY_SECONDS:
-        told = f"callers are told to come back after {_MAX_RETRY_SECONDS} s at most, so some come too early"
+    if router.wedge_after and router.wedge_retry_seconds > MAX_RETRY_SECONDS:
+        told = f"callers are told to come back after {MAX_RETRY_SECONDS} s at most, so some come too early"
         yield "router.wedge_retry_seconds", f"{router.wedge_retry_seconds:g} s: {told}"
 
 
@@ -661,7 +584,7 @@ def _router_faults(settings: Settings) -> Iterator[str]:
     try:
         host, port, _ = router_address(url)
     except ValueError:
-        yield "router.url: must be http:// or https://, a host and a port, and nothing more but /v1"
+        yield f"router.url: {_ROUTER_URL}"
         return
     address = literal(host)
     if address is None and not is_name(host):

@@ -133,6 +133,17 @@ class Verdict(StrEnum):
     NO_ANSWER = "no_answer"
 
 
+VERDICTS = {
+    Verdict.NOT_AN_ADDRESS: "is not an address in its usual spelling",
+    Verdict.METADATA: "is a cloud's metadata service, which is never dialled",
+    Verdict.EMBEDDED: "carries another address inside it, which is never dialled",
+    Verdict.OUTSIDE: "is not in your private networks (loopback, 10/8, 172.16/12, 192.168/16, 100.64/10, fd00::/8)",
+    Verdict.LOOP: "is eidproxy itself: a request would go round in a circle",
+    Verdict.NO_ANSWER: "has no address",
+}
+"""Why an address is refused, for the person who set it."""
+
+
 class Decision(NamedTuple):
     """A verdict and the address it is about. Only `PERMITTED` allows anything."""
 

@@ -18,17 +18,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route, Router
 
-from eidproxy.errors import Refusal, metric_reason
+from eidproxy.errors import Refusal
 from eidproxy.inbound.chat import Model, parse_chat_request
 from eidproxy.inbound.connection import Connection, State
 from eidproxy.inbound.http1 import RequestHead
-from eidproxy.logs import ERRORS, Refusals, RequestLine
+from eidproxy.logs import ERRORS, Refusals
 from eidproxy.metrics import Metrics
-from eidproxy.relay.relay import Relay, RelayServices
+from eidproxy.record import RequestRecord
+from eidproxy.relay.relay import Job, Relay, RelayServices
 from eidproxy.site import for_browser
 from eidproxy.status import Status
 from eidproxy.surface import ChatSurface
-from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Priority, Surface
+from eidproxy.tokens import bearer_token
+from eidproxy.vocabulary import NO_MODE, Mode, Priority, Surface
 
 CHAT_COMPLETIONS = "/v1/chat/completions"
 CHAT_API = "/api/eid/chat"
@@ -166,7 +168,7 @@ class Endpoints:
         return refusal
 
     def _authorize(self, head: RequestHead) -> None:
-        key = _bearer(head)
+        key = bearer_token(head)
         # Both are compared each time, so that the time tells nothing either.
         known = [hmac.compare_digest(key, one) for one in (self._api_key, self._background_key) if one is not None]
         if not any(known):
@@ -174,26 +176,19 @@ class Endpoints:
 
     def _priority(self, head: RequestHead) -> Priority:
         """The class that was asked for; who comes with the background key is BACKGROUND whatever the header says."""
-        if self._background_key is not None and hmac.compare_digest(_bearer(head), self._background_key):
+        if self._background_key is not None and hmac.compare_digest(bearer_token(head), self._background_key):
             return Priority.BACKGROUND
         return _priority(head)
 
     def _complete(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """`POST /v1/chat/completions`: everything is checked before the gate."""
-        request = parse_chat_request(body, self._models)
-        Relay(
-            self.services,
-            connection,
-            request,
-            priority=self._priority(head),
-            progress=_progress(head),
-            trace_id=trace_id(head),
-        ).start()
+        job = Job(self._priority(head), trace_id=trace_id(head), tells_progress=_progress(head))
+        Relay(self.services, connection, parse_chat_request(body, self._models), job).start()
 
     def _converse(self, chat: ChatSurface, connection: Connection, head: RequestHead, body: bytes) -> None:
         """`POST /api/eid/chat`: everything is checked before the gate."""
-        request = chat.request(body)
-        Relay(self.services, connection, request, progress=True, surface=Surface.CHAT, trace_id=trace_id(head)).start()
+        job = Job(surface=Surface.CHAT, trace_id=trace_id(head), tells_progress=True)
+        Relay(self.services, connection, chat.request(body), job).start()
 
     def _find_page(self, head: RequestHead) -> None:
         """Refuse what has a body and leads nowhere, before the body is taken."""
@@ -248,7 +243,7 @@ class Endpoints:
             "client": None,
             "server": None,
         }
-        reason = "none"
+        reason: str | None = None
         try:
             await self._pages(scope, receive, send)
             if status == 404:
@@ -263,29 +258,26 @@ class Endpoints:
         except Exception as error:  # noqa: BLE001  # a page's fault is no reason to leave a caller without an answer
             self.fault("page", error)
             status, reason = 500, "internal_error"
-            connection.refuse(Refusal(reason))
-        is_quiet = reason == "none" and (head.path in _UNLOGGED or head.path.startswith(CHAT_PAGE))
+            connection.refuse(Refusal("internal_error"))
+        is_quiet = reason is None and (head.path in _UNLOGGED or head.path.startswith(CHAT_PAGE))
         if not is_quiet and head.path not in _UNCOUNTED:
             self._record(connection, _surface(head), status, reason)
 
-    def _record(self, connection: Connection, surface: Surface, status: int, reason: str) -> None:
+    def _record(self, connection: Connection, surface: Surface, status: int, reason: str | None) -> None:
         """Count and log a request that did not reach the relay."""
-        total = asyncio.get_running_loop().time() - connection.began_at
-        label = metric_reason(reason)
-        self.services.metrics.count_request(surface, NO_MODE, label, total)
-        line = RequestLine(
-            reason=label,
+        record = RequestRecord(
             request_id=connection.request_id,
             surface=surface,
             mode=NO_MODE,
-            outcome=Outcome.OK if reason == "none" else Outcome.ERROR,
+            reason=reason,
             status=status,
-            total_ms=round(total * 1e3, 1),
+            seconds=asyncio.get_running_loop().time() - connection.began_at,
         )
-        if reason == "none" or label in ERRORS:
-            self.services.log.request(line)
+        self.services.metrics.count_request(record)
+        if reason is None or record.label in ERRORS:
+            self.services.log.request(record)
         else:
-            self.refusals.add(line)
+            self.refusals.add(record)
 
 
 def check_media_type(head: RequestHead) -> None:
@@ -307,12 +299,6 @@ def trace_id(head: RequestHead) -> str | None:
     if match is None or b"traceparent" in head.repeated or not int(match[1], 16) or not int(match[2], 16):
         return None
     return match[1].decode()
-
-
-def _bearer(head: RequestHead) -> bytes:
-    """The token of the one `Authorization: Bearer` header; empty, which no key is, when there is none or two."""
-    scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
-    return b"" if scheme.lower() != b"bearer" or b"authorization" in head.repeated else token.strip()
 
 
 def _is_cross_site(head: RequestHead) -> bool:
@@ -348,9 +334,6 @@ def _progress(head: RequestHead) -> bool:
     if word not in _PROGRESS_WORDS or b"x-eid-progress" in head.repeated:
         raise Refusal("invalid_request", hint="X-Eid-Progress is 1, true, 0 or false.")
     return _PROGRESS_WORDS[word]
-
-
-Page = Callable[[Request], Awaitable[Response]]
 
 
 def json_response(value: Any) -> Response:

@@ -166,7 +166,8 @@ _CONTEXT_STATUSES = frozenset({400, 413, 422})
 FINAL_STATUSES = frozenset({401, 403, 404, 405, 413, 415, 422})
 """A router that refuses with one of these refuses the same request again: an operator must mend it."""
 
-_MAX_RETRY_SECONDS = 60
+MAX_RETRY_SECONDS = 60
+"""The most that `Retry-After` says (contract, 5)."""
 
 
 class Said(str):
@@ -257,14 +258,14 @@ def retry_after(reason: str, seconds: float | None) -> int:
     """Whole seconds for `Retry-After`, 1 to 60: openai-node ignores more, openai-python then gives up."""
     if seconds is None or not math.isfinite(seconds):
         return rule(reason).retry_seconds
-    return min(max(math.ceil(seconds), 1), _MAX_RETRY_SECONDS)
+    return min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS)
 
 
 def router_retry_seconds(value: bytes) -> int | None:
     """The whole seconds of a router's `Retry-After` (RFC 9110, 10.2.3), or None for a date or anything else."""
     if not re.fullmatch(rb"[0-9]+", value):
         return None
-    return int(value) if len(value) < 10 else _MAX_RETRY_SECONDS
+    return int(value) if len(value) < 10 else MAX_RETRY_SECONDS
 
 
 def metric_reason(reason: str) -> str:

@@ -23,6 +23,9 @@ from typing import Any
 import msgspec
 import structlog
 
+from eidproxy.record import RequestRecord
+from eidproxy.vocabulary import Outcome
+
 _encode = msgspec.json.Encoder().encode
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _MAX_LINE_BYTES = 4096
@@ -30,6 +33,7 @@ _MAX_LINE_BYTES = 4096
 
 
 _REFUSALS_SECONDS = 1.0
+"""How often a flood of refusals has a line."""
 _REFUSALS_AT_ONCE = 8
 """A person's few mistakes have a line each; a flood has one a second."""
 _FOLLOW_SECONDS = 1.0
@@ -142,7 +146,7 @@ def _path_of(descriptor: int) -> str | None:
 class Log:
     """The one way to write a line."""
 
-    def __init__(self, level: str = "info", fmt: str = "auto", on_drop: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, level: str, fmt: str, on_drop: Callable[[], None] = lambda: None) -> None:
         console = fmt == "console" or (fmt == "auto" and sys.stderr.isatty())
         renderer: Any = (
             ConsoleRenderer(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ)
@@ -158,13 +162,30 @@ class Log:
             wrapper_class=structlog.make_filtering_bound_logger(self._lowest),
         ).bind()
 
-    def request(self, line: RequestLine, must_be_mended: bool = False) -> None:
-        """One ended request; one that an operator must mend is an error, as those of `_ERRORS` are."""
+    def request(self, record: RequestRecord, left_out: int | None = None) -> None:
+        """One ended request; one that an operator must mend is an error, as those of `ERRORS` are."""
+        label = record.label
         level = "info"
-        if line.outcome == "error":
-            level = "error" if must_be_mended or line.reason in ERRORS else "warning"
+        if record.outcome is Outcome.ERROR:
+            level = "error" if record.must_be_mended or label in ERRORS else "warning"
         if self._lowest > _LEVELS[level]:
             return
+        line = RequestLine(
+            reason=label if label == "other" else record.reason or "none",
+            request_id=record.request_id,
+            surface=record.surface,
+            mode=record.mode,
+            outcome=record.outcome,
+            status=record.status,
+            total_ms=round(record.seconds * 1e3, 1),
+            priority=record.priority,
+            gate_wait_ms=_milliseconds(record.gate_wait),
+            ttft_ms=_milliseconds(record.first_event),
+            chunks=record.chunks,
+            bytes=record.bytes,
+            trace_id=record.trace_id,
+            left_out=left_out,
+        )
         if self._console:
             facts = {name: fact for name, fact in msgspec.structs.asdict(line).items() if fact is not None}
             getattr(self._logger, level)(Event.REQUEST.value, **facts)
@@ -202,27 +223,26 @@ class Refusals:
         self._log = log
         self._call_later = call_later
         self._free = _REFUSALS_AT_ONCE
-        self._last: RequestLine | None = None
+        self._last: RequestRecord | None = None
         self._left_out = 0
 
-    def add(self, line: RequestLine) -> None:
+    def add(self, record: RequestRecord) -> None:
         """One refused request."""
         if self._free:
             if self._free == _REFUSALS_AT_ONCE:
                 self._call_later(_REFUSALS_SECONDS, self._tick)
             self._free -= 1
-            self._log.request(line)
+            self._log.request(record)
             return
         if self._last is not None:
             self._left_out += 1
-        self._last = line
+        self._last = record
 
     def flush(self) -> None:
         """Write the line that is held back, if there is one."""
         if self._last is not None:
-            self._last.left_out = self._left_out or None
-            line, self._last, self._left_out = self._last, None, 0
-            self._log.request(line)
+            self._log.request(self._last, self._left_out or None)
+            self._last, self._left_out = None, 0
 
     def _tick(self) -> None:
         if self._last is None:
@@ -230,6 +250,10 @@ class Refusals:
         self.flush()
         if self._free < _REFUSALS_AT_ONCE:
             self._call_later(_REFUSALS_SECONDS, self._tick)
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 1)
 
 
 _second, _second_text = -1, ""
@@ -273,6 +297,7 @@ class ConsoleRenderer:
 _STYLES = {"ok": "32", "info": "", "warning": "33", "error": "1;31"}
 _SHORT = {"foreground": "fg", "background": "bg"}
 _OWN_ID_LENGTH = 24
+"""Of the ids that we make; a longer or shorter one is a caller's."""
 
 
 def _request_words(facts: dict[str, Any]) -> tuple[str, list[str]]:

@@ -23,6 +23,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from eidproxy.errors import CLIENT_GONE, METRIC_REASONS
+from eidproxy.record import RequestRecord
 from eidproxy.vocabulary import (
     NO_MODE,
     RESPONSE_CODES,
@@ -259,10 +260,11 @@ class Metrics(Collector):
         series = self._histogram(name, text, bounds, (label,), product(values))
         return {value: distribution for (value,), distribution in series.items()}
 
-    def count_request(self, surface: Surface, mode: str, reason: str, seconds: float) -> None:
-        """Count one ended request. `reason` is a member of METRIC_REASONS."""
-        self.requests[surface, mode, reason].inc()
-        self.request_duration[mode, _outcome(reason)].observe(seconds)
+    def count_request(self, record: RequestRecord) -> None:
+        """Count one ended request."""
+        label = record.label
+        self.requests[record.surface, record.mode, label].inc()
+        self.request_duration[record.mode, _outcome(label)].observe(record.seconds)
 
     def outcomes(self) -> dict[str, int]:
         """How many requests ended with each reason so far, those that ever happened, for `/status`."""

@@ -26,6 +26,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """SIGHUP stops like SIGTERM: the terminal was closed, and there is nothing to read anew."""
 
 INTERRUPTED = 130
+"""The status that shells give to what Ctrl-C ended: 128 and the number of SIGINT."""
 _GRACE_SECONDS = 1.0
 """How long a server has to end after the second signal before the process ends without it."""
 

@@ -10,6 +10,8 @@ Nothing is looked up on the disk for a request, so no spelling of a path leads o
 """
 
 import base64
+import functools
+import gzip
 import hashlib
 import json
 import re
@@ -65,6 +67,9 @@ _REFERENCE = re.compile(r"""(?<=["'(])/chat/([^"'()?#]+)(?=["')])""")
 """A file by its absolute name: in an attribute, an import or a `url()`. Relative names need no change."""
 
 _REFERRING = ("text/html", "text/css", "text/javascript")
+
+_PACKED = (*_REFERRING, "application/manifest+json", "image/svg+xml", "text/plain")
+"""Kinds of files that are sent with gzip to who takes it."""
 
 
 class StaticFile(NamedTuple):
@@ -170,19 +175,39 @@ def _serve(
         **SECURITY_HEADERS,
         **(more or {}),
     }
+    packed = _packed(file.body) if file.content_type.startswith(_PACKED) else None
+    if packed is not None:
+        headers["vary"] = "accept-encoding"
 
     async def serve(request: Request) -> Response:
         if _has_it(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
+        if packed is not None and _takes_gzip(request):
+            # Other bytes under the same strong tag would be wrong (RFC 9110, 8.8.3).
+            return Response(packed, headers=headers | {"content-encoding": "gzip", "etag": f"W/{headers['etag']}"})
         return Response(file.body, headers=headers)
 
     return serve
 
 
+@functools.cache
+def _packed(body: bytes) -> bytes | None:
+    """The bytes with gzip, for callers without an edge in front; None when that saves nothing."""
+    packed = gzip.compress(body, mtime=0)
+    return packed if len(packed) < len(body) else None
+
+
+def _takes_gzip(request: Request) -> bool:
+    """Whether the caller names gzip and does not forbid it (RFC 9110, 12.5.3)."""
+    for offer in request.headers.get("accept-encoding", "").lower().split(","):
+        coding, _, weight = offer.partition(";")
+        if coding.strip() == "gzip":
+            return not re.fullmatch(r"\s*q=0(\.0{0,3})?\s*", weight)
+    return False
+
+
 def _has_it(request: Request, tag: str) -> bool:
-    """Whether the caller's copy is this one (RFC 9110, 13.1.2: weak comparison, since an edge that compresses may
-    have made the tag weak).
-    """
+    """Whether the caller's copy is this one (RFC 9110, 13.1.2: weak comparison; the tag of a packed file is weak)."""
     given = request.headers.get("if-none-match", "")
     return any(one.strip().removeprefix("W/") == tag for one in given.split(","))
 

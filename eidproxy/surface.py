@@ -16,20 +16,22 @@ from eidproxy.config import ChatSettings
 from eidproxy.errors import Refusal
 from eidproxy.inbound.chat import ChatRequest, Closed, Model, parse_object, typed, upstream_body
 from eidproxy.inbound.http1 import RequestHead
-from eidproxy.tokens import Tokens
+from eidproxy.tokens import Tokens, bearer_token
 from eidproxy.vocabulary import Mode
 
 _FORBIDDEN_ROLES = frozenset({"system", "developer", "tool"})
 _MAX_FILE_BYTES = 256 * 1024
+"""The longest file that is read for each question: a longer one is the wrong file."""
 _READS = 3
+"""How often a file is read that changes meanwhile. An editor writes once."""
 
 
 class Caps(NamedTuple):
     """How much a caller may send, in Unicode code points."""
 
-    message_chars: int = 8000
-    messages: int = 40
-    total_chars: int = 32000
+    message_chars: int
+    messages: int
+    total_chars: int
 
     @property
     def body_bytes(self) -> int:
@@ -69,10 +71,7 @@ class ChatSurface:
 
     def authorize(self, head: RequestHead) -> None:
         """Raise Refusal `unauthorized` unless there is one valid bearer token."""
-        scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or b"authorization" in head.repeated:
-            raise Refusal("unauthorized")
-        self.tokens.check(token)
+        self.tokens.check(bearer_token(head))
 
     def request(self, body: bytes) -> ChatRequest:
         """The request for the relay. Raises Refusal."""

@@ -17,14 +17,24 @@ from urllib.parse import urlsplit
 import jwt
 
 from eidproxy.errors import Refusal
+from eidproxy.inbound.http1 import RequestHead
 
 _MAX_TOKEN_BYTES = 4096
+"""A bound of the contract (9): what is longer is not looked at."""
 _MAX_KID_BYTES = 128
+"""A key is not chosen by it, so it need only be readable."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _HEADER_FIELDS = frozenset({"alg", "typ", "kid"})
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _MAX_SECONDS = 10 * 366 * 86_400.0
+"""Ten years: more is a slip of the unit, and no token can be called back."""
+
+
+def bearer_token(head: RequestHead) -> bytes:
+    """The token of the one `Authorization: Bearer` header; empty, which none is, when there are none or two."""
+    scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
+    return b"" if scheme.lower() != b"bearer" or b"authorization" in head.repeated else token.strip()
 
 
 class Tokens:

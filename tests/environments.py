@@ -1,4 +1,4 @@
-"""Environments beside the one of the tests: what a real client or router needs, from a lock of its own.
+"""Environments beside the one of the tests: what a real client, a router or a release needs, from a lock of its own.
 
 python -m tests.environments            # make those that are missing or old, in .cache/environments
 python -m tests.environments clients    # only this one
@@ -28,12 +28,18 @@ LOCKS = {
     "clients-openai2": ROOT / "tests/clients/requirements-openai2.lock",
     "clients-node": ROOT / "tests/clients/package-lock.json",
     "routers": ROOT / "tests/routers/requirements.lock",
+    "release": ROOT / "tests/release/requirements.lock",
 }
 
 
+def is_made(name: str) -> bool:
+    """Whether an environment is there and as its lock says."""
+    return _stamp(name).exists() and _stamp(name).read_text() == _wanted(name)
+
+
 def environment(name: str) -> Path:
-    """The folder of an environment that is there and as its lock says; else the test is given up."""
-    if _stamp(name).exists() and _stamp(name).read_text() == _wanted(name):
+    """The folder of an environment; the test is given up when it is not made."""
+    if is_made(name):
         return PLACE / name
     without(f"the environment {name!r} is not there; make it with: python -m tests.environments {name}")
     raise AssertionError
@@ -46,7 +52,7 @@ def program(name: str, word: str) -> Path:
 
 def make(name: str) -> None:
     """Make an environment anew, unless it is as its lock says."""
-    if _stamp(name).exists() and _stamp(name).read_text() == _wanted(name):
+    if is_made(name):
         return
     began = time.monotonic()
     place, lock = PLACE / name, LOCKS[name]

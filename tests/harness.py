@@ -71,16 +71,26 @@ def until(predicate: Callable[[], T], timeout: float = 30.0, what: str = "") -> 
 def free_port() -> int:
     """A port nobody listens on, outside the range from which the kernel takes ports for outgoing connections.
 
-    Tests that run side by side choose among different ones: between the choice and the use others may choose, too.
+    Nobody is given it twice: between the choice and the use others choose, in this process and, side by side, in
+    others, which choose among different ones.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = random.randrange(10000 + worker, 32000, workers)
+        port = _ports.pop()
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(("127.0.0.1", port))
             return port
+
+
+def _shuffled_ports() -> list[int]:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = list(range(10000 + worker, 32000, workers))
+    random.shuffle(ports)
+    return ports
+
+
+_ports = _shuffled_ports()
 
 
 def impatient(seconds: float) -> dict[str, Any]:
@@ -490,6 +500,11 @@ def parse_metrics(text: str) -> dict[Sample, float]:
     return found
 
 
+def sample(name: str, **labels: str) -> Sample:
+    """The key of one sample, by its full name (`eidproxy_…`) and all its labels."""
+    return name, frozenset(labels.items())
+
+
 class Proxy:
     """`eidproxy serve` as a process of its own, with these settings and nothing else in its environment.
 
@@ -585,14 +600,14 @@ class Proxy:
         The text may be up to 1 s old (contract, 2), so that who looked a moment ago waits until it is written anew.
         """
         time.sleep(max(self._metrics_at + 1.02 - time.monotonic(), 0))
-        self._metrics_at = time.monotonic()
         answer = self.get("/metrics")
+        self._metrics_at = time.monotonic()
         assert answer.status == 200, answer
         return parse_metrics(answer.body.decode())
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample, by its full name (`eidproxy_…`) and all its labels. KeyError when there is none."""
-        return self.metrics()[name, frozenset(labels.items())]
+        """One sample, as it is now; for several of one moment take `metrics`. KeyError when there is none."""
+        return self.metrics()[sample(name, **labels)]
 
     def status(self) -> dict[str, Any]:
         """Its /status."""
@@ -610,6 +625,10 @@ class Proxy:
         """Its resident memory in bytes."""
         pages = int(self._proc("statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu_seconds(self) -> float:
+        """How long it has had a processor so far: what it took to do a thing, whatever else the machine does."""
+        return int(self._proc("schedstat").read_text().split()[0]) / 1e9
 
     def _proc(self, name: str) -> Path:
         path = Path(f"/proc/{self.pid}/{name}")

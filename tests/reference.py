@@ -86,7 +86,8 @@ class Call:
     id: str | None
     """The router's, unless another call has it already."""
     name: str
-    came_with_id: bool
+    is_told_apart: bool
+    """It came with an id and an index."""
     arguments: list[Any] = field(default_factory=list)
 
 
@@ -251,6 +252,20 @@ def _delta(value: Any) -> _Delta | None:
     return _Delta(content, thought + reasoning, _string(value.last("refusal")) or "", found)
 
 
+def _index(value: Any) -> int | None:
+    """A whole number in whatever spelling; one with a point or an exponent up to what a double holds exactly."""
+    if isinstance(value, str):
+        try:
+            value = parse(value.encode()) if value == value.strip() else None
+        except NotJson:
+            return None
+        if not isinstance(value, int | float):
+            return None
+    if isinstance(value, float) and abs(value) <= 2**53 and value == int(value):
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _choices(value: Any) -> list[_Object] | None:
     """The choices that are any, of whatever index; None where none stand."""
     if value is None or (type(value) is list and not value):
@@ -258,9 +273,7 @@ def _choices(value: Any) -> list[_Object] | None:
     found = []
     for choice in value if type(value) is list else []:
         if isinstance(choice, _Object):
-            index = choice.last("index")
-            is_index = index is None or (isinstance(index, int) and not isinstance(index, bool))
-            if not (is_index or index in ("0", 0.0)) or index is False:
+            if choice.last("index") is not None and _index(choice.last("index")) is None:
                 continue
             delta = choice.last("delta")
             says = isinstance(choice.last("message"), _Object) or _string(choice.last("finish_reason")) is not None
@@ -312,21 +325,21 @@ def _take_calls(pieces: list[_Object], found: Reading, begun_under: dict[int, in
     counts = False
     for piece in pieces:
         function = piece.last("function") or _Object()
-        name, given, index = _string(function.last("name")), _string(piece.last("id")), piece.last("index")
+        name, given, index = _string(function.last("name")), _string(piece.last("id")), _index(piece.last("index"))
         arguments = _arguments(function.last("arguments")) or ""
-        if not isinstance(index, int) or isinstance(index, bool):
-            index = None
         known = ids.get(given) if given else None
         at: int | None
         if name:
             if given:
                 at = known if known is not None and found.calls[known].name == name else None
             else:
-                at = begun_under.get(index) if index is not None else None
+                last = len(found.calls) - 1 if found.calls else None
+                at = last if index is None else begun_under.get(index)
                 if at is not None and (found.calls[at].name != name or _closed(found.calls[at])):
                     at = None
             if at is None:
-                found.calls.append(Call(given if given and given not in ids else None, name, bool(given)))
+                is_told_apart = bool(given) and index is not None
+                found.calls.append(Call(given if given and given not in ids else None, name, is_told_apart))
                 at = len(found.calls) - 1
                 if given and given not in ids:
                     ids[given] = at
@@ -339,7 +352,7 @@ def _take_calls(pieces: list[_Object], found: Reading, begun_under: dict[int, in
             at = len(found.calls) - 1
         else:
             continue
-        if index is not None:
+        if index is not None and (name or arguments):
             begun_under[index] = at
         if arguments:
             found.calls[at].arguments.append(arguments)
@@ -348,8 +361,8 @@ def _take_calls(pieces: list[_Object], found: Reading, begun_under: dict[int, in
 
 
 def _closed(call: Call) -> bool:
-    """Whether the arguments of a call that came without an id are complete, so that the next is another call."""
-    if call.came_with_id:
+    """Whether the arguments of a call are complete, so that the next is another, where only this can tell."""
+    if call.is_told_apart:
         return False
     try:
         parse("".join("{}" if piece == "?" else joined([piece]) for piece in call.arguments).encode())
@@ -414,7 +427,7 @@ def read(body: bytes, limit: int = MIB) -> Reading:
         found.models += value.has("model")
         found.usages += value.has("usage")
         _count(value.last("usage"), found)
-        ours = [choice for choice in choices or [] if choice.last("index") in (None, 0, "0")]
+        ours = [choice for choice in choices or [] if not _index(choice.last("index"))]
         if not ours:
             drop("empty")
             continue

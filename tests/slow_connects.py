@@ -142,7 +142,7 @@ def handed_on(door: Door, proxy: Proxy, way: str) -> float:
     with asking(proxy) as holder:
         first = until(door.knocking)
         with asking(proxy) as waiter:
-            until(lambda: proxy.metric("eidproxy_requests_in_progress", mode="daily", phase="queued") == 1)
+            until(lambda: len(proxy.status()["gate"]["waiting"]) == 1)
             began = time.monotonic()
             departs(way, holder)
             while not (second := door.knocking()) or second & first:

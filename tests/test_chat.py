@@ -110,9 +110,10 @@ def test_a_prompt_may_be_bounded() -> None:
     body = parse(chat()).body
     assert parse(chat(), max_prompt_bytes=len(body)).body == body
     assert parse(chat(metadata={"a": "b" * 1000}), max_prompt_bytes=len(body)).body == body
-    with pytest.raises(Refusal, match="prompt_too_long") as caught:
-        parse(chat(), max_prompt_bytes=len(body) - 1)
-    assert caught.value.status == 413
+    for bound in (len(body) - 1, 1):
+        with pytest.raises(Refusal, match="prompt_too_long") as caught:
+            parse(chat(), max_prompt_bytes=bound)
+        assert caught.value.status == 413
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ import pytest
 
 from eidproxy.config import FIELDS, SettingsError, load, requirement
 from tests.harness import ROOT, Proxy, free_port
-from tests.tools import without
+from tests.tls import Certificate
 from tests.upstream import Router, status, stream
 
 SIGNS = "letters, digits and signs of ASCII, without blanks"
@@ -34,37 +33,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that nobody trusts, with its key in the same file."""
-    folder = tmp_path_factory.mktemp("tls")
-    command: list[str | Path] = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=router",
-    ]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key", "-out", folder / "certificate"]
-    try:
-        subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    except FileNotFoundError:
-        without("no openssl")
-    whole = folder / "whole.pem"
-    whole.write_text((folder / "certificate").read_text() + (folder / "key").read_text())
-    return whole
-
-
 @pytest.fixture
-def secure_router(certificate: Path) -> Iterator[Router]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    with Router(tls=context) as router:
+def secure_router(certificate: Certificate) -> Iterator[Router]:
+    with Router(tls=certificate.server()) as router:
         yield router
         router.reset()  # a peer that refuses the handshake is what is looked for here
 
@@ -100,11 +71,11 @@ def test_https_to_a_plain_port_says_tls() -> None:
     assert "does not speak TLS" in done.stderr
 
 
-def test_an_untrusted_router_is_named_as_such(secure_router: Router, certificate: Path) -> None:
+def test_an_untrusted_router_is_named_as_such(secure_router: Router, certificate: Certificate) -> None:
     done = run(LLM_ROUTER_URL=secure_router.url)
     assert "fail  router: TLS: the certificate is not trusted (self" in done.stderr
     assert "router.ca_file" in done.stderr
-    trusted = run(LLM_ROUTER_URL=secure_router.url, EIDPROXY_ROUTER_CA_FILE=str(certificate))
+    trusted = run(LLM_ROUTER_URL=secure_router.url, EIDPROXY_ROUTER_CA_FILE=str(certificate.certificate))
     assert trusted.returncode == 0, trusted.stderr
     assert "ok    router: answers" in trusted.stdout
     assert "not in HTTP: if it speaks TLS" in run(LLM_ROUTER_URL=secure_router.url.replace("https", "http")).stderr

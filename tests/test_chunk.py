@@ -117,3 +117,14 @@ def test_the_first_text_after_thinking_takes_the_long_way() -> None:
     frames = Frames(HEAD)
     assert frames.rebuild(event({"content": "a"}, model="m"), is_thinking=True) is None
     assert frames.rebuild(event({"reasoning": "a"}, model="m"), is_thinking=True) is not None
+
+
+def test_a_head_is_made_for_each_stream() -> None:
+    head = json.loads(chunk_head("id-2", 1, "deep").removeprefix(b"data: ") + b"]}")
+    assert head == {
+        "id": "chatcmpl-id-2",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "deep",
+        "choices": [],
+    }

@@ -42,7 +42,7 @@ def test_nothing_said_is_an_empty_text() -> None:
 
 def test_reasoning_and_refusal() -> None:
     deltas = (Delta(reasoning_content="a"), Delta(reasoning_content="b", content="c"), Delta(refusal="d"))
-    assert message(*deltas) == {"content": "c", "reasoning_content": "ab", "refusal": "d"}
+    assert message(*deltas, deltas[-1]) == {"content": "c", "reasoning_content": "ab", "refusal": "dd"}
 
 
 def test_calls() -> None:

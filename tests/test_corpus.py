@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -141,6 +142,68 @@ def test_each_event_is_out_as_soon_as_it_is_whole(shared: tuple[Router, Proxy]) 
         got += pieces or ()
         assert got[-1] == b"data: [DONE]\n\n"
         assert told(b"".join(got)).text == EXPECTED["llama-stream"]["text"]
+
+
+FIELD: dict[str, dict[str, Any]] = json.loads((CORPUS / "field" / "expected.json").read_text("utf-8"))
+
+
+def test_each_field_case_is_known() -> None:
+    assert {path.stem for path in CORPUS.glob("field/*.http")} == set(FIELD)
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_what_a_router_sends(shared: tuple[Router, Proxy], name: str) -> None:
+    """Answers as routers were seen to send them: nothing lost, nothing merged, no half answer for a whole one."""
+    router, proxy = shared
+    known = FIELD[name]
+    for streaming in (True, False):
+        router.script = recording(CORPUS / "field" / f"{name}.http")
+        answer = ask(proxy, "POST", CHAT, chat("deep", streaming))
+        assert leaks(whole(answer)) == []
+        if "reason" not in known:
+            message, finish_reason = message_of(answer, streaming)
+            wanted = [known.get(field, "") for field in ("text", "reasoning", "refusal")]
+            assert [message.get(field) or "" for field in ("content", "reasoning_content", "refusal")] == wanted
+            calls = message.get("tool_calls", [])
+            assert [[call["function"]["name"], call["function"]["arguments"]] for call in calls] == known.get(
+                "calls", []
+            )
+            assert len({call["id"] for call in calls}) == len(calls)
+            assert finish_reason == known["finish_reason"]
+        elif streaming and "text" in known:
+            check_error_event(answer, 503, known["reason"])
+            assert answer.told().text == known["text"]
+        else:
+            check_refusal(answer, known.get("status", 503), known["reason"], final=known.get("final", False))
+            assert known.get("retry_after", 5) == int(answer.get("Retry-After") or 5)
+    at_rest(router, proxy)
+
+
+def message_of(answer: Answer, streaming: bool) -> tuple[dict[str, Any], str]:
+    """The message of a whole answer, put together by index where it is a stream, and its finish reason."""
+    if not streaming:
+        (choice,) = answer.json()["choices"]
+        return choice["message"], choice["finish_reason"]
+    *events, done = answer.events()
+    assert done.data == "[DONE]"
+    message: dict[str, Any] = {}
+    for number, event in enumerate(events):
+        (choice,) = event.json()["choices"]
+        assert ("role" in choice["delta"]) is (number == 0)
+        assert (choice["finish_reason"] is None) is (number < len(events) - 1)
+        for field, value in choice["delta"].items():
+            if field != "tool_calls":
+                message[field] = message.get(field, "") + value
+                continue
+            calls = message.setdefault("tool_calls", [])
+            for piece in value:
+                if "id" in piece:
+                    assert piece["index"] == len(calls)
+                    calls.append(piece)
+                else:
+                    calls[piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
+    assert choice["delta"] == {}
+    return message, choice["finish_reason"]
 
 
 REQUESTS = {path.stem: json.loads(path.read_bytes()) for path in sorted(CORPUS.glob("requests/*.json"))}

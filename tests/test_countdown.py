@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import uvloop
 
 from eidproxy.countdown import Countdown, PatientTimer, patience
+from tests.loops import played
 
 SECONDS = 0.02
-
-
-def played(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    """Run a test in a loop of its own, for no longer than five seconds."""
-
-    def run() -> None:
-        async def bounded() -> None:
-            async with asyncio.timeout(5):
-                await test()
-
-        uvloop.run(bounded())
-
-    return run
 
 
 class Ended:

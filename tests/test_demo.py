@@ -20,8 +20,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from eidproxy.commands.people import PEOPLE, answer_to, tokens
+from tests.browser import FLAGS
 from tests.harness import CHAT, ask, chat, free_port, until
-from tests.test_live_view import FLAGS
 from tests.tools import need
 
 PATIENCE_MS = 30_000

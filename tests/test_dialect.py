@@ -60,6 +60,8 @@ TEXTS: dict[str, tuple[Any, tuple[str | None, str | None, str | None]]] = {
     "a part of reasoning as text": ({"content": [{"type": "reasoning", "text": "r"}]}, (None, "r", None)),
     "another part": ({"content": [{"type": "image_url", "text": "canary"}, PART]}, ("a", None, None)),
     "parts that are none": ({"content": [5, None, {"type": "text", "text": 5}, [], PART]}, ("a", None, None)),
+    "words before parts": ({"content": ["", "a", {"text": "b"}]}, ("ab", None, None)),
+    "a refusal beside parts": ({"content": [PART], "refusal": "no"}, ("a", None, "no")),
     "thinking in parts and reasoning": (
         {"content": [{"type": "thinking", "thinking": "t"}], "reasoning": "r"},
         (None, "tr", None),
@@ -97,8 +99,10 @@ CALLS: dict[str, tuple[Any, CameCall | None]] = {
     ),
     "arguments null": (
         {"index": "0", "function": {"name": "f", "arguments": None}},
-        CameCall(None, None, CameFunction("f")),
+        CameCall(0, None, CameFunction("f")),
     ),
+    "an index with a point": ({"index": 1.0}, CameCall(1, None, CameFunction())),
+    "an index in a text": ({"index": "12"}, CameCall(12, None, CameFunction())),
     "strange types": ({"index": [], "id": 5, "function": {"name": 5}}, CameCall(None, None, CameFunction())),
     "no function": ({"index": "x", "id": "a"}, CameCall(None, "a", CameFunction())),
     "a function of a strange type": ({"id": "a", "function": 5}, None),
@@ -117,7 +121,8 @@ CHOICES: dict[str, tuple[Any, int | None, bool]] = {
     "null": ({"index": None, "delta": {}}, 0, True),
     "a float": ({"index": 0.0, "delta": {"content": []}}, 0, True),
     "a word": ({"index": "0", "delta": {}}, 0, True),
-    "another word": ({"index": "1", "delta": {}}, 0, False),
+    "another word": ({"index": "1", "delta": {}}, 1, True),
+    "a word that is no number": ({"index": "x", "delta": {}}, 0, False),
     "a truth": ({"index": True, "delta": {}}, 0, False),
     "bare": ({}, 0, True),
     "bare and odd": ({"finish_reason": 5}, 0, True),
@@ -134,6 +139,13 @@ def test_choices(choice: Any, index: int | None, counts: bool) -> None:
     found = decode_event(json.dumps({"choices": [choice, {"index": 9, "delta": {"content": []}}]}).encode())[0].choices
     assert found is not None
     assert [each.index for each in found] == ([index, 9] if counts else [9])
+
+
+def test_a_choice_that_is_read_loosely_is_read_whole() -> None:
+    choice = {"index": "0", "message": {"content": "a"}, "finish_reason": "length", "error": "boom"}
+    (found,) = decode_event(json.dumps({"choices": [choice]}).encode())[0].choices or []
+    assert found.message is not None
+    assert (found.message.content, found.finish_reason, found.error) == ("a", "length", Raw(b'"boom"'))
 
 
 def test_a_message_in_the_delta_s_place() -> None:

@@ -3,9 +3,11 @@
 So does a document that names a function, a file, a decision or a dependency that is not there.
 """
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -13,7 +15,7 @@ import eidproxy
 from eidproxy.cli import cli
 from eidproxy.config import FIELDS
 from eidproxy.errors import RULES
-from eidproxy.relay.relay import ENDS, Cause, State
+from eidproxy.relay.states import ENDS, Cause, State
 from tests.harness import ROOT, Proxy
 from tests.sources import names_in
 from tests.test_imports import MODULES, PATHS, PURE
@@ -61,6 +63,15 @@ def test_every_metric_is_in_the_reference_and_no_other(router: Router) -> None:
 def test_every_command_is_in_the_readme(text: str) -> None:
     for name in cli.commands:
         assert f"`eidproxy {name}" in text
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_option_of_a_command_is_in_the_readme(name: str) -> None:
+    """But for those that are settings, and `--config`, which stands above the settings."""
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `eidproxy {name}")]
+    settings = {field.flag for field in FIELDS}
+    options = {option for parameter in cli.commands[name].params for option in parameter.opts}
+    assert {option for option in options - settings - {"--config", "--workers"} if option not in row} == set()
 
 
 def test_files_that_are_named_exist() -> None:
@@ -114,6 +125,35 @@ def test_names_of_the_code_exist() -> None:
 )
 def test_control_a_name_that_is_gone_is_found(text: str) -> None:
     assert list(missing_names(text))
+
+
+def unexplained(text: str) -> Iterator[str]:
+    """The numbers of a module that have a name and no word of why: a docstring below, or a comment at their line.
+
+    Numbers one under the other may share what stands below the last.
+    """
+    body, lines = ast.parse(text).body, text.splitlines()
+    for node, after in pairwise([*body, None]):
+        if isinstance(node, ast.Assign) and _is_number(node.value):
+            shared = isinstance(after, ast.Assign) and _is_number(after.value) and after.lineno == node.lineno + 1
+            told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if not (told or shared or "#" in lines[node.lineno - 1]):
+                yield lines[node.lineno - 1]
+
+
+def _is_number(value: ast.expr) -> bool:
+    numbers = [each.value for each in ast.walk(value) if isinstance(each, ast.Constant)]
+    return isinstance(value, ast.Constant | ast.BinOp) and any(type(each) in (int, float) for each in numbers)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_number_with_a_name_says_why(module: str) -> None:
+    assert [*unexplained(PATHS[module].read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize("text", ["_A = 48\n", "_A = 64 * 1024\nb = _A\n", "_A = 1\n\n_B = 2\n'''Why.'''\n"])
+def test_control_a_number_without_a_word_is_found(text: str) -> None:
+    assert [*unexplained(text)] == [text.splitlines()[0]]
 
 
 def test_the_map_names_every_module() -> None:

@@ -368,6 +368,7 @@ def test_a_long_host_is_judged_at_once() -> None:
         ("localhost", "localhost", None),
         ("Router.Internal:4000", "router.internal", 4000),
         ("127.0.0.1:65535", "127.0.0.1", 65535),
+        ("X:1", "x", 1),
         ("[::1]", "::1", None),
         ("[FD00::1]:00080", "fd00::1", 80),
     ],
@@ -379,8 +380,8 @@ def test_host_and_port(text: str, host: str, port: int | None) -> None:
 @pytest.mark.parametrize(
     "text",
     _words("""
-        a: a:0 a:00000 a:65536 a:999999 a:+80 a:-1 a:8_0 a:\u0668\u0660 a:80:80 a:http ::1 fd00::1 [::1 ::1] [::1]:
-        [::1]80 [::1]x:80 x[::1]:80 [::1][::1] [::1]]:80 [127.0.0.1]:80 [router]:80 [] []:80 [v1.x]
+        a: a:0 a:00000 a:000080 a:65536 a:999999 a:+80 a:-1 a:8_0 a:\u0668\u0660 a:80:80 a:http ::1 fd00::1 [::1 ::1]
+        [::1]: [::1]80 [::1]x:80 x[::1]:80 [::1][::1] [::1]]:80 [127.0.0.1]:80 [router]:80 [] []:80 [v1.x]
     """),
 )
 def test_what_versions_of_the_library_read_differently_is_refused(text: str) -> None:

@@ -239,6 +239,22 @@ def test_a_status_and_a_body_give_a_reason(status: int, body: bytes, reason: str
     assert reason_of_status(status, body) == reason
 
 
+@pytest.mark.parametrize(
+    ("status", "reason"), [(299, "upstream_protocol_error"), (300, "egress_blocked"), (399, "egress_blocked")]
+)
+def test_neither_success_nor_error(status: int, reason: str) -> None:
+    assert reason_of_status(status, b"") == reason
+
+
+def test_the_advice_without_a_better_one_is_that_of_the_reason() -> None:
+    assert _headers(Refusal("warming"))["Retry-After"] == "15"
+
+
+def test_a_router_s_advice_of_many_digits() -> None:
+    assert router_retry_seconds(b"123456789") == 123456789
+    assert router_retry_seconds(b"1234567890") == 60
+
+
 EVENTS = {
     "object": (b'{"error":{"type":"warming"}}', "warming"),
     "string": (b'{"error":"boom"}', "upstream_error"),

@@ -272,7 +272,7 @@ class Ours:
         self.just_granted: int | None = None
         self.queue = AdmissionQueue(1, 100_000, 60.0)
         self.metrics = Metrics("test")
-        self.gate = LocalGate(self.queue, self.metrics)
+        self.gate = LocalGate(self.queue, self.metrics, 300.0, 305.0)
         self._jobs: dict[int, int] = {}
 
     @asynccontextmanager
@@ -391,7 +391,8 @@ def test_the_naive_gate_is_stuck_within_1000_operations(seed: int) -> None:
 
 def _gate(metrics: Metrics | None = None, **settings: float) -> tuple[LocalGate, Metrics]:
     metrics = metrics or Metrics("test")
-    return LocalGate(AdmissionQueue(1, 2), metrics, **settings), metrics
+    clocks = {"wait_timeout_seconds": 300.0, "max_hold_seconds": 305.0, **settings}
+    return LocalGate(AdmissionQueue(1, 2, 60.0), metrics, **clocks), metrics
 
 
 async def _turns(count: int = 3) -> None:

@@ -125,8 +125,23 @@ def test_a_host_is_taken_as_it_stands(value: bytes, host: str) -> None:
     assert head(host=b"Host: " + value).host == host
 
 
+def test_values_keep_their_letters_and_a_chunked_body_has_no_length() -> None:
+    found = head(b"X-Name: XaX", b"Transfer-Encoding: chunked", line=b"POST /x HTTP/1.1")
+    assert found.headers[b"x-name"] == b"XaX"
+    assert (found.content_length, found.chunked) == (0, True)
+
+
+def test_a_host_is_percent_encoded_or_refused() -> None:
+    with pytest.raises(Refusal, match="invalid_request"):
+        head(host=b"Host: a%zz")
+
+
+def test_a_length_of_18_digits_is_a_number() -> None:
+    assert head(b"Content-Length: 0" + b"9" * 18).content_length == 10**18 - 1
+
+
 def test_a_head_over_the_limit_is_refused_whole_too() -> None:
-    with pytest.raises(Refusal, match="headers_too_large"):
+    with pytest.raises(Refusal, match=r"\Aheaders_too_large\Z"):
         head(b"X: " + b"a" * MAX_HEAD_BYTES)
 
 
@@ -344,6 +359,32 @@ def test_a_body_may_be_as_large_as_the_limit() -> None:
             assert chunked.complete
             assert not chunked.surplus
             assert bytes(chunked.body) == b"0123456789"
+
+
+@pytest.mark.parametrize("reads", [(b"6\r\n012345\r\n6\r\n012345\r\n",), (b"6\r\n012345\r\n",) * 2])
+def test_chunks_are_over_the_limit_together(reads: tuple[bytes, ...]) -> None:
+    chunked = ChunkedBody(10)
+    for piece in reads[:-1]:
+        chunked.feed(piece)
+    with pytest.raises(Refusal, match="body_too_large"):
+        chunked.feed(reads[-1])
+
+
+def test_a_size_line_is_cut_behind_a_large_chunk() -> None:
+    chunked = ChunkedBody(10_000)
+    assert (chunked.complete, chunked.surplus) == (False, False)
+    chunked.feed(b"1388\r\n" + b"x" * 5000 + b"\r\n5")
+    chunked.feed(b"\r\nhello\r\n0\r\n\r\n")
+    assert chunked.complete
+    assert len(chunked.body) == 5005
+
+
+@pytest.mark.parametrize("data", [b"5\r\nhello\rx", b"5;" + b"a" * 272])
+def test_a_hopeless_chunk_is_refused_at_its_last_byte(data: bytes) -> None:
+    chunked = ChunkedBody(10)
+    chunked.feed(data[:-1])
+    with pytest.raises(Refusal, match="invalid_request"):
+        chunked.feed(data[-1:])
 
 
 def test_a_size_over_the_limit_is_refused_before_its_data() -> None:

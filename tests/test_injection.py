@@ -24,12 +24,12 @@ from eidproxy.config import load
 from eidproxy.gate import admission, local
 from eidproxy.inbound import connection
 from eidproxy.inbound.connection import Connection
-from eidproxy.relay import chunk, completion, progress, relay, sanitize, sse, stream
+from eidproxy.relay import answer, chunk, completion, progress, relay, sanitize, splice, sse, stream
 from eidproxy.router import upstream, wire
 from tests.harness import CHAT, chat, request_bytes
 from tests.tools import size as amount
 from tests.upstream import Router, Stall, status
-from tests.upstream import stream as answer
+from tests.upstream import stream as stream_script
 
 PATH: list[type] = [
     *(admission.AdmissionQueue, endpoints.Endpoints, local.LocalGate, local.LocalPass, gate.MeanHold, logs.Log),
@@ -42,7 +42,15 @@ PATH: list[type] = [
         connection.Connection,
     ),
     *(connection.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
-    *(metrics.Count, metrics.Distribution, stream.Stream, relay.Splice, chunk.Frames, progress.Progress),
+    *(
+        metrics.Count,
+        metrics.Distribution,
+        stream.Stream,
+        splice.Splice,
+        answer.Answer,
+        chunk.Frames,
+        progress.Progress,
+    ),
 ]
 
 GIVING_BACK = {
@@ -193,7 +201,7 @@ async def whole_answer(stage: Stage) -> None:
 
 async def leaver(stage: Stage) -> None:
     """One that leaves mid-stream with one behind it."""
-    stage.router.enqueue([*answer()[:3], Stall()])
+    stage.router.enqueue([*stream_script()[:3], Stall()])
     await asyncio.gather(stage.caller(chat(), {}, 100), stage.caller(chat(), {}))
 
 
@@ -201,13 +209,13 @@ async def router_fault(stage: Stage) -> None:
     """A status, and an error in the stream."""
     stage.router.enqueue(status(503, {"error_reason": "warming"}))
     await stage.caller(chat(), {})
-    stage.router.enqueue(answer(finish=None))
+    stage.router.enqueue(stream_script(finish=None))
     await stage.caller(chat(), {})
 
 
 async def out_of_time(stage: Stage) -> None:
     """A router that is silent until the deadline."""
-    stage.router.enqueue([*answer()[:2], Stall()])
+    stage.router.enqueue([*stream_script()[:2], Stall()])
     await stage.caller(chat(), {})
 
 

@@ -17,26 +17,16 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 from msgspec import Struct, structs
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
 
 from eidproxy import status as answer_types
 from eidproxy.site import live_view
 from eidproxy.status import ROWS, Status
 from tests import tools
+from tests.browser import chromium
 from tests.harness import CANARIES, CHAT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
-from tests.tools import need
 from tests.upstream import Received, Router, Script, Step, status, stream
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
 SIZES = {"desktop": (1280, 800), "phone": (390, 844), "small": (320, 568)}
 PATIENCE_MS = 10_000
@@ -163,15 +153,11 @@ def optional_fields() -> set[str]:
     return left_out | {"foreground", "background", "daily", "deep"}
 
 
-# Not for the whole session: while Playwright runs, no test could use asyncio.run.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
-    (program,) = need("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+    """One for this file."""
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

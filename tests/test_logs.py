@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from eidproxy.logs import ConsoleRenderer, Event, LineWriter, Log, Refusals, RequestLine, silence_libraries
+from eidproxy.logs import ConsoleRenderer, Event, LineWriter, Log, Refusals, silence_libraries
+from eidproxy.record import RequestRecord
+from eidproxy.vocabulary import Priority, Surface
 from tests.harness import ANSWER_CANARY, CHAT, PROMPT_CANARY, Proxy, ask, chat, until
 from tests.upstream import Router
 
@@ -62,7 +64,7 @@ def test_a_fault_is_a_class_and_places(capfd: pytest.CaptureFixture[str]) -> Non
     try:
         fails(PROMPT_CANARY)
     except ValueError as error:
-        Log(fmt="json").fault("relay", error)
+        Log("info", "json").fault("relay", error)
     (line,) = lines(capfd)
     assert (line["event"], line["error"], line["where"]) == ("fault", "ValueError", "relay")
     assert line["frames"][-1].startswith("test_logs.py:")
@@ -102,28 +104,33 @@ def test_what_is_no_file_in_its_place_is_not_followed(tmp_path: Path) -> None:
     assert rotated.read_text() == "one\n"
 
 
-def request(reason: str, outcome: str) -> RequestLine:
-    return RequestLine(reason, "id-1", "proxy", "daily", outcome, 200, 1.5, chunks=2)
+def request(reason: str | None, **facts: Any) -> RequestRecord:
+    known = {"request_id": "id-1", "surface": Surface.PROXY, "mode": "daily", "status": 200, "seconds": 0.0015}
+    return RequestRecord(reason=reason, **{**known, **facts})
+
+
+def refused(name: str) -> RequestRecord:
+    return request("not_found", request_id=name, mode="none", status=404, seconds=0.0004)
 
 
 def test_levels_of_requests(capfd: pytest.CaptureFixture[str]) -> None:
-    log = Log(fmt="json")
-    log.request(request("none", "ok"))
-    log.request(request("client_gone", "client_gone"))
-    log.request(request("upstream_truncated", "error"))
-    log.request(request("router_rejected", "error"))
+    log = Log("info", "json")
+    log.request(request(None, chunks=2))
+    log.request(request("client_gone"))
+    log.request(request("upstream_truncated"))
+    log.request(request("router_rejected"))
     log.state(Event.STARTED, port=1)
     written = lines(capfd)
     assert [line["level"] for line in written] == ["info", "info", "warning", "error", "info"]
     assert "trace_id" not in written[0]
-    Log("warning", "json").request(request("none", "ok"))
+    Log("warning", "json").request(request(None, chunks=2))
     assert lines(capfd) == []
 
 
 def test_json_begins_with_the_moment(capfd: pytest.CaptureFixture[str]) -> None:
     """A line that is cut off still says when, how bad and what; `trace_id` stands there only when there is one."""
-    log = Log(fmt="json")
-    log.request(request("none", "ok"))
+    log = Log("info", "json")
+    log.request(request(None, chunks=2))
     log.state(Event.STARTED, port=1)
     for line in lines(capfd):
         assert list(line)[:3] == ["timestamp", "level", "event"]
@@ -135,44 +142,53 @@ OWN_ID = "2fb5fcda9e8d7c6b5a493827"
 
 
 @pytest.mark.parametrize(
-    ("line", "shown"),
+    ("record", "shown"),
     [
         (
-            RequestLine(
-                *("none", OWN_ID, "proxy", "daily", "ok", 200, 5100.0, "foreground"),
-                gate_wait_ms=3900.0,
-                ttft_ms=100.0,
+            request(
+                None,
+                request_id=OWN_ID,
+                seconds=5.1,
+                priority=Priority.FOREGROUND,
+                gate_wait=3.9,
+                first_event=0.1,
                 chunks=50,
                 bytes=9000,
             ),
             "ok daily fg 200 wait 3.9s ttft 0.1s total 5.1s 50 chunks 2fb5fcda",
         ),
         (
-            RequestLine(
-                *("warming", "mine", "chat", "deep", "error", 503, 20.0, "background"),
-                gate_wait_ms=0.0,
+            request(
+                "gate_queue_full",
+                request_id="mine",
+                surface=Surface.CHAT,
+                mode="deep",
+                status=503,
+                seconds=0.02,
+                priority=Priority.BACKGROUND,
+                gate_wait=0.0,
                 chunks=0,
                 trace_id="ab" * 16,
             ),
-            f"warming chat deep bg 503 wait 0.0s total 0.0s mine trace {'ab' * 16}",
+            f"gate_queue_full chat deep bg 503 wait 0.0s total 0.0s mine trace {'ab' * 16}",
         ),
-        (RequestLine("not_found", OWN_ID, "proxy", "none", "error", 404, 0.4), "not_found 404 total 0.0s 2fb5fcda"),
+        (refused(OWN_ID), "not_found 404 total 0.0s 2fb5fcda"),
         (
-            RequestLine("client_gone", OWN_ID, "proxy", "deep", "client_gone", 499, 900.0),
+            request("client_gone", request_id=OWN_ID, mode="deep", status=499, seconds=0.9),
             "client_gone deep 499 total 0.9s 2fb5fcda",
         ),
     ],
     ids=["ok", "error", "no mode", "left"],
 )
-def test_a_terminal_gets_one_short_line(line: RequestLine, shown: str, capfd: pytest.CaptureFixture[str]) -> None:
-    Log(fmt="console").request(line)
+def test_a_terminal_gets_one_short_line(record: RequestRecord, shown: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Log("info", "console").request(record)
     (told,) = capfd.readouterr().err.splitlines()
     assert re.fullmatch(r"\d\d:\d\d:\d\d", told[:8])
     assert told[9:] == shown
 
 
 def test_states_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    log = Log(fmt="console")
+    log = Log("info", "console")
     log.state(Event.STARTED, version="1.0", port=8790)
     log.state(Event.DRAINING, running=1, at_most_seconds=60.0)
     log.state(Event.DRAINING, running=0, at_most_seconds=60.0)
@@ -202,14 +218,14 @@ def test_a_colour_says_how_bad(level: str, style: str) -> None:
 def test_refusals_have_a_line_a_second(capfd: pytest.CaptureFixture[str]) -> None:
     """On a clock of the test's own: what was left out is told, and nothing twice."""
     due: list[Callable[[], None]] = []
-    refusals = Refusals(Log(fmt="json"), lambda seconds, call: due.append(call))
+    refusals = Refusals(Log("info", "json"), lambda seconds, call: due.append(call))
 
     def told() -> list[tuple[str, int]]:
         return [(line["request_id"], line.get("left_out", 0)) for line in lines(capfd)]
 
     def refuse(*names: str) -> None:
         for name in names:
-            refusals.add(RequestLine("not_found", name, "proxy", "none", "error", 404, 0.1))
+            refusals.add(refused(name))
 
     few = [f"few {number}" for number in range(8)]
     refuse(*few, "a", "b", "c")

@@ -124,13 +124,14 @@ def test_a_long_event_is_mended_without_marks() -> None:
     assert text.endswith("a\ufffd")
 
 
-def test_many_edges_are_bounded() -> None:
+@pytest.mark.parametrize("broken", [b"\xff", rb"\ud83d"])
+def test_many_edges_are_bounded(broken: bytes) -> None:
     """Each mark costs a call of Python: the rest of an event that is full of them is mended in C."""
-    data, marked = repair(b"[" + b",".join([b'"\xff"'] * 1000) + b"]") or (b"", False)
+    data, marked = repair(b"[" + b",".join([b'"' + broken + b'"'] * 1000) + b"]") or (b"", False)
     assert marked
     texts = [unmark(text) for text in json.loads(data)]
     assert texts == ["\ufffd"] * 1000
-    marks = [text for text in json.loads(data) if "\ufdd0" <= text[0] <= "\ufddf"]
+    marks = [text for text in json.loads(data) if "\ufdd0" <= text[0] <= "\ufdef"]
     assert 0 < len(marks) <= 64
 
 

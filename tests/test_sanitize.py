@@ -126,6 +126,37 @@ def test_the_beginning_of_a_character_is_a_first_event() -> None:
     assert passes(b'{"id":1,"choices":[{"delta":{"content":"\x8b\x9c."}}]}', sanitizer) == {"content": "시."}
 
 
+@pytest.mark.parametrize(
+    ("field", "passed"),
+    [
+        ("content", "content"),
+        ("refusal", "refusal"),
+        ("reasoning", "reasoning_content"),
+        ("reasoning_content", "reasoning_content"),
+    ],
+)
+def test_a_character_in_two_events_is_one_in_every_text(field: str, passed: str) -> None:
+    spelled = b'{"id":1,"choices":[{"delta":{"%b":"%b"}}]}'
+    sanitizer = Sanitizer("r")
+    sanitizer.read(spelled % (field.encode(), b"\xec"))
+    assert sanitizer.begun
+    assert passes(spelled % (field.encode(), b"\x8b\x9c.\xec"), sanitizer) == {passed: "시."}
+    assert msgspec.to_builtins(sanitizer.close()) == {passed: "\ufffd"}
+
+
+def test_a_call_without_an_id_is_named_after_the_request() -> None:
+    passed = passes(event({"tool_calls": [{"function": {"name": "f"}}]})) or {}
+    assert passed["tool_calls"][0]["id"] == "call_r_0"
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_an_error_in_the_choice_names_no_reason(begins: bool) -> None:
+    """Whatever word stands beside it."""
+    sanitizer = begun() if begins else Sanitizer("r")
+    sanitizer.read(event({}, finish_reason="error", error_reason="warming"))
+    assert sanitizer.failure == "upstream_error"
+
+
 def test_thinking_is_told_from_speaking() -> None:
     sanitizer = Sanitizer("r")
     sanitizer.read(event({"reasoning": "a"}))

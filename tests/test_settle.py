@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import selectors
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
@@ -21,6 +18,7 @@ from eidproxy.gate.local import LocalGate, LocalPass
 from eidproxy.metrics import Metrics
 from eidproxy.relay.settle import Settlement, Settlements
 from eidproxy.vocabulary import AfterLeave, Priority, SettleEnd
+from tests.loops import played_virtually
 from tests.tools import size
 
 F = Priority.FOREGROUND
@@ -28,52 +26,12 @@ DEADLINE = 300.0
 SETTLE = 20.0
 
 
-class _Skipping(selectors.DefaultSelector):
-    """Does not wait: the clock jumps to where the wait would have ended."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "nothing is due, and something is awaited"
-        self.now += timeout
-        return super().select(0)
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop whose seconds take no time."""
-
-    def __init__(self) -> None:
-        self._skipping = _Skipping()
-        super().__init__(self._skipping)
-
-    def time(self) -> float:
-        return self._skipping.now
-
-
-def played(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    """A test in a virtual loop, where no exception may be left over."""
-
-    def run() -> None:
-        faults: list[dict[str, Any]] = []
-
-        async def watched() -> None:
-            asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-            await test()
-
-        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-            runner.run(watched())
-        assert not faults
-
-    run.__name__ = test.__name__
-    return run
-
-
 class House:
     """A gate with what is kept at it."""
 
     def __init__(self, after_leave: AfterLeave, settle_seconds: float = SETTLE, capacity: int = 1) -> None:
         self.metrics = Metrics("test")
-        self.gate = LocalGate(AdmissionQueue(capacity, 100), self.metrics, 1e6, DEADLINE + 5)
+        self.gate = LocalGate(AdmissionQueue(capacity, 100, 60.0), self.metrics, 1e6, DEADLINE + 5)
         self.settlements = Settlements(self.gate, self.metrics, after_leave, settle_seconds)
         self.loop = asyncio.get_running_loop()
         self.closed: list[float] = []
@@ -107,7 +65,7 @@ async def turn_of(claim: Pass) -> float:
     return asyncio.get_running_loop().time()
 
 
-@played
+@played_virtually
 async def test_release_keeps_nothing() -> None:
     house = House(AfterLeave.RELEASE)
     holder, waiter = house.gate.request(F), house.gate.request(F)
@@ -117,7 +75,7 @@ async def test_release_keeps_nothing() -> None:
     assert house.ends() == {}
 
 
-@played
+@played_virtually
 async def test_settle_closes_at_once_and_keeps_the_slot() -> None:
     house = House(AfterLeave.SETTLE)
     holder, waiter = house.gate.request(F), house.gate.request(F)
@@ -134,7 +92,7 @@ async def test_settle_closes_at_once_and_keeps_the_slot() -> None:
     assert (house.ends(), house.metrics.gate_settle[SettleEnd.ELAPSED].sum) == ({"elapsed": 1}, 20.0)
 
 
-@played
+@played_virtually
 async def test_first_event_keeps_the_router_until_it_speaks() -> None:
     house = House(AfterLeave.FIRST_EVENT)
     holder, waiter = house.gate.request(F), house.gate.request(F)
@@ -151,7 +109,7 @@ async def test_first_event_keeps_the_router_until_it_speaks() -> None:
     assert house.ends() == {"first_event": 1}
 
 
-@played
+@played_virtually
 async def test_first_event_waits_no_longer_than_it_may() -> None:
     house = House(AfterLeave.FIRST_EVENT)
     holder, waiter = house.gate.request(F), house.gate.request(F)
@@ -163,7 +121,7 @@ async def test_first_event_waits_no_longer_than_it_may() -> None:
 
 @pytest.mark.parametrize("after_leave", [AfterLeave.SETTLE, AfterLeave.FIRST_EVENT])
 def test_the_wall_clock_bounds_it_and_the_watchdog_has_nothing_to_do(after_leave: AfterLeave) -> None:
-    @played
+    @played_virtually
     async def test() -> None:
         house = House(after_leave, settle_seconds=1000.0)
         holder, waiter = house.gate.request(F), house.gate.request(F)
@@ -182,7 +140,7 @@ def test_the_wall_clock_bounds_it_and_the_watchdog_has_nothing_to_do(after_leave
 
 @pytest.mark.parametrize("after_leave", [AfterLeave.SETTLE, AfterLeave.FIRST_EVENT])
 def test_a_drain_releases_at_once(after_leave: AfterLeave) -> None:
-    @played
+    @played_virtually
     async def test() -> None:
         house = House(after_leave, capacity=2)
         one, two = house.gate.request(F), house.gate.request(F)
@@ -198,7 +156,7 @@ def test_a_drain_releases_at_once(after_leave: AfterLeave) -> None:
     test()
 
 
-@played
+@played_virtually
 async def test_the_next_waiter_leaves_meanwhile() -> None:
     house = House(AfterLeave.SETTLE)
     holder, next_waiter, last = (house.gate.request(F) for _ in range(3))
@@ -213,11 +171,11 @@ async def test_the_next_waiter_leaves_meanwhile() -> None:
     assert house.gate.statistics().in_use == 0
 
 
-@played
+@played_virtually
 async def test_a_slot_that_is_taken_away_ends_it() -> None:
     """A lease that ran out while it settled: the router must not be kept by nobody."""
     house = House(AfterLeave.FIRST_EVENT, settle_seconds=1000.0)
-    house.gate = LocalGate(AdmissionQueue(1, 100), house.metrics, 300.0, max_hold_seconds=8.0)
+    house.gate = LocalGate(AdmissionQueue(1, 100, 60.0), house.metrics, 300.0, max_hold_seconds=8.0)
     house.settlements.gate = house.gate
     holder, waiter = house.gate.request(F), house.gate.request(F)
     house.departed(holder)
@@ -228,7 +186,7 @@ async def test_a_slot_that_is_taken_away_ends_it() -> None:
     assert house.gate.statistics().in_use == 0
 
 
-@played
+@played_virtually
 async def test_deep_has_no_slot_so_only_its_router_is_kept() -> None:
     house = House(AfterLeave.FIRST_EVENT)
     assert house.departed(None) is not None
@@ -240,7 +198,7 @@ async def test_deep_has_no_slot_so_only_its_router_is_kept() -> None:
     assert house.departed(None) is None
 
 
-@played
+@played_virtually
 async def test_a_connection_that_cannot_be_closed_keeps_no_slot() -> None:
     def close() -> None:
         raise OSError
@@ -322,7 +280,7 @@ def test_departures(after_leave: AfterLeave, seed: int) -> None:
     """No request is at the machine beside an abandoned one; nothing is left behind; the watchdog is never needed."""
     callers = size(2_000, 10_000)
 
-    @played
+    @played_virtually
     async def test() -> None:
         machine, house = await _storm(after_leave, seed, callers)
         statistics = house.gate.statistics()

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from eidproxy.config import GateSettings, SettingsError, gate_address, load
+from eidproxy.config import GateSettings, SettingsError, load
 from eidproxy.egress import EgressPolicy
 from eidproxy.errors import Refusal
 from eidproxy.gate import Gate, Pass
+from eidproxy.gate.address import gate_address
 from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.gate.local import LocalGate
 from eidproxy.metrics import Metrics
@@ -35,17 +36,32 @@ from tests.upstream import Router
 if os.environ.get("CI") != "true":
     pytest.importorskip("redis")
 
+from eidproxy.gate import shared
 from eidproxy.gate.link import GuardedConnection, Link
 from eidproxy.gate.shared import RedisGate, build_link
 
 LEASE = 1.0
+PATIENT = 20.0
+"""The lease where none may be lost, however busy the machine is."""
 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    """One for all: nothing here does it harm."""
+    """One for all: nothing here does it harm. It is new no more, or its first users would wait for their lease."""
     with Store() as started:
+
+        async def begin() -> None:
+            async with gates("redis", started):
+                pass
+
+        asyncio.run(begin())
         yield started
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that is not about a slow store: no call gives up on a busy machine."""
+    monkeypatch.setattr(shared, "CALL_SECONDS", PATIENT / 4)
 
 
 # --- One suite for both gates, in one loop -----------------------------------------------------------------------
@@ -57,6 +73,7 @@ Settings = dict[str, float]
 async def gates(kind: str, store: Store, count: int = 1, **settings: Any) -> AsyncIterator[list[Gate]]:
     """Gates that share their slots: one in the process, or some over a store. Their grace is over."""
     given: dict[str, Any] = {"capacity": 1, "max_waiting": 64, "aging_seconds": 60.0, **settings}
+    lease = given.pop("lease_seconds", LEASE)
     wait_timeout = given.pop("wait_timeout_seconds", 300.0)
     max_hold = given.pop("max_hold_seconds", 300.0)
     if kind == "local":
@@ -67,11 +84,11 @@ async def gates(kind: str, store: Store, count: int = 1, **settings: Any) -> Asy
         return
     shared = [
         RedisGate(
-            build_link(GateSettings(url=store.url, lease_seconds=LEASE, **given)),
+            build_link(GateSettings(url=store.url, lease_seconds=lease, **given)),
             Metrics("test"),
             capacity=given["capacity"],
             max_waiting=given["max_waiting"],
-            lease_seconds=LEASE,
+            lease_seconds=lease,
             wait_timeout_seconds=wait_timeout,
             max_hold_seconds=max_hold,
         )
@@ -311,14 +328,14 @@ async def test_a_slot_that_settles_and_is_taken_away(kind: str, store: Store) ->
 
 @pytest.mark.parametrize("capacity", [1, 3])
 @both
-def test_storm(kind: str, capacity: int, store: Store, seed: int) -> None:
+def test_storm(kind: str, capacity: int, store: Store, seed: int, patient: None) -> None:
     """Callers that leave at any moment: never more than there are slots, nothing left behind, nobody forgotten."""
     choose = random.Random(seed)
     held: set[int] = set()
-    most = served = 0
+    most = stayed = served = 0
 
     async def caller(gate: Gate, number: int) -> None:
-        nonlocal most, served
+        nonlocal most, stayed, served
         await asyncio.sleep(choose.random())
         claim = gate.request(choose.choice(list(Priority)))
         claim.lost = lambda _reason: held.discard(number)
@@ -327,20 +344,16 @@ def test_storm(kind: str, capacity: int, store: Store, seed: int) -> None:
             async with asyncio.timeout(give_up):
                 await claim.granted()
                 held.add(number)
-                most, served = max(most, len(held)), served + 1
+                most, served, stayed = max(most, len(held)), served + 1, stayed + (give_up is None)
                 await asyncio.sleep(choose.choice([0, 0, 0.001, 0.003]))
         except TimeoutError:
             pass
-        except Refusal as refusal:
-            # On a busy machine an answer of the store may take longer than a call waits for it; that fails closed.
-            if (kind, refusal.reason) != ("redis", "gate_unavailable"):
-                raise
         held.discard(number)
         gate.leave(claim)
 
     async def storm() -> None:
-        async with gates(kind, store, 3, capacity=capacity, max_waiting=1000) as shared:
-            async with asyncio.timeout(60):
+        async with gates(kind, store, 3, capacity=capacity, max_waiting=1000, lease_seconds=PATIENT) as shared:
+            async with asyncio.timeout(120):
                 await asyncio.gather(*(caller(choose.choice(shared), number) for number in range(600)))
                 last = [shared[0].request(Priority.BACKGROUND) for _ in range(capacity)]
                 for claim in last:
@@ -349,24 +362,24 @@ def test_storm(kind: str, capacity: int, store: Store, seed: int) -> None:
 
     asyncio.run(storm())
     assert 1 <= most <= capacity
-    assert served > 200
+    # Whoever does not give up is served, and some of the others are.
+    assert 180 < stayed < served
 
 
 # --- The library against the discipline it repeats ---------------------------------------------------------------
 
 
-@pytest.mark.alone
-def test_the_library_decides_as_admission_does(store: Store, seed: int) -> None:
+def test_the_library_decides_as_admission_does(store: Store, seed: int, patient: None) -> None:
     """The same operations on both: the same grants, refusals, displacements and places."""
     choose = random.Random(seed)
     store.command("SELECT", "0")
     with recorded(store) as record:
         asyncio.run(_compared(choose, store))
-    assert replayed(record.taken(), capacity=2, lease=LEASE, aging=0) == []
+    assert replayed(record.taken(), capacity=2, lease=PATIENT, aging=0) == []
 
 
 async def _compared(choose: random.Random, store: Store) -> None:
-    async with gates("redis", store, 3, capacity=2, max_waiting=5, aging_seconds=0.0) as shared:
+    async with gates("redis", store, 3, capacity=2, max_waiting=5, aging_seconds=0.0, lease_seconds=PATIENT) as shared:
         queue = AdmissionQueue(2, 5, 0)
         pairs: list[tuple[Ticket, Any, Any]] = []
         for _ in range(amount(400, 20_000)):

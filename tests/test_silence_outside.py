@@ -55,7 +55,7 @@ def proxied(router: Router, **settings: object) -> Proxy:
 
 def posted(proxy: Proxy, model: str = "daily", headers: dict[str, str] | None = None, **fields: Any) -> RawClient:
     """A request that was sent, its answer unread."""
-    client = RawClient(proxy, timeout=30)
+    client = RawClient(proxy, timeout=120)
     client.send(request_bytes("POST", CHAT, chat(model, **fields), headers or {}))
     return client
 
@@ -166,7 +166,7 @@ def test_a_prefill_that_counts_itself_up_is_not_cut(router: Router) -> None:
 def test_six_callers_of_a_router_that_hangs(router: Router, wedge_after: int, pings: bool) -> None:
     """Two wait, the others are told at once; whoever comes later costs the router nothing. The control is no guard."""
     router.script = (lambda _: comments(itertools.repeat("ping"), FIRST / 10)) if pings else SILENT
-    with proxied(router, ROUTER_WEDGE_AFTER=wedge_after) as proxy:
+    with proxied(router, ROUTER_WEDGE_AFTER=wedge_after, STREAM_DEADLINE_SECONDS=120) as proxy:
         clients = [
             posted(proxy, headers={"X-Eid-Priority": "background" if number % 2 else "foreground"})
             for number in range(6)

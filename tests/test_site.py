@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import posixpath
 import re
@@ -13,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -23,8 +24,8 @@ from eidproxy.gate import GateStatistics
 from eidproxy.site import CHAT_POLICY, StaticFile, chat_routes, inlined, load_pages
 from eidproxy.tokens import Tokens
 from eidproxy.vocabulary import Priority
+from tests.browser import chromium
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes, until
-from tests.tools import need
 from tests.upstream import Router, stream
 
 SECRET = "s" * 48
@@ -150,6 +151,7 @@ def test_each_file_has_its_type_and_the_headers(served: Proxy, name: str, method
     assert headers.pop("x-request-id")
     assert headers.pop("date")
     assert headers.pop("etag")
+    assert headers.pop("vary", None) == (None if name.endswith(".png") else "accept-encoding")
     assert headers.pop("service-worker-allowed", None) == ("/chat" if name == "sw.js" else None)
     assert headers == {
         "content-type": TYPES[name],
@@ -160,6 +162,23 @@ def test_each_file_has_its_type_and_the_headers(served: Proxy, name: str, method
         "cache-control": "no-cache",
     }
     assert bool(answer.body) is (method == "GET")
+
+
+def test_files_are_packed_for_who_takes_it(served: Proxy) -> None:
+    for path in ("/chat", "/chat/chat.js", "/chat/icon.svg", "/chat/sw.js"):
+        plain = ask(served, "GET", path)
+        assert plain.get("content-encoding") is None
+        for offer in ("gzip", "br, GZIP;q=0.5, *", "identity,gzip ; q=1"):
+            packed = ask(served, "GET", path, headers={"Accept-Encoding": offer})
+            assert (packed.get("content-encoding"), packed.get("etag")) == ("gzip", f"W/{plain.get('etag')}")
+            assert gzip.decompress(packed.body) == plain.body
+            assert len(packed.body) < len(plain.body)
+        for offer in ("", "br", "gzip;q=0", "gzip; q=0.00", "x-gzip", "gzipped"):
+            assert ask(served, "GET", path, headers={"Accept-Encoding": offer}).body == plain.body
+        tag = packed.get("etag") or ""
+        assert ask(served, "GET", path, headers={"Accept-Encoding": "gzip", "If-None-Match": tag}).status == 304
+    picture = ask(served, "GET", "/chat/icon-192.png", headers={"Accept-Encoding": "gzip"})
+    assert (picture.get("content-encoding"), picture.body[:4]) == (None, b"\x89PNG")
 
 
 def test_what_is_no_file_is_not_kept(served: Proxy) -> None:
@@ -360,12 +379,8 @@ def test_what_serves_machines_stays_json(served: Proxy) -> None:
 
 def test_the_page_can_be_read_without_a_network(router: Router, tmp_path: Path) -> None:
     """The service worker keeps the page's files, and neither questions, answers, settings nor the queue."""
-    (program,) = need("chromium")
     faults: list[str] = []
-    with with_chat(router, tmp_path) as proxy, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--headless", "--no-sandbox", "--disable-gpu"]
-        )
+    with with_chat(router, tmp_path) as proxy, chromium() as browser:
         context = browser.new_context(locale="ko-KR")
         context.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page = context.new_page()
@@ -390,7 +405,6 @@ def test_the_page_can_be_read_without_a_network(router: Router, tmp_path: Path) 
         expect(page.locator("#compose")).to_be_visible()
         page.goto(f"{proxy.url}/chat")
         expect(page.locator("#compose")).to_be_visible()
-        browser.close()
     assert "/chat" in failed, "the network is asked first"
     assert set(failed).isdisjoint(set(kept) - {"/chat"})
     assert "/chat" in kept

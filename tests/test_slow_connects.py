@@ -31,7 +31,6 @@ def play(seed: int, count: int, *options: str) -> dict[str, Any]:
     return figures
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_crowd_that_leaves_slow_connects(seed: int) -> None:
     count = amount(300, 2000)

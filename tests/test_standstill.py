@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.callers import at_rest, check_refusal
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, impatient, request_bytes, told, until
-from tests.tools import need
+from tests.tls import Certificate
 from tests.upstream import Drained, Pause, Router, Stall, stream
 
 STREAMS = 200
@@ -121,9 +118,9 @@ def test_a_request_that_arrived_meanwhile_is_served(router: Router) -> None:
         assert finish(late).status == 408
 
 
-def test_a_connect_that_was_accepted_meanwhile_counts(certificate: tuple[Path, Path]) -> None:
+def test_a_connect_that_was_accepted_meanwhile_counts(certificate: Certificate) -> None:
     """TLS takes the router's answer, which lies in the buffer when the clock of the connect is due."""
-    with tls_router(certificate) as router:
+    with Router(tls=certificate.server()) as router:
         router.script = stream()
         settings = {"EIDPROXY_ROUTER_CONNECT_TIMEOUT_SECONDS": 0.8}
         with trusting(certificate, router, planted=LONG_TURN, **settings) as proxy, ExitStack() as closing:
@@ -140,38 +137,19 @@ def test_a_connect_that_was_accepted_meanwhile_counts(certificate: tuple[Path, P
 # --- The write clock ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    [openssl] = need("openssl")
-    place = tmp_path_factory.mktemp("tls")
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    files = ["-keyout", str(place / "key"), "-out", str(place / "cert")]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-    return place / "cert", place / "key"
-
-
-def tls_router(certificate: tuple[Path, Path]) -> Router:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-    return Router(tls=context)
-
-
-def trusting(certificate: tuple[Path, Path], router: Router, **settings: Any) -> Proxy:
-    return Proxy(router, EIDPROXY_ROUTER_CA_FILE=certificate[0], **settings)
+def trusting(certificate: Certificate, router: Router, **settings: Any) -> Proxy:
+    return Proxy(router, EIDPROXY_ROUTER_CA_FILE=certificate.certificate, **settings)
 
 
 @pytest.mark.parametrize("events", range(4))
-def test_a_tls_router_may_be_silent_for_longer_than_a_write_may_take(
-    certificate: tuple[Path, Path], events: int
-) -> None:
+def test_a_tls_router_may_be_silent_for_longer_than_a_write_may_take(certificate: Certificate, events: int) -> None:
     """The request was written at once: nothing is unsent, so no clock of writing runs.
 
     The transport's signals go to and fro with each read, so the silence comes after none, one, two and three of them.
     """
     head, *rest = list(stream(list("abcd")))
     apart = [step for event in rest[:events] for step in (event, Drained())]
-    with tls_router(certificate) as router:
+    with Router(tls=certificate.server()) as router:
         router.script = [Pause(1.2), head, *rest] if not events else [head, *apart, Pause(1.2), *rest[events:]]
         with trusting(certificate, router, EIDPROXY_ROUTER_WRITE_TIMEOUT_SECONDS=0.4) as proxy:
             answer = ask(proxy, "POST", CHAT, chat("deep"))

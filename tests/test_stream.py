@@ -59,6 +59,26 @@ def test_an_answer() -> None:
     assert answer.stripped() == {Stripped.MODEL: 6, Stripped.USAGE: 0, Stripped.OTHER: 0}
 
 
+def test_its_chunks_and_calls_have_the_names_of_the_request() -> None:
+    answer = stream()
+    assert (answer.failure, answer.heard) == (None, 0)
+    output = answer.feed(event({"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}))
+    chunk = json.loads(output.removeprefix(b"data: "))
+    assert (chunk["id"], chunk["created"], chunk["model"]) == ("chatcmpl-id-1", 1700000000, "daily")
+    assert chunk["choices"][0]["delta"]["tool_calls"][0]["id"] == "call_id-1_0"
+
+
+def test_common_events_are_counted_where_they_take_the_short_way_too() -> None:
+    """`heard` is how many took the long way; each names a model, which is taken out."""
+    answer, common = stream(), [event({"content": letter}) for letter in "abcdefg"]
+    heard = []
+    for read in (common[0], common[1], common[2], common[3] + common[4], common[5] + common[6]):
+        answer.feed(read)
+        heard.append(answer.heard)
+    assert heard == [1, 1, 1, 3, 5]
+    assert answer.stripped()[Stripped.MODEL] == answer.chunks == 7
+
+
 def test_what_one_read_brings_is_one_write() -> None:
     answer = stream()
     output = answer.feed(event({"content": "a"}) * 3 + event({}, "stop") + DONE + event({"content": "canary"}))
@@ -130,6 +150,34 @@ def test_an_event_too_large_behind_the_end_is_no_business_of_ours() -> None:
     assert answer.sanitizer.dropped == {}
 
 
+def test_an_event_of_the_common_shape_has_the_same_bound() -> None:
+    answer = Stream("id-1", 1, "daily", max_event_bytes=200)
+    answer.feed(event({"content": "a"}))
+    assert answer.feed(event({"content": "x" * 200})) == b""
+    assert answer.failure == "upstream_protocol_error"
+
+
+def test_all_that_is_too_large_behind_a_finish_reason_is_counted() -> None:
+    answer = stream()
+    answer.feed(event({"content": "a"}, "stop"))
+    answer.feed(event({"content": ["a"] * 100_000}))
+    assert answer.sanitizer.dropped == {Dropped.TOO_LARGE: 1}
+    answer.feed(b"data: " + b"x" * 1_048_600 + b"\n\n")
+    assert answer.sanitizer.dropped == {Dropped.TOO_LARGE: 2}
+
+
+@pytest.mark.parametrize("over", [0, 1])
+@pytest.mark.parametrize("extra", [b"", b": x\n\n"])
+def test_a_stream_may_be_as_long_as_its_bound(monkeypatch: pytest.MonkeyPatch, over: int, extra: bytes) -> None:
+    """In the short way and in the long one, which a comment takes."""
+    first, second = event({"content": "a"}), event({"content": "b"}) + extra
+    monkeypatch.setattr(module, "_MAX_STREAM_BYTES", len(first) + len(second) - over)
+    answer = stream()
+    answer.feed(first)
+    answer.feed(second)
+    assert answer.failure == ("upstream_protocol_error" if over else None)
+
+
 def test_a_stream_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_STREAM_BYTES", 1000)
     answer = stream()
@@ -149,7 +197,7 @@ def test_a_stream_of_common_events_has_the_same_bound(monkeypatch: pytest.Monkey
 
 
 def test_an_answer_that_is_held_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_COMPLETION_CHARS", 5)
+    monkeypatch.setattr(module, "_MAX_COMPLETION_CHARS", 3)
     answer = stream(Completion())
     answer.feed(event({"content": "abc"}))
     assert answer.failure is None

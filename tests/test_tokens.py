@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from eidproxy.errors import Refusal
-from eidproxy.tokens import Tokens, login_link, parse_duration, parse_place, qr_code
+from eidproxy.inbound.http1 import parse_head
+from eidproxy.tokens import Tokens, bearer_token, login_link, parse_duration, parse_place, qr_code
 
 SECRET = "k" * 32
 NOW = int(time.time())
@@ -221,3 +222,18 @@ def test_a_code_brings_its_own_colours_to_a_terminal() -> None:
     plain, coloured = qr_code("x", colour=False), qr_code("x", colour=True)
     assert "\x1b" not in plain
     assert coloured == "\n".join(f"\x1b[97;40m{line}\x1b[0m" for line in plain.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("fields", "token"),
+    [
+        (b"", b""),
+        (b"Authorization: Bearer a.b.c\r\n", b"a.b.c"),
+        (b"authorization: bEARER  a \r\n", b"a"),
+        (b"Authorization: Bearer\r\n", b""),
+        (b"Authorization: Basic a\r\n", b""),
+        (b"Authorization: Bearer a\r\nAuthorization: Bearer a\r\n", b""),
+    ],
+)
+def test_there_is_one_bearer_token_or_none(fields: bytes, token: bytes) -> None:
+    assert bearer_token(parse_head(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n")) == token

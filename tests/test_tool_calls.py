@@ -102,12 +102,33 @@ APART: dict[str, tuple[list[list[Piece]], list[tuple[str, str, str]]]] = {
         [[piece("f", "{}")], [piece("f", "{}")]],
         [("call_r_0", "f", "{}"), ("call_r_1", "f", "{}")],
     ),
+    "the name in each piece, no id, no index": (
+        [[piece("f", "{")], [piece("f", "}")], [piece("g", "[")], [piece("g", "]")]],
+        [("call_r_0", "f", "{}"), ("call_r_1", "g", "[]")],
+    ),
+    "the name in each piece, an id in the first, no index": (
+        [[piece("f", "{", id="a")], [piece("f", "}")], [piece("f", "[]")]],
+        [A, ("call_r_1", "f", "[]")],
+    ),
+    "an id before its name": (
+        [[piece("f", "{}", index=0, id="a")], [piece(None, "", index=1, id="b")], [piece("f", "[]", index=1)]],
+        [A, ("call_r_1", "f", "[]")],
+    ),
     "the name again without its id": ([[piece("f", "{", index=0, id="a")], [piece("f", "}", index=0)]], [A]),
     "one id for two names": (
         [[piece("f", "{}", index=0, id="a")], [piece("g", "[]", index=1, id="a")]],
         [A, ("call_r_1", "g", "[]")],
     ),
     "a piece of an index that never began": ([[piece("f", "{", index=0, id="a")], [piece(None, "}", index=3)]], [A]),
+    "an index that comes later": (
+        [
+            [piece("f", "{", id="a"), piece("g", "[]", id="b")],
+            [piece(None, "", index=3, id="a")],
+            [piece(None, "}", index=3)],
+        ],
+        [A, B],
+    ),
+    "a piece of no call before one": ([[piece(None, "{}", index=0), piece("f", "{}", index=0, id="a")]], [A]),
     "a name alone": ([[piece("f", None, index=0, id="a")]], [("a", "f", "")]),
 }
 
@@ -137,6 +158,17 @@ def test_characters_that_were_cut_are_joined_for_each_call() -> None:
             assert call.function is not None
             found += call.function.arguments or ""
     assert found == "😀!"
+
+
+def test_a_half_of_a_character_waits_behind_a_piece_that_says_nothing() -> None:
+    calls, seams = ToolCalls("r"), Seams()
+    data, marked = repair(rb'[{"id":"a","function":{"name":"f","arguments":"\ud83d"}}]') or (b"", False)
+    calls.read(msgspec.json.decode(data, type=list[CameCall]), seams, marked)
+    assert calls.read([CameCall(None, "a")], seams, marked=False) == []
+    data, marked = repair(rb'[{"id":"a","function":{"arguments":"\ude00"}}]') or (b"", False)
+    (rest,) = calls.read(msgspec.json.decode(data, type=list[CameCall]), seams, marked)
+    assert rest.function is not None
+    assert rest.function.arguments == "😀"
 
 
 def test_a_broken_id_or_name_is_mended_and_no_mark_comes_through() -> None:

@@ -55,7 +55,7 @@ def wedged(guard: WedgeGuard | None = None, now: float = 200.0) -> WedgeGuard:
 
 def test_two_silent_ends_in_a_row() -> None:
     guard = guarded()
-    assert guard.state is LIVE
+    assert (guard.state, guard.is_live) == (LIVE, True)
     assert silenced(guard, 0.0, 94.0)
     assert (guard.state, guard.is_live, guard.statistics(100.0).since_seconds) == (SUSPECT, False, 6.0)
     assert guard.enter(100.0) is not None  # suspect stops nobody
@@ -72,6 +72,14 @@ def test_an_event_between_them() -> None:
     assert (guard.state, guard.is_live) == (LIVE, True)
     assert silenced(guard, 101.0, 195.0)
     assert (guard.state, guard.statistics(195.0).silent_ends) == (SUSPECT, 1)
+
+
+def test_each_time_it_hangs_is_counted() -> None:
+    guard = wedged()
+    guard.hear(250.0)
+    silenced(guard, 300.0, 400.0)
+    assert silenced(guard, 400.0, 500.0)
+    assert guard.statistics(500.0).wedges_total == 2
 
 
 def test_a_request_that_was_sent_before_the_last_event_is_slow_not_unanswered() -> None:

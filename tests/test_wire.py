@@ -6,28 +6,15 @@ import asyncio
 import select
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
-import uvloop
 
 from eidproxy.router import wire as wire_module
 from eidproxy.router.wire import EpollPoller, Readers, SelectorPoller, Wire
-
-
-def played(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    """Run a test in a loop of its own, for no longer than five seconds."""
-
-    def run() -> None:
-        async def bounded() -> None:
-            async with asyncio.timeout(5):
-                await test()
-
-        uvloop.run(bounded())
-
-    return run
+from tests.loops import played
 
 
 class Heard(asyncio.Protocol):
@@ -349,4 +336,4 @@ def test_the_peer_of_an_abort_hears_an_end_or_a_reset(is_reset: bool) -> None:
             else:
                 assert far.recv(1) == b""
 
-    uvloop.run(test())
+    played(test)()

@@ -15,14 +15,18 @@ import uvloop
 from eidproxy.commands.look import is_eidproxy, models_of_router
 from eidproxy.config import ChatSettings, Loaded, Settings, notes, refused, shown
 from eidproxy.hints import Hint
+from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.upstream import EgressBlocked, Upstream
 from eidproxy.surface import unreadable_files
 from eidproxy.tokens import Tokens
 
 _FEW_DESCRIPTORS = 1024
+"""Fewer are told of: half of them are connections."""
 _EDGE_SECONDS = 60.0
+"""How long a model that has to be loaded may keep the edge waiting."""
 _EDGE_CONNECT_SECONDS = 5.0
 _SHORT_ANSWER_SECONDS = 0.3
+"""An answer that is over sooner may come in one piece through an edge that does not buffer."""
 _LOOK_SECONDS = 2.0
 """How long the router has to show whether it speaks TLS, HTTP, or is an eidproxy. None of it is an inference."""
 
@@ -167,7 +171,7 @@ async def look_at_router(settings: Settings, say: Say) -> bool:
         return False
     except httpx.TransportError as error:
         remedy = PRIVACY if upstream.hint is Hint.LOCAL_NETWORK_PRIVACY else "start it, or mend router.url"
-        say(fail("router", f"{name} does not answer (router_{type(error).__name__})", remedy))
+        say(fail("router", f"{name} does not answer ({reason_of_fault(error)})", remedy))
         return False
     return await _is_a_router(settings, upstream, say)
 

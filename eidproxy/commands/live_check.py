@@ -56,12 +56,16 @@ _FORMAT = {
 _BEGINS_AS_ASKED = re.compile(r'\s*\{\s*"' + _KEY + r'"\s*:')
 
 _MEASURE_KIB = 8
+"""Of a prompt that is timed: some 2,000 tokens, which every context holds."""
 _BYTES_A_TOKEN = 4
 """Holds for English, and roughly for Korean in UTF-8."""
 
 _LEAVE_TOKENS = 256
+"""Asked for in the answer that is left at its first event: a server that goes on is busy for a while."""
 _GAP_SECONDS = 0.01
+"""Events that come closer together were written, or buffered, as one."""
 _TOO_QUICK_SECONDS = 0.3
+"""What is over sooner tells nothing about buffers or a busy server."""
 _SLOWER = 3
 """How many times slower than alone the next answer may begin before the model server counts as still busy."""
 _MARGIN = 1.5

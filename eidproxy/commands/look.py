@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import httpx
 
 from eidproxy.errors import reason_of_status
+from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
 from eidproxy.vocabulary import Mode
 
 _LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\r|\n)")
 _UPSTREAM_TIME = re.compile(r"upstream;dur=([0-9.]+)")
 _MAX_BYTES = 1024 * 1024
+"""A thousand times what the questions ask for: more is no answer to them."""
 
 
 class Read(NamedTuple):
@@ -194,7 +196,7 @@ class _Collector:
 
     def upstream_end(self, error: httpx.TransportError | None) -> None:
         if error is not None:
-            self.failed = f"router_{type(error).__name__}"
+            self.failed = reason_of_fault(error)
         self.over.set()
 
     def look(self) -> Look:
@@ -217,10 +219,8 @@ async def exchanged(upstream: Upstream, message: bytes, patience_seconds: float)
     """Send the bytes of one request to the router and read the answer to its end, or until the patience is over."""
     try:
         exchange: Exchange = await upstream.connect()
-    except EgressBlocked:
-        return Look(None, "egress_blocked", [], 0.0)
-    except httpx.TransportError as error:
-        return Look(None, f"router_{type(error).__name__}", [], 0.0)
+    except (EgressBlocked, httpx.TransportError) as error:
+        return Look(None, reason_of_fault(error), [], 0.0)
     collector = _Collector()
     exchange.start(message, collector)
     try:

@@ -27,7 +27,9 @@ from eidproxy.signals import stop_signals
 from eidproxy.status import ROWS, GateStatus, Spread, Status
 
 _PATIENCE_SECONDS = 5.0
+"""How long a look at `/status` may take."""
 _MAX_ANSWER_BYTES = 4 << 20
+"""The most that is read of `/status`: whoever sends more is no eidproxy."""
 _LATE = 0.9
 """The part of a deadline after which an age is shown as late."""
 
@@ -218,6 +220,7 @@ _WIDE = 120
 """From so many columns on, what is now stands beside what was."""
 
 _GAP = 3
+"""Columns between what is now and what was."""
 _FEWEST_NOW = 9
 """Lines for what is now that are left however small the window is: they hold the first who waits."""
 

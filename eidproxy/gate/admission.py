@@ -45,7 +45,7 @@ class AdmissionQueue:
     what stands behind it, which is one memmove and cheaper than any tree at the lengths that `max_waiting` allows.
     """
 
-    def __init__(self, capacity: int = 1, max_waiting: int = 64, aging_seconds: float = 60.0) -> None:
+    def __init__(self, capacity: int, max_waiting: int, aging_seconds: float) -> None:
         self.capacity = capacity
         self.max_waiting = max_waiting
         self.aging_seconds = aging_seconds

@@ -20,8 +20,8 @@ from redis.asyncio.connection import Connection
 from redis.exceptions import ConnectionError as StoreUnreachable
 from redis.exceptions import ResponseError
 
-from eidproxy.config import GateAddress
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+from eidproxy.gate.address import GateAddress
 from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.upstream import EgressBlocked
@@ -31,6 +31,7 @@ _KEYS = tuple(
 )
 
 _MAX_BATCH = 64
+"""Calls in one write: all of them share one bound in time."""
 
 
 class Reply(NamedTuple):
@@ -138,7 +139,7 @@ def _library() -> tuple[str, str]:
 
     So replicas of two versions can share a server while one replaces the other.
     """
-    text = files("eidproxy").joinpath("gate.lua").read_text("utf-8")
+    text = files("eidproxy.gate").joinpath("gate.lua").read_text("utf-8")
     name = f"eidproxy_gate_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return text.replace("eidproxy_gate", name), name
 

@@ -49,8 +49,8 @@ class LocalGate:
         self,
         queue: AdmissionQueue,
         metrics: Metrics,
-        wait_timeout_seconds: float = 300.0,
-        max_hold_seconds: float = 305.0,
+        wait_timeout_seconds: float,
+        max_hold_seconds: float,
     ) -> None:
         self._queue = queue
         self._metrics = metrics
@@ -144,8 +144,9 @@ class LocalGate:
         """See `Gate.holders`."""
         now = self._loop.time()
         return [
-            Holder(ticket.priority, now - (ticket.granted_at or now), self._passes[number].settling)
+            Holder(ticket.priority, now - ticket.granted_at, self._passes[number].settling)
             for number, ticket in self._queue.holders.items()
+            if ticket.granted_at is not None
         ]
 
     def waiters(self) -> list[Waiter]:

@@ -18,9 +18,10 @@ from functools import partial
 
 import httpx
 
-from eidproxy.config import GateSettings, gate_address
+from eidproxy.config import GateSettings
 from eidproxy.errors import Refusal
 from eidproxy.gate import GateStatistics, Holder, Pass, Waiter
+from eidproxy.gate.address import gate_address
 from eidproxy.gate.link import Call, GuardedConnection, Link, Reply, addresses
 from eidproxy.metrics import Metrics
 from eidproxy.router.upstream import EgressBlocked
@@ -33,12 +34,16 @@ HOLD_SHARE = 0.8
 """The part of a lease after which a holder that could not renew stops."""
 
 _ROUNDS_A_LEASE = 3
+"""Renewals in one lease: two in a row may fail."""
 _POLL_SECONDS = 0.5
 """How often those who wait are renewed, which also finds a grant whose message was lost, and a lease that ran out."""
 
 _CLOSE_SECONDS = 1.0
+"""How long an end waits for the store to hear what is given back. Else the leases do it."""
 _RESOLVE_SECONDS = 5.0
+"""How long `check` waits for the name of the store."""
 _LISTEN_AGAIN_SECONDS = 0.25
+"""Until a subscription that broke is made again. Meanwhile the rounds find what was said."""
 _REPORT = 4  # state, number, token and position of a ticket
 
 
@@ -78,7 +83,14 @@ async def check_store(settings: GateSettings) -> tuple[list[str], str | None]:
         told = [f"would dial {dialled} port {address.port}" for dialled in found]
     faults: list[Exception | None] = []
     gate = RedisGate(
-        build_link(settings), Metrics("check"), lease_seconds=settings.lease_seconds, changed=faults.append
+        build_link(settings),
+        Metrics("check"),
+        capacity=settings.capacity,
+        max_waiting=settings.max_waiting,
+        lease_seconds=settings.lease_seconds,
+        wait_timeout_seconds=settings.wait_timeout_seconds,
+        max_hold_seconds=0.0,  # it holds nothing
+        changed=faults.append,
     )
     served = await gate.available()
     await gate.aclose()
@@ -175,11 +187,11 @@ class RedisGate:
         link: Callable[["RedisGate"], Link],
         metrics: Metrics,
         *,
-        capacity: int = 1,
-        max_waiting: int = 64,
-        lease_seconds: float = 15.0,
-        wait_timeout_seconds: float = 300.0,
-        max_hold_seconds: float = 305.0,
+        capacity: int,
+        max_waiting: int,
+        lease_seconds: float,
+        wait_timeout_seconds: float,
+        max_hold_seconds: float,
         changed: Callable[[Exception | None], None] = lambda _error: None,
     ) -> None:
         """`changed` hears when the store becomes available (None) and when it no longer is (why)."""
@@ -197,7 +209,7 @@ class RedisGate:
         self._lines: dict[Priority, dict[str, RedisPass]] = {priority: {} for priority in Priority}
         self._holders: dict[str, RedisPass] = {}
         self._releases: dict[str, tuple[int, float]] = {}
-        """What the store was not seen to take back yet: token and the moment when the lease does it."""
+        """What the store has not confirmed as given back: its token, and when its lease ends by itself."""
         self._releasing: set[str] = set()
         self._mean_hold_seconds: float | None = None
         self._draining = False
@@ -323,7 +335,7 @@ class RedisGate:
     # What the store answers
 
     def answered(self, function: str, error: Exception | None) -> None:
-        """Keep in mind whether the store serves. Only `enter` needs all that a request needs, memory too."""
+        """Note whether the store serves. Any error says no; only `enter` says yes, since it needs memory too."""
         if error is None and function != "enter":
             return
         up = error is None
@@ -520,8 +532,8 @@ class RedisGate:
         self._round_within(self._lease.poll if waiting else self._lease.round)
 
     def _due(self, now: float) -> list[RedisPass]:
-        """Every third of a lease all passes; in the rounds between, those whose news nobody should wait for: who
-        holds, who would be next of ours, and those whose callers are told their places.
+        """Which passes to renew now: all of them each third of a lease; in between holders, our next in line, and those
+        whose callers are told their places.
         """
         claims = self._passes
         if now >= self._whole_round_at - 0.001:
@@ -567,8 +579,9 @@ class RedisGate:
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
 
     async def _follow(self) -> None:
-        """Hear of every move in the queue while a caller is told its place, and only then: a message goes to each
-        replica that listens, and one to all of a thousand would hold up the grant.
+        """Subscribe to the moves of the queue while a caller is told its place, and only then.
+
+        The store sends each move to every replica that listens, and with a thousand of them that delays the grant.
         """
         wanted = any(claim.moved is not None for line in self._lines.values() for claim in line.values())
         connection = self._subscription

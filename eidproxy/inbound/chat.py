@@ -16,8 +16,11 @@ from eidproxy.errors import Refusal
 from eidproxy.vocabulary import Mode
 
 MAX_DEPTH = 32
+"""How deep a body may nest (contract, 3): schemas of tools nest deepest, and far less."""
 MAX_VALUES = 100_000
+"""How many values a body may have (contract, 3): each costs more memory and time than its bytes."""
 MAX_MESSAGES = 200
+"""The longest list that is read as a conversation."""
 
 Object = dict[str, Any]
 

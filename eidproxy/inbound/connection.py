@@ -31,6 +31,7 @@ from eidproxy.errors import Refusal
 from eidproxy.inbound.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
 
 _FLUSH_SECONDS = 30.0
+"""How long a caller may take to read an answer that has no wall clock of its own."""
 _SMALL_ANSWER_BYTES = 64 * 1024
 """With at most this much unsent no flush timer is set: the idle timeout covers it."""
 

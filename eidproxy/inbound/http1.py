@@ -16,8 +16,11 @@ from typing import NamedTuple
 from eidproxy.errors import Refusal
 
 MAX_HEAD_BYTES = 16 * 1024
+"""A bound of the contract (2), and that of h11."""
 MAX_FIELDS = 64
+"""A bound of the contract (2)."""
 MAX_CHUNK_EXTENSION_BYTES = 256
+"""A bound of the contract (2). Nobody needs any, and nobody may make us read without end (RFC 9112, 7.1.1)."""
 
 _ALNUM = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _HEX = b"0123456789ABCDEFabcdef"
@@ -30,8 +33,11 @@ _LINE = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _HOST_ADDRESS = _HEX + b":."
 _HOST_NAME = _ALNUM + b"._~!$&'()*+,;=-%"
 _MAX_LENGTH_DIGITS = 18
+"""More digits are over every cap, and a number of any length takes time to read."""
 _MAX_SIZE_DIGITS = 16
+"""64 bits: what every other reader of a chunk can hold."""
 _MAX_CHUNK_LINE_BYTES = _MAX_SIZE_DIGITS + MAX_CHUNK_EXTENSION_BYTES + 2
+"""A size, an extension and the end of the line."""
 
 
 def _step(*ways: tuple[bytes, int]) -> bytes:

@@ -17,6 +17,9 @@ import uvicorn
 from eidproxy.inbound.connection import Connection, Roster, Service
 from eidproxy.keepalive import enable_keepalive
 
+BACKLOG = 2048
+"""Connections that the kernel holds until they are accepted, so that a burst is not refused."""
+
 _RESERVED_DESCRIPTORS = 80
 """For the listener, the logs, the loop, files that are read for a request, look-ups, and kept connections."""
 
@@ -62,7 +65,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 date_header=False,
                 proxy_headers=False,
-                backlog=2048,
+                backlog=BACKLOG,
                 workers=1,
             )
         )

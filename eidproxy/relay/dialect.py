@@ -113,6 +113,7 @@ _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_raw = msgspec.json.Decoder(Raw).decode
 _decode_str = msgspec.json.Decoder(str).decode
 _decode_int = msgspec.json.Decoder(int).decode
+_decode_index = msgspec.json.Decoder(int, strict=False).decode
 
 _MOST_TOKENS = 1_000_000_000
 """Tokens of one request. A counter that took any number could be thrown out of use by one answer."""
@@ -231,7 +232,6 @@ def _read_loosely(loose: _LooseChunk) -> CameChunk:
 
 
 _NULL = Raw(b"null")
-_ZERO = frozenset({b"null", b"0.0", b'"0"'})
 
 
 class _Leaves:
@@ -248,7 +248,7 @@ class _Leaves:
 
     def _choice(self, raw: Raw) -> CameChoice | None:
         loose = _decode_loose_choice(raw)
-        index = 0 if bytes(_raw(loose.index)) in _ZERO else _int(loose.index)
+        index = 0 if bytes(_raw(loose.index)) == b"null" else _index(loose.index)
         delta, message = self._delta(loose.delta), self._delta(loose.message)
         reason = _string(loose.finish_reason)
         is_odd = delta is None and bytes(_raw(loose.delta)) != b"null"
@@ -318,7 +318,7 @@ def _call(raw: Raw) -> CameCall | None:
     arguments = _string(function.arguments)
     if arguments is None and (text := bytes(_raw(function.arguments))) != b"null":
         arguments = text.decode()  # their JSON text (BerriAI/litellm#37792)
-    return CameCall(_int(loose.index), _string(loose.id), CameFunction(_string(function.name), arguments))
+    return CameCall(_index(loose.index), _string(loose.id), CameFunction(_string(function.name), arguments))
 
 
 def _raw(field: Raw | UnsetType) -> Raw:
@@ -332,9 +332,10 @@ def _string(raw: Raw | UnsetType) -> str | None:
         return None
 
 
-def _int(raw: Raw | UnsetType) -> int | None:
+def _index(raw: Raw | UnsetType) -> int | None:
+    """A whole number, in whatever spelling: `0.0` and `"0"` are 0."""
     try:
-        return _decode_int(_raw(raw))
+        return _decode_index(_raw(raw))
     except msgspec.ValidationError:
         return None
 

@@ -13,12 +13,12 @@ Divergences:
 """
 
 MAX_EVENT_BYTES = 1024 * 1024
+"""A bound of the contract (4): an event is held until it is whole."""
 _COMMENT_BYTES = 256
 """Enough to tell two comments of one server apart: mlx counts `: keepalive 4096/12015`."""
 
 _BOM = b"\xef\xbb\xbf"
-_COLON = 0x3A
-_LF = 0x0A
+_COLON, _LF = b":\n"
 
 
 class EventTooLarge(ValueError):

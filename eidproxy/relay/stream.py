@@ -14,6 +14,7 @@ from eidproxy.vocabulary import Dropped, Stripped
 
 DONE = b"data: [DONE]\n\n"
 _MAX_STREAM_BYTES = 64 * 1024 * 1024
+"""The most that is read of one answer. No model says so much within the wall clock."""
 _MAX_COMPLETION_CHARS = 4 * 1024 * 1024
 """How much of an answer is held for a caller that asked for no stream: a thousand times what `max_tokens` allows."""
 

@@ -23,15 +23,15 @@ class ToolCalls:
     each piece. A name begins a call, unless the call with that id has begun already.
     """
 
-    __slots__ = ("_by_id", "_by_index", "_names", "_request_id", "_scanned", "_unnamed")
+    __slots__ = ("_by_id", "_by_index", "_names", "_request_id", "_scanned", "_so_far")
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
         self._names: list[str] = []
         self._by_id: dict[str, int] = {}
         self._by_index: dict[int, int] = {}
-        self._unnamed: dict[int, str] = {}
-        """The arguments so far of calls that came without an id."""
+        self._so_far: dict[int, str] = {}
+        """The arguments of calls that came without an id or an index: only their completeness tells the next apart."""
         self._scanned = 0
 
     def read(self, pieces: list[CameCall], seams: Seams, marked: bool) -> list[ToolCall]:
@@ -52,13 +52,13 @@ class ToolCalls:
                 call = self._begin(piece.index, given_id, name)
             else:
                 call = ToolCall(number)
-                if piece.index is not None:
+                if piece.index is not None and (name or arguments):
                     self._by_index[piece.index] = number
             if arguments and (marked or seams):
                 arguments = seams.join(call.index, arguments, marked)
-            so_far = self._unnamed.get(call.index)
+            so_far = self._so_far.get(call.index)
             if so_far is not None and len(so_far) <= _MOST_KEPT_CHARS:
-                self._unnamed[call.index] = so_far + arguments
+                self._so_far[call.index] = so_far + arguments
             if call.id is not None:
                 call.function = Function(name, arguments)
                 passed.append(call)
@@ -73,7 +73,7 @@ class ToolCalls:
         if name:
             if given_id:
                 return number if number is not None and self._names[number] == name else None
-            number = self._by_index.get(index) if index is not None else None
+            number = self._last if index is None else self._by_index.get(index)
             # A server that gives no ids and repeats the name; or one whose next call has the same name.
             if number is None or self._names[number] != name or self._is_complete(number):
                 return None
@@ -82,11 +82,15 @@ class ToolCalls:
             return self._by_index[index]
         if number is not None:
             return number
+        return self._last
+
+    @property
+    def _last(self) -> int | None:
         return len(self._names) - 1 if self._names else None
 
     def _is_complete(self, number: int) -> bool:
         """Whether the arguments of a call are whole, so that nothing of it can follow."""
-        arguments = self._unnamed.get(number, "")
+        arguments = self._so_far.get(number, "")
         self._scanned += len(arguments)
         return self._scanned <= _MOST_SCANNED_CHARS and is_json(arguments)
 
@@ -97,8 +101,8 @@ class ToolCalls:
         self._names.append(name)
         if index is not None:
             self._by_index[index] = number
-        if not given_id:
-            self._unnamed[number] = ""
+        if not given_id or index is None:
+            self._so_far[number] = ""
         if not given_id or given_id in self._by_id:
             given_id = f"call_{self._request_id}_{number}"
         self._by_id[given_id] = number

@@ -10,6 +10,7 @@ import httpx
 from eidproxy.egress import Address
 
 _MAX_ABANDONED_LOOKUPS = 64
+"""Threads that wait for a silent name server. With so many it does not answer, whoever asks."""
 
 
 class Resolver:

@@ -22,7 +22,9 @@ from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.wire import Readers, Wire, has_unread, reset_on_close
 
 _MAX_HEAD_BYTES = 64 * 1024
+"""Four times what a caller may send us: routers add headers for all they know."""
 _MAX_INTERIM = 8
+"""1xx answers before the real one. One is usual, and they could go on without end."""
 _LAST_CHUNK = b"0\r\n\r\n"
 _READ_SECONDS = 0.05
 """How long what lies unread in the kernel may take to be read."""

@@ -27,6 +27,7 @@ _SMALL_BYTES = 1024
 """What is longer may take several segments, of which Nagle's algorithm would keep back the last (RFC 9293, 3.7.4)."""
 
 _READY_AT_ONCE = 64
+"""Sockets that one look at the selector brings, so that a turn ends in time (DESIGN, 40)."""
 _TURN_SECONDS = 0.01
 """How long one turn of the loop serves the router's sockets; those that are ready then come first in the next."""
 
@@ -175,7 +176,7 @@ class Readers:
 
 
 class Wire(asyncio.Transport):
-    """One connection. The protocol hears what asyncio says it hears, but for the end of one that it aborted itself."""
+    """One connection. Calls its protocol as asyncio's transports do, but `abort()` leads to no `connection_lost()`."""
 
     __slots__ = (
         "_broken",

@@ -93,7 +93,7 @@ async def waiters() -> None:
         figures = [_microseconds(cancel), _microseconds(position)]
         figures.insert(1, _microseconds(grant))
         metrics = Metrics("bench")
-        gate = LocalGate(_filled(number)[0], metrics)
+        gate = LocalGate(_filled(number)[0], metrics, 300.0, 305.0)
         metrics.queue_states = gate.statistics
         figures.append(_microseconds(gate.statistics))
         scrapes = []

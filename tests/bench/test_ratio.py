@@ -12,7 +12,6 @@ PACED = Scenario("paced", 100, 100, 40, 20_000)
 SHORT = Scenario("short", 4, 200, 8, 0)
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU times come from /proc")
 def test_an_event_costs_less_than_in_the_obvious_relay() -> None:
     """Usually 0.25 for an event and 0.3 for a stream; both bounds leave room for a noisy machine, not for 2 x."""

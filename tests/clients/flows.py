@@ -48,6 +48,14 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
+def results(message: Any) -> list[dict[str, Any]]:
+    """The messages that answer the calls of one: each tool's result."""
+    return [
+        {"role": "tool", "tool_call_id": call.id, "content": temperature(**json.loads(call.function.arguments))}
+        for call in message.tool_calls
+    ]
+
+
 class OpenAIPython:
     """openai-python, whose own message is appended to what is asked next."""
 
@@ -83,10 +91,7 @@ class OpenAIPython:
     def tools(self, kept: Any = lambda message: message) -> Seen:
         messages: list[Any] = [user(ASK)]
         message = self.create(messages, tools=[SCHEMA])
-        messages.append(kept(message))
-        for call in message.tool_calls:
-            result = temperature(**json.loads(call.function.arguments))
-            messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+        messages += [kept(message), *results(message)]
         return self.seen(self.create(messages, tools=[SCHEMA]))
 
     def tools_dumped(self) -> Seen:
@@ -106,10 +111,7 @@ class OpenAIPython:
     def tools_helper(self) -> Seen:
         messages: list[Any] = [user(ASK)]
         message = self.helper(messages, tools=[SCHEMA])
-        messages.append(message)
-        for call in message.tool_calls:
-            result = temperature(**json.loads(call.function.arguments))
-            messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+        messages += [message, *results(message)]
         return self.seen(self.helper(messages, tools=[SCHEMA]))
 
     def turns_parsed(self) -> Seen:
@@ -201,10 +203,7 @@ class LiteLLM:
     def tools(self) -> Seen:
         messages: list[Any] = [user(ASK)]
         message = self.built(messages, tools=[SCHEMA])
-        messages.append(message)
-        for call in message.tool_calls:
-            result = temperature(**json.loads(call.function.arguments))
-            messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+        messages += [message, *results(message)]
         return self.seen(self.create(messages, tools=[SCHEMA]))
 
 

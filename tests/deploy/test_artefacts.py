@@ -209,7 +209,7 @@ def test_valkey_settings_serve_a_gate_and_nothing_else(router: Router, tmp_path:
 
             gate: dict[str, Any] = {
                 "EIDPROXY_GATE_URL": f"unix://eidproxy:secret@{socket}",
-                "EIDPROXY_GATE_LEASE_SECONDS": 0.5,
+                "EIDPROXY_GATE_LEASE_SECONDS": 3,  # long enough for a busy machine: none is lost
             }
             with Proxy(router, **gate) as one, Proxy(router, **gate) as two:
                 router.enqueue(stream(gate="held"), stream())

@@ -20,7 +20,7 @@ import jwt
 import pytest
 
 from tests.cost import Beside
-from tests.deploy.files import DEPLOY, ROOT, passed, run
+from tests.deploy.files import DEPLOY, ROOT, run
 from tests.harness import (
     CHAT,
     PROMPT_CANARY,
@@ -33,6 +33,7 @@ from tests.harness import (
     request_bytes,
     until,
 )
+from tests.tls import self_signed
 from tests.tools import need, size, without
 from tests.upstream import (
     Pause,
@@ -112,13 +113,9 @@ def caddy(upstream: Proxy, home: Path) -> Iterator[Edge]:
 @contextlib.contextmanager
 def nginx(upstream: Proxy, home: Path, **changes: str) -> Iterator[Edge]:
     """nginx with the shipped server block inside a small http block; `changes` are replaced in it."""
-    program, openssl = need("nginx", "openssl")
+    [program] = need("nginx")
     port, http_port = free_port(), free_port()
-    certificate, key = home / "localhost.pem", home / "localhost.key"
-    passed(
-        *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
-        *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-out", certificate, "-keyout", key),
-    )
+    certificate, key = self_signed(home, "DNS:localhost")
     text = (DEPLOY / "nginx.conf").read_text("utf-8")
     for old, new in {
         "    listen [::]:80;\n": "",
@@ -413,7 +410,6 @@ def test_stream_is_whole_and_not_encoded(edge: Edge, router: Router, protocol: s
 # --- Departure -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.alone
 @PROTOCOLS
 @pytest.mark.parametrize("when", ["mid-stream", "before the first event"])
 def test_a_browser_that_leaves_frees_the_gate(
@@ -446,7 +442,6 @@ def test_a_browser_that_leaves_frees_the_gate(
     assert max(taken) <= beside.allow(DEPARTURE_SECONDS)
 
 
-@pytest.mark.alone
 def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy, beside: Beside) -> None:
     """A page that aborts its fetch resets one HTTP/2 stream; the connection stays and is used again."""
     taken = []
@@ -468,7 +463,6 @@ def test_a_stop_button_frees_the_gate(edge: Edge, router: Router, proxy: Proxy, 
     assert max(taken) <= beside.allow(DEPARTURE_SECONDS)
 
 
-@pytest.mark.alone
 @PROTOCOLS
 def test_a_browser_that_leaves_the_queue_is_out_of_it(
     edge: Edge, router: Router, proxy: Proxy, beside: Beside, protocol: str

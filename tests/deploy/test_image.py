@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -143,16 +144,13 @@ class Image:
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    built = Image(tmp_path_factory.mktemp("image"))
-    # Another user than this one will read it.
-    for parent in built.root.parents:
-        if parent.name.startswith(("pytest-", "popen-")) and parent.stat().st_uid == os.geteuid():
-            parent.chmod(0o755)
-    built.root.chmod(0o755)
-    built.build(instructions())
-    yield built
-    shutil.rmtree(built.root)
+def image() -> Iterator[Image]:
+    # Another user than this one will read it, so it is not in a folder of pytest, which is closed by each run.
+    with tempfile.TemporaryDirectory(prefix="eidproxy-image-") as folder:
+        built = Image(Path(folder))
+        built.root.chmod(0o755)
+        built.build(instructions())
+        yield built
 
 
 def test_the_context_holds_only_what_is_copied() -> None:
@@ -189,7 +187,8 @@ def test_installed_program_serves_confined_and_drains(image: Image, router: Rout
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             check = image.command("HEALTHCHECK")
-            until(lambda: run(*check, env=env).returncode == 0 or process.poll() is not None, 30, "healthy")
+            until(lambda: run(*check, env=env).returncode == 0 or process.poll() is not None, 60, "healthy")
+            assert process.poll() is None, process.communicate()[0]
             _is_confined(process.pid)
             answer = ask(("127.0.0.1", port), "POST", CHAT, chat("daily"))
             assert answer.told().text == "Hello world"

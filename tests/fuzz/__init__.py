@@ -19,6 +19,7 @@ from eidproxy.relay.stream import Stage, Stream
 from eidproxy.vocabulary import Stripped
 from tests import corpus, reference
 from tests.corpus.expect import split
+from tests.fuzz.mutation import broken
 
 CANARY = "canary-5e1f"
 REQUEST_ID = "fuzz"
@@ -120,16 +121,22 @@ def _even(text: str) -> str:
     return re.sub("\ufffd+", "\ufffd", text)
 
 
-def check(body: bytes, rng: random.Random, limit: int = MAX_EVENT_BYTES, *, mutated: bool = False) -> None:
-    """Assert that a stream gives the caller what it may have, and the same however it is cut."""
+def check(body: bytes, rng: random.Random, limit: int = MAX_EVENT_BYTES, *, mutated: bool = False) -> tuple[int, int]:
+    """Assert that a stream gives the caller what it may have, and the same however it is cut.
+
+    Returns how many code points of text the slow reader found in it and how many the caller got.
+    """
     whole = run([body], limit)
     found = reference.read(body, limit)
     facts = (found.finish_reason, found.late, found.done, found.failure, found.dropped, found.tokens)
     assert whole[2:] == (*facts, found.models, found.usages), (whole, found, body)
     told = said(whole.output)
+    came = got = 0
     if found.begun:
         for text, pieces in zip(told[:3], (found.content, found.reasoning, found.refusal), strict=True):
             assert _even(text) == reference.joined(pieces), (text, pieces, body)
+            came += len(reference.joined(pieces))
+            got += len(_even(text))
         assert len(told.calls) == len(found.calls), (told, found, body)
         for (given, name, arguments), call in zip(told.calls, found.calls, strict=True):
             assert call.id is None or given == reference.joined([call.id]), (given, call, body)
@@ -144,6 +151,7 @@ def check(body: bytes, rng: random.Random, limit: int = MAX_EVENT_BYTES, *, muta
     check_completion(body, limit, whole, told)
     for pieces in cuts(body, rng):
         assert run(pieces, limit) == whole, (body, [len(piece) for piece in pieces])
+    return came, got
 
 
 def _matches(text: str, pieces: list[Any]) -> bool:
@@ -187,6 +195,12 @@ def recorded() -> list[dict[str, Any]]:
     return found
 
 
+def field() -> list[bytes]:
+    """The bodies of the streams that routers were seen to send."""
+    answers = [split(path.read_bytes()) for path in sorted((corpus.HERE / "field").glob("*.http"))]
+    return [body for status, _, body in answers if status == 200]
+
+
 _WORDS = [
     "",
     "a",
@@ -222,22 +236,27 @@ class Grammar:
         self.calling = 0.0
         """How often a chunk has tool calls."""
         self.recorded = recorded()
+        self.field = field()
 
     def stream(self) -> bytes:
-        """One stream: a few frames, mostly good ones, an end of some kind."""
+        """One stream: a few frames, mostly good ones, an end of some kind; now and then one that was seen."""
         rng = self.rng
+        if rng.random() < 0.05:
+            body = rng.choice(self.field)
+            self.frames += body.count(b"\n\n")
+            return body
         self.early = rng.choice([0, 0, 0.05, 0.5, 1])
         self.calling = rng.choice([0.1, 0.1, 0.9])
         style = rng.choice([[b"\n"], [b"\n"], [b"\r\n"], [b"\r"], [b"\n", b"\r\n", b"\r"]])
-        body = bytearray(b"\xef\xbb\xbf" if rng.random() < 0.1 else b"")
+        written = bytearray(b"\xef\xbb\xbf" if rng.random() < 0.1 else b"")
         for _ in range(rng.randrange(1, 25)):
             self.frames += 1
             for line in self._frame():
-                body += line + rng.choice(style)
+                written += line + rng.choice(style)
         if rng.random() < 0.7:
             for line in [*self._event(self._chunk(finish=rng.choice(_FINISH))), b"data: [DONE]", b""]:
-                body += line + rng.choice(style)
-        return bytes(body)
+                written += line + rng.choice(style)
+        return bytes(written)
 
     def _canary(self, place: str) -> str:
         return f"{CANARY}/{place}"
@@ -362,7 +381,7 @@ class Grammar:
         rng = self.rng
         call: dict[str, Any] = {}
         if rng.random() < 0.8:
-            call["index"] = rng.choice([0, 0, 1, None, 7])
+            call["index"] = rng.choice([0, 0, 1, None, 7, "1", 1.0])
         if rng.random() < 0.6:
             call["id"] = rng.choice(["call_1", "call_2", "call_3", "", None])
         if rng.random() < 0.3:
@@ -504,31 +523,25 @@ _PIECES += [
 
 def mutate(body: bytes, rng: random.Random) -> bytes:
     """Break a stream in one to six places."""
-    broken = bytearray(body)
-    for _ in range(rng.randrange(1, 7)):
-        at = rng.randrange(len(broken) + 1)
-        end = min(at + rng.choice([1, 1, 2, 5, 40]), len(broken))
-        roll = rng.randrange(5)
-        if roll == 0:
-            del broken[at:end]
-        elif roll == 1:
-            broken[at:at] = rng.choice(_PIECES)
-        elif roll == 2:
-            broken[at:end] = rng.choice(_PIECES)
-        elif roll == 3:
-            broken[at:at] = broken[at:end]
-        elif end > at:
-            broken[at] ^= 1 << rng.randrange(8)
-    return bytes(broken)
+    return broken(body, rng, _PIECES, most=6)
 
 
-def fuzz(frames: int, seed: int) -> int:
-    """Check streams of at least `frames` frames in all, half of them mutated; return the number of frames."""
+class Checked(NamedTuple):
+    """How much was checked."""
+
+    frames: int
+    code_points_in: int
+    code_points_out: int
+
+
+def fuzz(frames: int, seed: int) -> Checked:
+    """Check streams of at least `frames` frames in all, half of them mutated."""
     rng = random.Random(seed)
     grammar = Grammar(rng)
+    texts: list[tuple[int, int]] = []
     while 2 * grammar.frames < frames:
         body = grammar.stream()
         limit = MAX_EVENT_BYTES if rng.random() < 0.8 else rng.choice([60, 300, 800])
-        check(body, rng, limit)
-        check(mutate(body, rng), rng, limit, mutated=True)
-    return 2 * grammar.frames
+        texts.append(check(body, rng, limit))
+        texts.append(check(mutate(body, rng), rng, limit, mutated=True))
+    return Checked(2 * grammar.frames, sum(came for came, _ in texts), sum(got for _, got in texts))

@@ -24,9 +24,13 @@ def main() -> None:
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     began = time.monotonic()
-    frames = fuzz.fuzz(options.frames, options.seed)
+    found = fuzz.fuzz(options.frames, options.seed)
     seconds = time.monotonic() - began
-    print(f"{frames} frames, {frames / seconds:.0f} frames/s: 0 canaries, 0 differing results", flush=True)
+    print(
+        f"{found.frames} frames, {found.frames / seconds:.0f} frames/s: 0 canaries, 0 differing results, "
+        f"{found.code_points_in} code points in, {found.code_points_out} out",
+        flush=True,
+    )
     began = time.monotonic()
     sound = requests.fuzz(options.requests, options.seed)
     seconds = time.monotonic() - began

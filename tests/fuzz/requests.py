@@ -14,6 +14,7 @@ from typing import NamedTuple
 from eidproxy.errors import Refusal
 from eidproxy.inbound.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
 from tests import reference
+from tests.fuzz.mutation import broken
 
 MAX_BODY_BYTES = 4096
 
@@ -357,24 +358,9 @@ _PIECES += [
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
     """Break a request in one to three places, or join it to another."""
-    broken = bytearray(data)
     if rng.random() < 0.1:
-        broken += rng.choice(list(VARIANTS.values()))[0][:400]
-    for _ in range(rng.randrange(1, 4)):
-        at = rng.randrange(min(len(broken), 600) + 1)
-        end = min(at + rng.choice([1, 1, 2, 8]), len(broken))
-        roll = rng.randrange(5)
-        if roll == 0:
-            del broken[at:end]
-        elif roll == 1:
-            broken[at:at] = rng.choice(_PIECES)
-        elif roll == 2:
-            broken[at:end] = rng.choice(_PIECES)
-        elif roll == 3:
-            broken[at:at] = broken[at:end]
-        elif end > at:
-            broken[at] ^= 1 << rng.randrange(8)
-    return bytes(broken)
+        data += rng.choice(list(VARIANTS.values()))[0][:400]
+    return broken(data, rng, _PIECES, most=3, within=600, lengths=(1, 1, 2, 8))
 
 
 def agree(data: bytes, rng: random.Random) -> bool:

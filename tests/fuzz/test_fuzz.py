@@ -22,7 +22,9 @@ from tests.tools import size
 
 
 def test_streams(seed: int) -> None:
-    assert fuzz.fuzz(size(20_000, 1_000_000), seed) >= 20_000
+    found = fuzz.fuzz(size(20_000, 1_000_000), seed)
+    assert found.frames >= 20_000
+    assert 0 < found.code_points_in == found.code_points_out
 
 
 def test_requests(seed: int) -> None:

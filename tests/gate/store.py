@@ -179,10 +179,13 @@ class Record:
             return list(self.commands)
 
 
+END = "recorded-until-here"
+
+
 @contextlib.contextmanager
 def recorded(store: Store) -> Iterator[Record]:
-    """Record what a store does, also after it was started anew."""
-    record, over = Record(), threading.Event()
+    """Record what a store does, also after it was started anew: all that it did until the end of the block."""
+    record, over, caught_up = Record(), threading.Event(), threading.Event()
     wires: list[Wire] = []
 
     def read() -> None:
@@ -193,7 +196,10 @@ def recorded(store: Store) -> Iterator[Record]:
                 wire.call("MONITOR")
                 record.begin()
                 while not over.is_set():
-                    record.add(str(wire.reply()))
+                    line = str(wire.reply())
+                    record.add(line)
+                    if END in line:
+                        caught_up.set()
             over.wait(0.002)
 
     thread = threading.Thread(target=read, daemon=True)
@@ -201,6 +207,9 @@ def recorded(store: Store) -> Iterator[Record]:
     until(record.taken, what="MONITOR")
     try:
         yield record
+        with contextlib.suppress(OSError):  # one that is away has no more to tell
+            store.command("ECHO", END)
+            assert caught_up.wait(30), "MONITOR tells the last command"
     finally:
         over.set()
         for wire in wires:

@@ -25,25 +25,12 @@ from playwright.sync_api import (
     Request,
     WebError,
     expect,
-    sync_playwright,
 )
 
+from tests.browser import chromium
 from tests.deploy.files import run
 from tests.page.stub import Stub
 from tests.tools import need, size, without
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    # The edge of the tests signs for itself; that its pages are let pass does not hold for their service worker.
-    "--ignore-certificate-errors",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 # The quick form asks less of the machine: most tests share one tab. In the full form each has a browser context.
 QUICK = size(1, 0) == 1
@@ -67,13 +54,26 @@ def token_of(subject: str, serial: int = 0) -> str:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium; in the quick form its shell without windows, where there is one, which is lighter."""
-    shell = shutil.which("chromium-headless-shell") if QUICK else None
-    program = shell or need("chromium")[0]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+    """One for all tests here.
+
+    The edge of the tests signs for itself; that its pages are let pass does not hold for their service worker.
+    """
+    with chromium("--ignore-certificate-errors") as browser:
         yield browser
-        browser.close()
+
+
+@pytest.fixture(scope="module")
+def bare(browser: Browser) -> Iterator[Page]:
+    """One page for the tests of a file that leave no trace on it."""
+    with Stub() as stub:
+        context = browser.new_context()
+        watch = Watch(stub.base_url)
+        watch.over(context)
+        page = context.new_page()
+        page.goto(f"{stub.base_url}/chat")
+        yield page
+        context.close()
+        watch.judge()
 
 
 @pytest.fixture(scope="package")

@@ -6,31 +6,21 @@ import base64
 import contextlib
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
-from tests.page.conftest import Watch
-from tests.page.stub import DONE, PAGE, UPSTREAM, Stub, chunk, event, failing, finish, queued, text
+from tests.page.stub import DONE, PAGE, UPSTREAM, chunk, event, failing, finish, queued, text
 from tests.tools import size
 
 WORDS = ["안녕하세요, ", "반가워요 👋🏽", "\nline\r\n", "끝"]
 
 
-@pytest.fixture(scope="module")
-def page(browser: Browser) -> Iterator[Page]:
-    """One page for the whole file: nothing here leaves a trace on it."""
-    with Stub() as stub:
-        context = browser.new_context()
-        watch = Watch(stub.base_url)
-        watch.over(context)
-        page = context.new_page()
-        page.goto(f"{stub.base_url}/chat")
-        yield page
-        context.close()
-        watch.judge()
+@pytest.fixture
+def page(bare: Page) -> Page:
+    """The page of the file."""
+    return bare
 
 
 READ = """

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, CDPSession, Page, expect
+from playwright.sync_api import Browser, BrowserContext, CDPSession, Page, expect
 
-from tests.page.conftest import rested
+from tests.page.conftest import Watch, button, rested
 from tests.page.stub import Stub, whole
 
 ENTER = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 229}
@@ -121,6 +121,12 @@ ORDERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         (KEY, {"key": "Enter", "code": "Enter", "keyCode": 13, "isComposing": False}),
     ],
     "Linux, Firefox": [(KEY, {**IME_ENTER, "isComposing": True}), (END, {"data": "줘"})],
+    # A keyboard of its own at a tablet: the input method of the screen stays in between.
+    "Android, with a keyboard": [
+        (KEY, {"key": "Unidentified", "code": "Enter", "keyCode": 229, "isComposing": True}),
+        (END, {"data": "줘"}),
+        ("break", {}),
+    ],
 }
 
 PLAY = """
@@ -162,13 +168,41 @@ def test_orders_of_other_systems(page: Page, stub: Stub, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ORDERS if name != "Windows, ended before"])
-def test_orders_of_a_proposal(page: Page, stub: Stub, name: str) -> None:
-    """In the same orders the Enter that takes a Japanese proposal sends nothing, unless a real one follows it."""
+@pytest.mark.parametrize(
+    ("composed", "taken"),
+    [("かんじ", "漢字"), ("かな", "かな"), ("nihao", "你好"), ("ㄋㄧˇ", "你"), ("nihao", "nihao")],
+    ids=["kanji", "kana", "pinyin", "zhuyin", "pinyin as it is"],
+)
+def test_orders_of_a_proposal(page: Page, stub: Stub, name: str, composed: str, taken: str) -> None:
+    """In the same orders the Enter that takes a proposal sends nothing, unless a real one follows it."""
     order = [
-        (kind, {**given, "data": "漢字"} if kind == END else given)
+        (kind, {**given, "data": taken} if kind == END else given)
         for kind, given in ORDERS[name]
         if kind != "break" and given.get("keyCode") != 13
     ]
-    page.evaluate(PLAY, [order, "かんじ"])
+    page.evaluate(PLAY, [order, composed])
     page.wait_for_timeout(50)
     assert stub.asked == []
+
+
+@pytest.mark.parametrize(("shown", "taken"), [("줘", "줘"), ("かんじ", "かんじ"), ("nihao", "nihao")])
+def test_button_of_a_touch_screen(
+    browser: Browser, watch: Watch, base_url: str, stub: Stub, token: str, shown: str, taken: str
+) -> None:
+    """On a phone the word that is being composed goes with the question, whatever it is, when the button is tapped."""
+    stub.script(whole("답"))
+    context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    watch.over(context)
+    page = context.new_page()
+    page.goto(f"{base_url}/chat#token={token}")
+    button(page, "로그아웃").wait_for()
+    page.locator("#compose").tap()
+    keys = context.new_cdp_session(page)
+    keys.send("Input.insertText", {"text": "음악 "})
+    compose(keys, shown)
+    page.locator("#send").tap()
+    expect(page.locator(".answer .text")).to_have_text("답")
+    rested(page)
+    assert [one.messages for one in stub.asked] == [[("user", f"음악 {taken}")]]
+    assert page.input_value("#compose") == ""
+    context.close()

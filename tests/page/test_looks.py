@@ -36,6 +36,28 @@ def distance(start, end):
     return abs(end - start)
 ```
 
+| 구간 | 거리 | 걸리는 시간 | 쉬어 갈 곳 |
+|---|---:|:---:|---|
+| 반포에서 동호 | 4.2 km | 20분 | 서래섬, 세빛섬, 잠수교 앞 너른 잔디밭 |
+| 동호에서 뚝섬 | 4.8 km | 25분 | [자벌레](https://parks.example.kr/ttukseom) |
+
+> 주말 저녁에는 **천천히** 달려 주세요.
+> > 걷는 사람이 많아요.
+
+- [x] 바퀴 바람 넣기
+- [ ] 전조등 충전하기
+  1. 앞
+     - 흰 불
+  2. 뒤
+
+속력은 \\(v = s / t\\), 자세한 길은 https://map.example.kr/한강 에 있어요. ![지도](https://map.example.kr/a.png)
+
+$$
+t = \\frac{9}{13.5}
+$$
+
+---
+
 바람이 강한 날에는 거꾸로 달리는 편이 나아요. aVeryLongWordWithoutAnyPlaceToBreakWhichMustNotWidenThePage"""
 
 SIZES = {"desktop": (1280, 800), "phone": (390, 844), "side": (844, 390), "small": (320, 568)}
@@ -147,6 +169,11 @@ def test_looks(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
     page.get_by_role("button", name="답변 다시 받기").wait_for()
     picture("answer")
 
+    stub.script(whole("다른 길도 있어요. **잠수교**를 건너면 남산까지 갈 수 있어요."))
+    page.get_by_role("button", name="답변 다시 받기").click()
+    page.locator(".versions").wait_for()
+    picture("versions")
+
     holds = [Hold() for _ in range(4)]
     steps: list[bytes | Hold] = [queued(2, 34), holds[0], queued(1, 12), holds[1], UPSTREAM, thought("…"), holds[2]]
     stub.script(Answer([*steps, text("비 오는 날에는 실내가 좋아요. 먼저 국립중앙박물관은"), holds[3]]))
@@ -218,7 +245,7 @@ def test_looks(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
     page.click("#account")
     picture("logout")
     assert faults == []
-    assert len(taken) == 26
+    assert len(taken) == 27
 
 
 @pytest.mark.parametrize("look", ["desktop-light"], indirect=True)
@@ -236,7 +263,7 @@ def test_print(page: Page, stub: Stub, look: str, looks: Path | None) -> None:
              .filter((one) => one.getClientRects().length).map((one) => one.id || one.className)"""
     )
     assert seen == []
-    pre = page.locator("pre")
+    pre = page.locator(".code pre")
     assert pre.evaluate("(one) => one.scrollWidth <= one.clientWidth")
     if looks:
         page.screenshot(path=looks / "print.png", full_page=True)

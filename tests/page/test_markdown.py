@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
+import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.page.conftest import Watch, ask, button, rested
+from tests.page.conftest import Watch, ask, button, rested, some
 from tests.page.stub import DONE, Answer, Stub, finish, text, whole
 from tests.tools import size
 
@@ -174,6 +175,51 @@ TEXTS: dict[str, tuple[str, list[Any]]] = {
             ]
         ],
     ),
+    "bare addresses before a particle": (
+        "https://a.kr에서, (https://b.kr/x_(y))을 https://c.kr/가나에 www.d.kr/z는 e@f.kr로 https://g.kr,h index.js",
+        [
+            [
+                "p",
+                ["a href=https://a.kr class=bare", "https://a.kr"],
+                "에서, (",
+                ["a href=https://b.kr/x_(y) class=bare", "https://b.kr/x_(y)"],
+                ")을 ",
+                ["a href=https://c.kr/%EA%B0%80%EB%82%98%EC%97%90 class=bare", "https://c.kr/가나에"],
+                " ",
+                ["a href=http://www.d.kr/z class=bare", "www.d.kr/z"],
+                "는 ",
+                ["a href=mailto:e@f.kr class=bare", "e@f.kr"],
+                "로 ",
+                ["a href=https://g.kr class=bare", "https://g.kr"],
+                ",h index.js",
+            ]
+        ],
+    ),
+    "a bare address that looks like another": (
+        "https://bank.kr@evil.com/ 「https://\u0430\u0440\u0440\u04cf\u0435.com」",
+        [
+            [
+                "p",
+                [
+                    "a href=https://bank.kr@evil.com/ class=bare",
+                    "https://bank.kr@evil.com/",
+                    ["bdi class=where", " (evil.com)"],
+                ],
+                " 「",
+                [
+                    "a href=https://xn--80ak6aa92e.com class=bare",
+                    "https://\u0430\u0440\u0440\u04cf\u0435.com",
+                    ["bdi class=where", " (xn--80ak6aa92e.com)"],
+                ],
+                "」",
+            ]
+        ],
+    ),
+    "a picture within a link": (
+        "[![상태](https://a.kr/b.svg)](https://c.kr)",
+        [["p", link("https://c.kr", "상태", where="c.kr")]],
+    ),
+    "escaped brackets are no formula": ("\\[\\\\\\]", [["p", "[\\]"]]),
     "links of other kinds stay text": (
         "[a](javascript:alert(1)) [b](data:text/html,x) [c](/chat) [d](//e.f) [g](JAVASCRIPT:1) ![h](x:1)",
         [
@@ -188,11 +234,18 @@ TEXTS: dict[str, tuple[str, list[Any]]] = {
         [["p", ["a href=https://a.kr/b.png class=picture", "그림", ["bdi class=where", " (a.kr)"]]]],
     ),
     "formulas": (
-        "\\(E=mc^2\\) $x_1$ $5, $6 값은 $7\n\n$$\na\n= b\n$$\n\n\\[ c \\]",
+        "\\(E=mc^2\\) $x_1$ $5, $6 값은 $7 \\(\\foo{x}\\)\n\n$$\na\n= b\n$$\n\n\\[ \\foo \\]",
         [
-            ["p", ["code class=math", "E=mc^2"], " ", ["code class=math", "x_1"], " $5, $6 값은 $7"],
-            ["pre class=math", ["code", "a\n= b"]],
-            ["pre class=math", ["code", "c"]],
+            [
+                "p",
+                ["math", ["mrow", ["mi", "E"], ["mo", "="], ["mi", "m"], ["msup", ["mi", "c"], ["mn", "2"]]]],
+                " ",
+                ["math", ["mrow", ["msub", ["mi", "x"], ["mn", "1"]]]],
+                " $5, $6 값은 $7 ",
+                ["code class=math", "\\foo{x}"],
+            ],
+            ["div class=formula", ["math display=block", ["mrow", ["mi", "a"], ["mo", "="], ["mi", "b"]]]],
+            ["pre class=math", ["code", "\\foo"]],
         ],
     ),
     "no list": ("-1은 수예요\n1.5도", [["p", "-1은 수예요\n1.5도"]]),
@@ -267,7 +320,15 @@ HOSTILE: dict[str, str] = {
             "addresses": "http://a",
             "two addresses": "http://a.b ",
             "mail": "a@b.",
+            "mailboxes": "a.b@c.d ",
+            "unfinished mailboxes": "a.",
+            "hosts": "www.",
+            "brackets after addresses": "http://a)",
+            "marks after an address": "http://a.b/?",
             "formulas": "\\(",
+            "short formulas": "$x_1$ ",
+            "roots": "\\(" + "\\sqrt" * 300 + "\\)",
+            "matrices": "$$\\begin{matrix}" + "a&" * 200 + "\\end{matrix}$$\n",
             "dollars": "$a_ ",
             "titles": "a\n===\n",
             "fences": "```\n",
@@ -293,47 +354,73 @@ async (texts) => {
   const {Painting, loadMarkdown} = await import("/chat/paint.js");
   await loadMarkdown();
   const labels = {copy: "c", done: "d", todo: "t", table: "b"};
-  const results = [];
+  const frames = async (count) => {
+    for (let n = 0; n < count; n += 1) await new Promise(requestAnimationFrame);
+  };
   for (const text of texts) {
     const box = document.createElement("div");
     box.className = "text";
     document.getElementById("log").replaceChildren(box);
-    const painting = new Painting(box, labels);
-    let slowest = 0;
-    const work = async (job) => {
-      await new Promise(requestAnimationFrame);
-      const begun = performance.now();
-      job();
-      box.getBoundingClientRect();
-      await new Promise((resolve) => {
-        const {port1, port2} = new MessageChannel();
-        port1.onmessage = resolve;
-        port2.postMessage(0);
-      });
-      slowest = Math.max(slowest, performance.now() - begun);
-    };
+    await frames(2);
+    performance.mark("begun");
     // It comes in pieces, as a model sends it, and is whole then.
-    for (let n = 1; n <= 8; n += 1) await work(() => painting.show(text.slice(0, (text.length * n) / 8), false));
-    await work(() => painting.show(text, true));
-    for (let n = 0; n < 30; n += 1) await work(() => {});
-    results.push([slowest, box.textContent.length]);
+    const painting = new Painting(box, labels);
+    for (let n = 1; n <= 8; n += 1) {
+      painting.show(text.slice(0, (text.length * n) / 8), false);
+      await frames(1);
+    }
+    painting.show(text, true);
+    await frames(16);
   }
+  performance.mark("begun");
   document.getElementById("log").replaceChildren();
-  return results;
 }
 """
 
 
-def test_no_text_holds_the_tab(bare: Page) -> None:
+def slowest_frames(browser: Browser, page: Page, texts: list[str]) -> list[float]:
+    """For each text the longest task of the page's thread while it is drawn, in ms of the processor.
+
+    A frame with all that belongs to it (script, style, layout, paint) is one task. Its time by the clock would be that
+    of whatever else the machine does.
+    """
+    browser.start_tracing(page=page, categories=["toplevel", "blink.user_timing"])
+    page.evaluate(FRAMES, texts)
+    events = json.loads(browser.stop_tracing())["traceEvents"]
+    marks = [event for event in events if event["name"] == "begun" and event["cat"] == "blink.user_timing"]
+    thread = marks[0]["pid"], marks[0]["tid"]
+    begun = sorted(event["ts"] for event in marks)
+    slowest = [0.0] * len(texts)
+    for event in events:
+        if event["ph"] == "X" and (event["pid"], event["tid"]) == thread and begun[0] <= event["ts"] < begun[-1]:
+            at = bisect.bisect(begun, event["ts"]) - 1
+            slowest[at] = max(slowest[at], event.get("tdur", 0) / 1000)
+    return slowest
+
+
+def test_no_text_holds_the_tab(browser: Browser, bare: Page) -> None:
     """64 KiB of any marker are drawn in short steps. (A pattern that backtracks took 11 s for one of them.)"""
-    names = list(HOSTILE)
-    results = bare.evaluate(FRAMES, list(HOSTILE.values()))
-    by_time = sorted(zip((ms for ms, _ in results), names, strict=True), reverse=True)
-    print("slowest frames:", ", ".join(f"{name} {ms:.0f} ms" for ms, name in by_time[:8]))
-    # 100 ms is what a person does not feel; a machine with many tests takes several times that.
-    assert by_time[0][0] < 1000
-    # And what is no mark is still there: a word as long as the text.
-    assert results[names.index("a long word")][1] == N
+    names = some(HOSTILE, 4)
+    slowest = slowest_frames(browser, bare, [HOSTILE[name] for name in names])
+    by_time = sorted(zip(slowest, names, strict=True), reverse=True)
+    print(f"slowest frames of {len(names)} texts:", ", ".join(f"{name} {ms:.0f} ms" for ms, name in by_time[:8]))
+    # 100 ms is what a person does not feel.
+    assert 0 < by_time[0][0] < 100
+
+
+def test_a_long_word_is_all_there(bare: Page) -> None:
+    """What is no mark is shown, however long it is."""
+    script = """
+    async (text) => {
+      const {Painting, loadMarkdown} = await import("/chat/paint.js");
+      await loadMarkdown();
+      const box = document.createElement("div");
+      new Painting(box, {copy: "c", done: "d", todo: "t", table: "b"}).show(text, true);
+      for (let n = 0; n < 100 && box.textContent !== text; n += 1) await new Promise(requestAnimationFrame);
+      return box.textContent === text;
+    }
+    """
+    assert bare.evaluate(script, HOSTILE["a long word"])
 
 
 # Elements of an answer, and the attributes they may have.
@@ -355,9 +442,11 @@ ELEMENTS = {
     "ol",
     "p",
 }
+ELEMENTS |= {"math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "mtable", "mtr", "mtd"}
+ELEMENTS |= {"msub", "msup", "msubsup", "munder", "mover", "munderover"}
 ELEMENTS |= {"pre", "s", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"}
 ATTRIBUTES = {"aria-label", "class", "data-copy", "dir", "href", "rel", "role", "scope", "start", "tabindex"}
-ATTRIBUTES |= {"target", "title", "type"}
+ATTRIBUTES |= {"target", "title", "type", "accent", "display", "linethickness", "lspace", "rspace", "stretchy", "width"}
 
 LIVE = """
 async ([count, seed, pieces]) => {
@@ -424,6 +513,9 @@ PIECES = [
         "[a](https://a.kr)",
         "![a](https://a.kr/x.png)",
         "https://b.kr",
+        "https://b.kr@c.kr",
+        "www.d.kr",
+        "e@f.kr",
         "javascript:alert(1)",
     ],
     *[
@@ -439,10 +531,24 @@ PIECES = [
         "\r",
         "😀",
     ],
+    *[
+        "\\frac",
+        "{",
+        "}",
+        "^",
+        "\\left(",
+        "\\right)",
+        "\\text{<b>}",
+        "\\href{javascript:1}",
+        "\\sqrt[",
+        "\\begin{cases}",
+    ],
+    *["\\end{cases}", "\\\\", "\\unknown", "x_1"],
     *['" onclick="alert(1)', "' style='x", "{{x}}", "${x}"],
 ]
 
 
+@pytest.mark.timeout(size(120, 7200))
 def test_nothing_live_comes_out(bare: Page) -> None:
     """Whatever is written, only the page's own still elements come out, and links lead to the web or to a mailbox."""
     count = size(4_000, 1_000_000)
@@ -455,92 +561,6 @@ def test_nothing_live_comes_out(bare: Page) -> None:
     # It wrote something worth judging.
     assert elements >= {"a", "code", "li", "strong", "table"}
     assert "https" in found["addresses"]
-
-
-# --- CommonMark's own examples --------------------------------------------------------------------------------------
-
-# What the page refuses of CommonMark, and why: an example with one of these in its HTML is judged by its text alone.
-REFUSED = {
-    "raw HTML": "stays text",
-    "pictures": "are links",
-    "links elsewhere": "of a place on this server, or of a kind other than http, https and mailto, stay text",
-    "titles of links": "the page's own tell where a link leads",
-    "bare addresses": "are links, as in GFM",
-}
-
-JUDGE = """
-async (examples) => {
-  const {blocks} = await import("/chat/markdown.js");
-  const labels = {copy: "", done: "", todo: "", table: ""};
-  const plainTag = (tag) => ({h3: "h", h4: "h", h5: "h", h6: "h", h1: "h", h2: "h"})[tag] ?? tag;
-  const ours = (node) => {
-    if (typeof node === "string") return node;
-    if (node.attrs.class === "code") return ["pre", ["code", ...node.kids[1].kids[0].kids]];
-    if (node.attrs.class === "where") return "";
-    return [plainTag(node.tag), ...node.kids.map(ours)];
-  };
-  const theirs = (node) =>
-    node.nodeType === 3 ? node.data : [plainTag(node.localName), ...Array.from(node.childNodes, theirs)];
-  // Blanks between blocks, and at the ends of a block, are layout of the HTML and no text.
-  const flat = (tree) => JSON.stringify(tree)
-    .replace(/(?:\\\\n| )+/g, " ").replace(/\\[("[a-z]+")(?:, ?" ?")*(?=\\])/g, "[$1")
-    .replace(/,"( |)"/g, "").replace(/" /g, '"').replace(/ "/g, '"').replace(/" *, *"/g, '","');
-  return examples.map(({markdown, html}) => {
-    const page = new DOMParser().parseFromString(html.replace(/<br \\/>\\n/g, "<br />"), "text/html");
-    return [flat(blocks(markdown, labels).map(({node}) => ours(node))), flat(Array.from(page.body.childNodes, theirs))];
-  });
-}
-"""
-
-
-def examples(spec: Path) -> list[dict[str, Any]]:
-    """The examples of the specification, each with its number."""
-    found: list[dict[str, Any]] = []
-    lines = iter(spec.read_text("utf-8").split("\n"))
-    for line in lines:
-        if line != "`" * 32 + " example":
-            continue
-        parts: list[list[str]] = [[]]
-        for inner in lines:
-            if inner == "`" * 32:
-                break
-            if inner == ".":
-                parts.append([])
-            else:
-                parts[-1].append(inner.replace("→", "\t") + "\n")
-        found.append({"number": len(found) + 1, "markdown": "".join(parts[0]), "html": "".join(parts[1])})
-    return found
-
-
-def test_examples_of_commonmark(browser: Browser, packages: Path) -> None:
-    """Text and structure are right for every example of CommonMark that the page does not refuse (`REFUSED`)."""
-    with Stub() as stub, browser.new_context(bypass_csp=True) as context:
-        page = context.new_page()
-        page.goto(f"{stub.base_url}/chat")
-        every = examples(packages / "node_modules" / "commonmark-spec" / "spec.txt")
-        results = page.evaluate(JUDGE, every)
-    assert len(every) > 600
-    wrong = []
-    refused = 0
-    for example, (ours, theirs) in zip(every, results, strict=True):
-        if ours == theirs:
-            continue
-        html, markdown = example["html"], example["markdown"]
-        if (
-            "<img" in html
-            or 'href="' in html
-            or any(mark in markdown for mark in ("<", "](", "https:"))
-            or "]:" in markdown
-        ):
-            refused += 1
-            continue
-        wrong.append((example["number"], markdown, ours, theirs))
-    print(
-        f"{len(every) - refused - len(wrong)} of {len(every)} as they stand, {refused} refused, {len(wrong)} otherwise"
-    )
-    for one in wrong:
-        print(*one, sep="\n  ")
-    assert wrong == []
 
 
 # --- On the page ----------------------------------------------------------------------------------------------------

@@ -512,13 +512,13 @@ def test_warming(page: Page, stub: Stub, as_event: bool) -> None:
 @pytest.mark.usefixtures("own")
 def test_warming_cancelled(page: Page, stub: Stub) -> None:
     """취소 ends the waiting; nothing more is sent."""
-    stub.script(refusal("warming", retry_after=1))
+    stub.script(refusal("warming", retry_after=60))
     page.clock.install()
     ask(page, "질문")
     expect(page.locator("#status")).to_contain_text("답할 준비를 하고 있어요")
     button(page, "취소").click()
     assert notice(page) == "답변을 중지했어요"
-    page.clock.fast_forward(60_000)
+    page.clock.fast_forward(120_000)
     rested(page)
     assert len(stub.asked) == 1
 

@@ -9,10 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.deploy.files import DEPLOY, fenced
 from tests.environments import program
-from tests.harness import ask, free_port, until
+from tests.harness import Proxy, ask, free_port, until
 
 ROUTERS = DEPLOY / "routers.md"
 KEY = "sk-canary-of-the-router"
@@ -76,6 +77,11 @@ def started(server: Server) -> Iterator[Server]:
         yield server
     finally:
         server.kill()
+
+
+def proxied(router: Server, key: str = KEY, **settings: Any) -> Proxy:
+    """eidproxy in front of a router."""
+    return Proxy(router.url, canaries=[KEY, str(router.place)], EIDPROXY_ROUTER_API_KEY=key, **settings)
 
 
 def command(word: str, changes: dict[str, str]) -> list[str]:

@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 
 from tests.callers import check_error_event, check_refusal
-from tests.deploy.files import passed
-from tests.environments import program
 from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes
-from tests.routers.servers import KEY, Server, litellm, llama_server, mlx_lm_server, started
+from tests.routers.servers import KEY, Server, litellm, llama_server, mlx_lm_server, proxied, started
 
 TEXT = "The answer is 안녕 🦊 done."
 TOOL = {
@@ -92,14 +90,6 @@ def closed(value: Any, shape: Any) -> None:
                 closed(each, form)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the toy model in both forms."""
-    place = tmp_path_factory.mktemp("models")
-    passed(program("routers", "python"), Path(__file__).with_name("toy.py"), place)
-    return place
-
-
 @pytest.fixture(scope="module", params=["llama-server", "mlx_lm.server", "LiteLLM"])
 def zoo(request: pytest.FixtureRequest, place: Path) -> Iterator[Zoo]:
     """Each of the routers in turn. LiteLLM has llama-server behind `daily` and mlx behind `deep`."""
@@ -114,11 +104,6 @@ def zoo(request: pytest.FixtureRequest, place: Path) -> Iterator[Zoo]:
             router = stack.enter_context(started(litellm(place, daily, deep)))
         proxy = stack.enter_context(proxied(router, EIDPROXY_MODELS_MAX_TOKENS=30000))
         yield Zoo(kind, router, daily, proxy, [*told_directly(router), str(place), str(daily.port), str(router.port)])
-
-
-def proxied(router: Server, key: str = KEY, **settings: Any) -> Proxy:
-    """eidproxy in front of a router."""
-    return Proxy(router.url, canaries=[KEY, str(router.place)], EIDPROXY_ROUTER_API_KEY=key, **settings)
 
 
 def told_directly(router: Server) -> list[str]:

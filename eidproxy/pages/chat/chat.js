@@ -126,7 +126,7 @@ class Chat {
     const config = readConfig();
     if (this.person) await this.#settleIn(this.person, session.openConversation());
     this.draw();
-    this.scroll.follow(true);
+    this.scroll.toEnd();
     $("log").setAttribute("aria-busy", "false");
     document.body.classList.remove("starting");
     this.config = await config;
@@ -204,7 +204,7 @@ class Chat {
     Object.assign(run.turn, { tab: this.tab, beat: Date.now() });
     this.keeper.keepTurn(run.turn, conversation);
     this.draw();
-    this.scroll.follow(true);
+    this.scroll.toEnd();
 
     const { kind, outcome } = await run.answer(token, messages);
     // A new run of the same conversation may have begun, after this one was left.
@@ -257,7 +257,6 @@ class Chat {
     if (this.conversation !== conversation) return;
     this.draw();
     say(kind === null ? this.words.page.finished : "");
-    this.scroll.follow();
   }
 
   #onRun(/** @type {Run} */ run) {
@@ -265,7 +264,6 @@ class Chat {
     this.progress.draw(run);
     // The first word makes another picture of the turn.
     if (run.phase === "streaming") this.draw();
-    this.scroll.follow();
   }
 
   #frame = 0;
@@ -285,7 +283,6 @@ class Chat {
       this.#frame = 0;
       if (this.run !== run) return;
       this.log.write(run.turn);
-      this.scroll.follow();
     });
   }
 
@@ -407,7 +404,7 @@ class Chat {
     this.composer.endEditing();
     await this.#load(this.person.owner, id);
     this.draw();
-    this.scroll.follow(true);
+    this.scroll.toEnd();
     this.composer.focus();
   }
 
@@ -501,7 +498,6 @@ class Chat {
     this.conversation.title = stored.title;
     this.#findDead();
     this.draw();
-    this.scroll.follow();
   }
 
   /** Whether another tab is getting the answer of a turn. */
@@ -548,7 +544,7 @@ class Chat {
       await this.#settleIn(person, null);
     }
     this.draw();
-    this.scroll.follow(true);
+    this.scroll.toEnd();
     const { page } = this.words;
     const name = fill(page.logged_in, { name: person.name });
     const staying = () => {
@@ -635,7 +631,6 @@ class Chat {
     this.drawComposer();
     this.drawTitle();
     this.drawTrouble();
-    this.scroll.follow();
   }
 
   drawComposer() {

@@ -242,7 +242,7 @@ export function imported(text, owner) {
   const found = { conversations: [], turns: [], damaged: 0 };
   for (const one of file.conversations) {
     const conversation = takenConversation(one, owner);
-    if (conversation) found.conversations.push(conversation);
+    if (conversation) found.conversations.push({ ...conversation, deleted: null });
     else found.damaged += 1;
   }
   const known = new Set(found.conversations.map(({ id }) => id));
@@ -256,10 +256,11 @@ export function imported(text, owner) {
 
 const isId = (/** @type {unknown} */ value) => typeof value === "string" && /^[a-z0-9-]{1,64}$/.test(value);
 const textOf = (/** @type {unknown} */ value) => (typeof value === "string" ? value : "");
-const timeOf = (/** @type {unknown} */ value) => (Number.isFinite(value) ? /** @type {number} */ (value) : Date.now());
+/** A time that has been; one in the future would stand before all others for ever. */
+const timeOf = (/** @type {any} */ value) => (Number.isFinite(value) && value >= 0 ? Math.min(value, Date.now()) : Date.now());
 
-/** @returns {Conversation | null} */
-function takenConversation(/** @type {any} */ one, /** @type {string} */ owner) {
+/** A conversation out of a file, or out of a storage somebody may have changed. @returns {Conversation | null} */
+export function takenConversation(/** @type {any} */ one, /** @type {string} */ owner) {
   if (!isId(one?.id)) return null;
   const pairs = Object.entries(one.chosen ?? {}).filter(([key, id]) => (key === "" || isId(key)) && isId(id));
   return {
@@ -270,7 +271,7 @@ function takenConversation(/** @type {any} */ one, /** @type {string} */ owner) 
     created: timeOf(one.created),
     updated: timeOf(one.updated),
     chosen: Object.fromEntries(/** @type {Array<[string, string]>} */ (pairs)),
-    deleted: null,
+    deleted: Number.isFinite(one.deleted) ? one.deleted : null,
   };
 }
 

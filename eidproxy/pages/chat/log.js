@@ -28,6 +28,8 @@ import { Painting } from "./paint.js";
 
 /** @typedef {{article: HTMLElement, text: HTMLElement, painting: Painting, key: string}} View */
 
+// No server takes a question of this length; a file from elsewhere may hold one, and it must not hold the tab.
+const MAX_QUESTION = 100_000;
 const PEN = "M4 16l.6-3.2L13.4 4l2.6 2.6-8.8 8.8z";
 
 export class Log {
@@ -91,7 +93,8 @@ export class Log {
     const article = element("article", { className: "exchange" });
     if (state.edited) article.classList.add("edited");
     article.append(element("h2", { className: "unseen", text: words.page.question }));
-    const asked = element("div", { className: "asked" }, element("p", { className: "question", text: turn.question, dir: "auto" }));
+    const question = turn.question.length > MAX_QUESTION ? `${turn.question.slice(0, MAX_QUESTION)}…` : turn.question;
+    const asked = element("div", { className: "asked" }, element("p", { className: "question", text: question, dir: "auto" }));
     article.append(asked);
     if (!state.running && !state.elsewhere) {
       const edit = button("plain edit", "", () => this.does.act("edit", turn), words.page.edit);

@@ -1,8 +1,8 @@
-// Text of a model → a tree of still elements. The grammar is CommonMark with GFM's tables and strike, parsed by
-// markdown-it; what becomes of each token is decided here, and nothing else can come out: no markup of the text's own, no
-// picture, no address that is loaded. Nothing here touches the document.
+// Text of a model → a tree of still elements. What becomes of each token of the grammar is decided here, and nothing else
+// can come out: no markup of the text's own, no picture, no address that is loaded. Nothing here touches the document.
 
-import MarkdownIt from "./vendor/markdown-it.js";
+import { tokensOf, unescaped } from "./grammar.js";
+import { formula } from "./math.js";
 
 /**
  * One element to be: its name, its attributes, its children.
@@ -21,116 +21,10 @@ import MarkdownIt from "./vendor/markdown-it.js";
 
 /** The words the elements themselves need. @typedef {{copy: string, done: string, todo: string, table: string}} Labels */
 
-// Up to here a paragraph is styled; a longer one is shown as it is. Some inline rules take time by the square of it.
-const MAX_INLINE = 8 * 1024;
 // A block with more tokens than this (about 500 rows of a list) is shown as it is: each becomes an element or two.
 const MAX_TOKENS = 4000;
 // Text that is shown as it is, and code, is cut into parts of about this size, so that those out of view cost no layout.
-const PART = 8 * 1024;
-// A formula over several lines ends within this many, or is none.
-const MAX_MATH_LINES = 60;
-
-/** @type {any} its tokens and states have no types of their own */
-const parser = new /** @type {any} */ (MarkdownIt)({ html: false, linkify: true, maxNesting: 40 });
-// Words with a dot in them ("index.js") are no addresses; one with its scheme is.
-parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
-parser.linkify.add("ftp:", null).add("//", null);
-// Everything else (javascript:, data:, file:, a path on this very server) stays text.
-parser.validateLink = (/** @type {string} */ url) => /^(?:https?:\/\/|mailto:)/i.test(url);
-
-// Han, kana and Hangul stand without blanks beside what belongs to them.
-const UNSPACED = /[\u1100-\u11ff\u2e80-\u303f\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef]/;
-
-/**
- * CommonMark 6.2 wants a blank or a mark outside a `**` that has a mark inside, and so leaves the stars of `**"인용"**를` as
- * they are: Korean particles follow without a blank. Here an unspaced letter counts as one outside.
- */
-parser.inline.State = class extends parser.inline.State {
-  scanDelims(/** @type {number} */ start, /** @type {boolean} */ canSplitWord) {
-    const found = super.scanDelims(start, canSplitWord);
-    if (!canSplitWord || (found.can_open && found.can_close)) return found;
-    const before = this.src[start - 1] ?? " ";
-    const after = this.src[start + found.length] ?? " ";
-    if (UNSPACED.test(before) && !/\s/.test(after)) found.can_open = true;
-    if (UNSPACED.test(after) && !/\s/.test(before)) found.can_close = true;
-    return found;
-  }
-};
-
-/** `<br>` is the one piece of HTML that models use and that says something: a new line, in the cell of a table. */
-parser.inline.ruler.before("autolink", "br", (/** @type {any} */ state, /** @type {boolean} */ silent) => {
-  if (state.src[state.pos] !== "<") return false;
-  const found = /^<br\s{0,8}\/?>/i.exec(state.src.slice(state.pos, state.pos + 14));
-  if (!found) return false;
-  if (!silent) state.push("hardbreak", "br", 0);
-  state.pos += found[0].length;
-  return true;
-});
-
-/**
- * Formulas: `\(…\)`, `\[…\]`, `$$…$$` and `$…$`. Between dollars there must be something only a formula has, and no
- * blank inside the signs, for there are prices too.
- */
-parser.inline.ruler.before("escape", "math", (/** @type {any} */ state, /** @type {boolean} */ silent) => {
-  const { src, pos } = state;
-  let open = src.slice(pos, pos + 2);
-  if (open[0] === "$" && open !== "$$") open = "$";
-  const close = /** @type {Record<string, string>} */ ({ "\\(": "\\)", "\\[": "\\]", $$: "$$", $: "$" })[open];
-  if (!close) return false;
-  const begin = pos + open.length;
-  // Once there is no end, there is none for any that begins later: looked for each time it would take the square.
-  state.endless ??= new Set();
-  const end = state.endless.has(close) ? -1 : src.indexOf(close, begin);
-  if (end < 0) state.endless.add(close);
-  if (end <= begin || end > state.posMax - close.length) return false;
-  const content = src.slice(begin, end);
-  if (open === "$" && (/^\s|\s$|\n/.test(content) || !/[\\^_{}=]|^[A-Za-z]$/.test(content) || /\d/.test(src[end + 1] ?? ""))) {
-    return false;
-  }
-  if (!silent) state.push("math_inline", "code", 0).content = content.trim();
-  state.pos = end + close.length;
-  return true;
-});
-
-/** A formula that begins a line and ends one. */
-parser.block.ruler.before(
-  "fence",
-  "math",
-  (/** @type {any} */ state, /** @type {number} */ startLine, /** @type {number} */ endLine, /** @type {boolean} */ silent) => {
-    const at = (/** @type {number} */ line) =>
-      state.src.slice(state.bMarks[line] + state.tShift[line], state.eMarks[line]).trimEnd();
-    if (state.sCount[startLine] - state.blkIndent >= 4) return false;
-    const first = at(startLine);
-    const close = first.startsWith("$$") ? "$$" : first.startsWith("\\[") ? "\\]" : null;
-    if (close === null) return false;
-    let line = startLine;
-    let rest = first.slice(2);
-    while (!rest.endsWith(close)) {
-      line += 1;
-      if (line >= endLine || line - startLine > MAX_MATH_LINES || state.sCount[line] < state.blkIndent) return false;
-      rest = at(line);
-    }
-    // Something else stands between two formulas of one line.
-    if (line === startLine && first.slice(2, -2).includes(close)) return false;
-    if (silent) return true;
-    const token = state.push("math_block", "code", 0);
-    const body = line === startLine ? [first.slice(2)] : [first.slice(2), ...range(startLine + 1, line).map(at), rest];
-    body[body.length - 1] = (body.at(-1) ?? "").slice(0, -2);
-    token.content = body.join("\n").trim();
-    token.map = [startLine, line + 1];
-    state.line = line + 1;
-    return true;
-  },
-  { alt: ["paragraph", "reference", "blockquote", "list"] },
-);
-
-/** Paragraphs over the cap go past the inline rules. */
-parser.core.ruler.after("block", "cap", (/** @type {any} */ state) => {
-  for (const token of state.tokens) {
-    if (token.type !== "inline" || token.content.length <= MAX_INLINE) continue;
-    token.type = "plain";
-  }
-});
+const PART = 4 * 1024;
 
 /**
  * The blocks of `text`, whose lines end in "\n". With `outline` its headings are placed after those of an earlier part,
@@ -142,7 +36,7 @@ parser.core.ruler.after("block", "cap", (/** @type {any} */ state) => {
  * @returns {Block[]}
  */
 export function blocks(text, labels, outline = { base: 0, last: 2 }) {
-  const tokens = parser.parse(text, {});
+  const tokens = tokensOf(text);
   const starts = lineStarts(text);
   /** @type {Block[]} */
   const found = [];
@@ -193,10 +87,6 @@ function lineStarts(/** @type {string} */ text) {
   const starts = [0];
   for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) starts.push(at + 1);
   return starts;
-}
-
-function range(/** @type {number} */ from, /** @type {number} */ to) {
-  return Array.from({ length: Math.max(to - from, 0) }, (_, index) => from + index);
 }
 
 /** @returns {Node} */
@@ -300,14 +190,15 @@ function build(/** @type {any[]} */ tokens, /** @type {Labels} */ labels, /** @t
       case "code_inline":
         return put(element("code", { dir: "auto" }, [token.content]));
       case "math_inline":
-        return put(element("code", { class: "math", dir: "ltr" }, [token.content]));
+        return put(formula(token.content, false) ?? element("code", { class: "math", dir: "ltr" }, [token.content]));
       case "math_block":
-        return put(element("pre", { class: "math", dir: "ltr", tabindex: "0" }, [element("code", {}, [token.content])]));
+        return put(mathBlock(token.content));
       case "fence":
       case "code_block":
         return put(code(token, labels));
       case "image":
-        return put(picture(token));
+        // One within a link is the label of that link.
+        return put(open.some(({ tag }) => tag === "a") ? alternative(token) : picture(token));
       case "plain":
         return parts(token.content).forEach((part) => put(element("span", { class: "as-is" }, [part])));
       default:
@@ -333,7 +224,7 @@ function heading(/** @type {any} */ token, /** @type {Outline} */ outline) {
 
 /** A fenced or an indented block. */
 function code(/** @type {any} */ token, /** @type {Labels} */ labels) {
-  const language = token.info.trim().split(/\s+/)[0].slice(0, 40);
+  const language = unescaped(token.info.trim().split(/\s+/)[0]).slice(0, 40);
   const text = token.content.replace(/\n$/, "");
   const pieces = text.length > PART ? parts(text).map((part) => element("span", { class: "part" }, [part])) : [text];
   return element("div", { class: "code" }, [
@@ -343,6 +234,13 @@ function code(/** @type {any} */ token, /** @type {Labels} */ labels) {
     ]),
     element("pre", { dir: "ltr", tabindex: "0" }, [element("code", {}, pieces)]),
   ]);
+}
+
+/** A formula by itself, which may be wider than the page. */
+function mathBlock(/** @type {string} */ content) {
+  const drawn = formula(content, true);
+  if (drawn) return element("div", { class: "formula", dir: "ltr", tabindex: "0" }, [drawn]);
+  return element("pre", { class: "math", dir: "ltr", tabindex: "0" }, [element("code", {}, [content])]);
 }
 
 /** A link is opened by hand alone, tells the other side nothing, and says where it leads. */
@@ -360,8 +258,9 @@ function finishLink(/** @type {Node} */ node) {
   const where = destination(node.attrs.href);
   const label = textOf(node).trim();
   if (label === "") node.kids = [node.attrs.href];
-  // A bare address says it already, and so does a label that is the place.
-  if (node.attrs.class === "bare" || label === "" || label === where) return;
+  // A label that begins with the place, as a bare address does, says it already.
+  const said = (label || node.attrs.href).replace(/^(?:https?:\/\/|mailto:)/i, "").toLowerCase();
+  if (said === where || (said.startsWith(where) && /^[/?#:]/.test(said.slice(where.length)))) return;
   node.kids.push(element("bdi", { class: "where", dir: "ltr" }, [` (${where})`]));
 }
 
@@ -369,9 +268,17 @@ function finishLink(/** @type {Node} */ node) {
 function picture(/** @type {any} */ token) {
   const node = link(token.attrGet("src"), false);
   if (node.tag === "a") node.attrs.class = "picture";
-  node.kids = [token.content || token.attrGet("src")];
+  node.kids = [alternative(token) || token.attrGet("src")];
   finishLink(node);
   return node;
+}
+
+/** What stands for a picture: the text of its label. @returns {string} */
+function alternative(/** @type {any} */ { children }) {
+  return children.map((/** @type {any} */ one) => {
+    if (one.type === "image") return alternative(one);
+    return one.type === "softbreak" || one.type === "hardbreak" ? " " : one.content;
+  }).join("");
 }
 
 function textOf(/** @type {Node} */ node) {

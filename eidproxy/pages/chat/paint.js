@@ -5,15 +5,24 @@
 /** @typedef {import("./markdown.js").Labels} Labels */
 /** @typedef {import("./markdown.js").Outline} Outline */
 
-// How much text is parsed in one step, and how long drawing may take of one frame. One step is about 40 ms at its
-// worst; it makes no more blocks than MAX_BLOCKS.
-const STEP = 16 * 1024;
-const MAX_BLOCKS = 150;
+// How much text is parsed in one step (at least two of the parts that are shown as they are), and how many elements one
+// makes, a single block aside.
+const STEP = 8 * 1024;
+const STEP_ELEMENTS = 300;
+// Up to here a text that is whole is read as one.
+const WHOLE = 16 * 1024;
 // A block longer than this is shown as it is, unless it is code, which is cheap.
-const MAX_BLOCK = 64 * 1024;
-// What comes after this much of a text is shown as it is: styled, it would be ten thousands of elements.
+const MAX_BLOCK = 32 * 1024;
+// What comes after this much of a text, or after so many elements, is shown as it is.
 const MAX_STYLED = 128 * 1024;
+const MAX_ELEMENTS = 12_000;
+// How long drawing may take of one frame. What it leaves to the browser counts: to lay out an element, a character, a line.
 const BUDGET_MS = 10;
+const ELEMENT_MS = 0.015;
+const CHARACTER_MS = 0.0005;
+const LINE_MS = 0.003;
+
+const MATHML = "http://www.w3.org/1998/Math/MathML";
 
 /** @type {typeof import("./markdown.js") | null} */
 let markdown = null;
@@ -22,8 +31,15 @@ let loading = null;
 
 /** Load the grammar. It is a third of the page, and one can ask before it is there; until then text is shown as it is. */
 export function loadMarkdown() {
-  loading ??= import("./markdown.js").then(
-    (loaded) => {
+  // All in one round, though the first alone asks for the others.
+  loading ??= Promise.all([
+    import("./markdown.js"),
+    import("./grammar.js"),
+    import("./math.js"),
+    import("./addresses.js"),
+    import("./vendor/markdown-it.js"),
+  ]).then(
+    ([loaded]) => {
       markdown = loaded;
       nextFrame();
     },
@@ -37,6 +53,7 @@ export function loadMarkdown() {
 
 /** Paintings with something left to draw. @type {Set<Painting>} */
 const unfinished = new Set();
+/** What was spent of this frame's budget, in ms. */
 let spent = 0;
 let frame = 0;
 
@@ -44,7 +61,8 @@ function nextFrame() {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
     spent = 0;
-    for (const painting of unfinished) {
+    // The newest first: at its end a conversation is read on.
+    for (const painting of [...unfinished].reverse()) {
       if (spent >= BUDGET_MS) break;
       painting.draw();
     }
@@ -56,7 +74,7 @@ function nextFrame() {
 export class Painting {
   #text = "";
   // Up to here the blocks can change no more, whatever is added: in the text, and among the children of the element.
-  #settled = { text: 0, children: 0 };
+  #settled = { text: 0, children: 0, elements: 0 };
   /** @type {Outline} */
   #outline = { base: 0, last: 2 };
   /** @type {Node[]} */
@@ -77,10 +95,12 @@ export class Painting {
     const clean = text.includes("\r") ? text.replace(/\r\n?/g, "\n") : text;
     const added = clean.startsWith(this.#text.slice(0, this.#settled.text));
     // At the end it is read once more as one, for a link may be defined below its use.
-    if (!added || (whole && !this.#whole && clean.length <= STEP)) this.#begin();
+    if (!added || (whole && !this.#whole && clean.length <= WHOLE)) this.#begin();
     this.#text = clean;
     this.#whole = whole;
     this.#restAt = 0;
+    if (whole && this.#settled.text === 0 && clean.length <= WHOLE) this.#size = WHOLE;
+    unfinished.delete(this);
     unfinished.add(this);
     if (spent < BUDGET_MS) this.draw();
     if (unfinished.has(this) && this.#nodes.length === 0) this.target.textContent = clean.slice(0, STEP);
@@ -89,32 +109,33 @@ export class Painting {
   }
 
   #begin() {
-    this.#settled = { text: 0, children: 0 };
+    this.#settled = { text: 0, children: 0, elements: 0 };
     this.#outline = { base: 0, last: 2 };
   }
 
   /** Draw on until everything is drawn or the time of this frame is used up. */
   draw() {
-    const started = performance.now();
-    if (markdown === null || started < this.#restAt) return;
+    const before = spent;
+    if (markdown === null || performance.now() < this.#restAt) return;
     if (this.#nodes.length === 0) this.target.replaceChildren();
     for (;;) {
+      const started = performance.now();
       const piece = this.#text.slice(this.#settled.text, this.#settled.text + this.#size);
       const last = this.#settled.text + piece.length === this.#text.length;
       const done = this.#step(markdown, piece, last);
       this.#size = done === "short" ? this.#size * 2 : STEP;
+      spent += performance.now() - started;
       if (done === "all") unfinished.delete(this);
-      if (done === "all" || spent + performance.now() - started >= BUDGET_MS) break;
+      if (done === "all" || spent >= BUDGET_MS) break;
     }
-    const took = performance.now() - started;
-    spent += took;
     // A last block that takes long to make is made the more rarely while it grows.
+    const took = spent - before;
     if (!this.#whole && took > BUDGET_MS) this.#restAt = performance.now() + 4 * took;
   }
 
   /**
    * Parse the piece of the text that begins where it is settled, and draw it. All of its blocks but the last are settled
-   * then. A piece with very many blocks is drawn in part.
+   * then. A piece with very many elements is drawn in part.
    *
    * @param {typeof import("./markdown.js")} grammar
    * @param {string} piece
@@ -122,15 +143,19 @@ export class Painting {
    * @returns {"all" | "part" | "short"} what of the text is drawn now; nothing, when the piece was too short for its block
    */
   #step({ blocks, parts, plain }, piece, last) {
-    if (this.#settled.text >= MAX_STYLED) return this.#asItIs(parts(piece).map(plain), piece.length, last);
+    if (this.#settled.text >= MAX_STYLED || this.#settled.elements >= MAX_ELEMENTS) return this.#asItIs(parts(piece).map(plain), piece.length, last);
     const found = blocks(piece, this.labels, { ...this.#outline });
     // The line that is not ended yet may still turn out to belong to the block before it.
     const open = last && this.#whole ? piece.length : piece.lastIndexOf("\n") + 1;
     const tail = found.findLast(({ start }) => start < open)?.start ?? 0;
-    const next = found.find(({ start }, index) => index >= MAX_BLOCKS && start > 0 && start <= tail);
-    if (next) {
-      this.#draw(found.filter(({ start }) => start < next.start), next.start);
-      return "part";
+    let elements = 0;
+    for (const { start, node } of found) {
+      // Whatever begins together, as the parts of a long block do, is drawn together.
+      if (elements >= STEP_ELEMENTS && start > 0 && start <= tail) {
+        this.#draw(found.filter((one) => one.start < start), start);
+        return "part";
+      }
+      elements += count(node);
     }
     if (!last && tail === 0) {
       // One block that is longer than a step: more of it is needed, to see its end.
@@ -146,6 +171,7 @@ export class Painting {
     this.#put(found.map(({ node }) => node));
     const settled = found.filter(({ start }) => start < tail);
     this.#settle(tail, settled.length);
+    this.#settled.elements += settled.reduce((sum, { node }) => sum + count(node), 0);
     for (const { node } of settled) {
       if (!/^h[3-6]$/.test(node.tag)) continue;
       this.#outline.last = Number(node.tag[1]);
@@ -161,7 +187,8 @@ export class Painting {
   }
 
   #settle(/** @type {number} */ text, /** @type {number} */ children) {
-    this.#settled = { text: this.#settled.text + text, children: this.#settled.children + children };
+    this.#settled.text += text;
+    this.#settled.children += children;
   }
 
   /** Make the children behind the settled ones be `nodes`. */
@@ -190,7 +217,9 @@ function patch(parent, have, old, wanted) {
   if (have === undefined || old === undefined) {
     parent.appendChild(make(wanted));
   } else if (typeof wanted === "string" && typeof old === "string") {
-    if (wanted !== old) /** @type {Text} */ (have).data = wanted;
+    if (wanted === old) return;
+    /** @type {Text} */ (have).data = wanted;
+    spent += costOf(wanted);
   } else if (typeof wanted !== "string" && typeof old !== "string" && sameElement(old, wanted)) {
     wanted.kids.forEach((kid, index) => patch(have, have.childNodes[index], old.kids[index], kid));
     while (have.childNodes.length > wanted.kids.length) have.lastChild?.remove();
@@ -208,10 +237,26 @@ function sameElement(/** @type {Node} */ one, /** @type {Node} */ other) {
   );
 }
 
+/** How many elements a tree has. @returns {number} */
+function count(/** @type {Node} */ { kids }) {
+  return kids.reduce((sum, kid) => sum + (typeof kid === "string" ? 0 : count(kid)), 1);
+}
+
+function costOf(/** @type {string} */ text) {
+  let lines = 1;
+  for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) lines += 1;
+  return text.length * CHARACTER_MS + lines * LINE_MS;
+}
+
 /** @returns {globalThis.Node} */
 function make(/** @type {Node | string} */ node) {
-  if (typeof node === "string") return document.createTextNode(node);
-  const made = document.createElement(node.tag);
+  if (typeof node === "string") {
+    spent += costOf(node);
+    return document.createTextNode(node);
+  }
+  spent += ELEMENT_MS;
+  // Of the elements that come here only MathML's begin so.
+  const made = node.tag[0] === "m" ? document.createElementNS(MATHML, node.tag) : document.createElement(node.tag);
   for (const [name, value] of Object.entries(node.attrs)) made.setAttribute(name, value);
   for (const kid of node.kids) made.append(make(kid));
   return made;

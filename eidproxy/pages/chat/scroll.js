@@ -6,22 +6,33 @@ const NEAR_PX = 64;
 
 export class Scroll {
   #following = true;
+  // Where the page stood when it was looked at last.
+  #at = 0;
 
   constructor() {
     addEventListener("scroll", () => this.#look(), { passive: true });
-    $("to-end").addEventListener("click", () => this.follow(true));
+    $("to-end").addEventListener("click", () => this.toEnd());
+    // Whatever makes the page longer: a piece of an answer, a text that is drawn over several frames, a long question.
+    new ResizeObserver(() => this.#follow()).observe(/** @type {HTMLElement} */ ($("log").parentElement));
   }
 
-  /** Go to the end if it was in view, or because the person wants it. */
-  follow(force = false) {
-    if (force) this.#following = true;
+  /** Go to the end, and stay there. */
+  toEnd() {
+    this.#following = true;
+    this.#follow();
+  }
+
+  #follow() {
     if (this.#following) scrollTo(0, document.documentElement.scrollHeight);
-    else this.#look();
+    this.#look();
   }
 
   #look() {
     const page = document.documentElement;
-    this.#following = page.scrollHeight - innerHeight - scrollY < NEAR_PX;
+    // The end moves away from a page that stands still; a person moves the page.
+    if (page.scrollHeight - innerHeight - scrollY < NEAR_PX) this.#following = true;
+    else if (scrollY < this.#at) this.#following = false;
+    this.#at = scrollY;
     $("to-end").hidden = this.#following;
   }
 }

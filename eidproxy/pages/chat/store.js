@@ -4,7 +4,7 @@
 // Every turn is a record of its own and only the tab that asks writes it, so tabs that ask side by side add to one another.
 // A conversation's own record is changed within one transaction, which the browser runs one after the other.
 
-import { takenTurn } from "./conversation.js";
+import { takenConversation, takenTurn } from "./conversation.js";
 
 /** @typedef {import("./conversation.js").Turn} Turn */
 /** @typedef {import("./conversation.js").Conversation} Conversation */
@@ -94,12 +94,16 @@ export class Store {
     this.trouble = trouble;
   }
 
-  /** The conversations of `owner`, the one used last first; with `deleted` also those that can still be had back. */
+  /**
+   * The conversations of `owner`, the one used last first; with `deleted` also those that can still be had back. A record
+   * that is damaged is passed over, and stays.
+   */
   async conversations(/** @type {string} */ owner, deleted = false) {
     /** @type {Conversation[]} */
     let found = [...this.#conversations.values()].filter((one) => one.owner === owner);
     if (this.#database) {
-      found = await result(this.#database.transaction("conversations").objectStore("conversations").getAll(ofOwner(owner)));
+      const records = await result(this.#database.transaction("conversations").objectStore("conversations").getAll(ofOwner(owner)));
+      found = records.map((one) => takenConversation(one, owner)).filter((one) => one !== null);
     }
     return found.filter((one) => deleted || one.deleted === null).sort((one, other) => other.updated - one.updated);
   }
@@ -107,7 +111,7 @@ export class Store {
   /** @returns {Promise<Conversation | null>} */
   async conversation(/** @type {string} */ owner, /** @type {string} */ id) {
     if (!this.#database) return this.#conversations.get(id) ?? null;
-    return (await result(this.#database.transaction("conversations").objectStore("conversations").get([owner, id]))) ?? null;
+    return takenConversation(await result(this.#database.transaction("conversations").objectStore("conversations").get([owner, id])), owner);
   }
 
   /** The turns of one conversation, or all turns of `owner`. A record that is damaged is passed over, and stays. */
@@ -190,7 +194,7 @@ export class Store {
     const transaction = this.#database.transaction(["conversations", "turns"], "readwrite");
     const conversations = transaction.objectStore("conversations");
     /** @type {Conversation | null} */
-    const conversation = (await result(conversations.get([owner, id]))) ?? begun;
+    const conversation = takenConversation(await result(conversations.get([owner, id])), owner) ?? begun;
     if (conversation) {
       change(conversation);
       conversations.put(conversation);

@@ -1,0 +1,128 @@
+"""What the caller of one request gets: a stream with its head and its end, one whole answer, or an error."""
+
+import asyncio
+
+from eidproxy.errors import CLIENT_GONE, Refusal, Said
+from eidproxy.inbound.connection import Connection
+from eidproxy.relay.completion import Completion
+from eidproxy.relay.progress import News
+from eidproxy.relay.splice import Splice
+from eidproxy.relay.stream import DONE, Stream
+from eidproxy.vocabulary import Mode
+
+_FLUSH_SECONDS = 0.5
+"""How long a caller has to take what ends its answer after the wall clock ran out."""
+
+_KEEPALIVE = b": keepalive\n\n"
+
+
+class Times:
+    """When a request came to where it is, on the loop's clock; None: it has not."""
+
+    __slots__ = ("arrived", "deadline", "first_event", "granted")
+
+    def __init__(self, arrived: float) -> None:
+        self.arrived = arrived
+        self.granted: float | None = None
+        self.deadline = 0.0
+        """When the wall clock runs out; set with the grant."""
+        self.first_event: float | None = None
+
+
+class Answer:
+    """The answer to one caller."""
+
+    __slots__ = ("_completion", "_created", "_loop", "_mode", "_times", "_unsent", "connection", "splice", "stream")
+
+    def __init__(
+        self, connection: Connection, stream: Stream, splice: Splice, times: Times, mode: Mode, created: int
+    ) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.splice = splice
+        self._completion: Completion | None = stream.completion
+        self._times = times
+        self._mode = mode
+        self._created = created
+        self._loop: asyncio.AbstractEventLoop = connection.loop
+        self._unsent = b""
+        """Events that go out in one write with what ends the answer."""
+
+    def begin(self) -> None:
+        """Send the head alone, for a caller that is told its place; what the waits were is not known yet."""
+        self.splice.is_open = True
+        self.splice.last_sent_at = self._loop.time()
+        self.connection.begin_stream(b"", b"")
+
+    def pass_on(self, events: bytes, now: float, *, is_first: bool, is_last: bool) -> None:
+        """Send events, with the head when it has not gone out; the last ones together with what ends the answer."""
+        splice = self.splice
+        if not is_first:
+            splice.counters.intervals.observe(now - splice.last_sent_at)
+        splice.count(events, now)
+        if is_last:
+            self._unsent = events
+        elif splice.is_open:
+            self.connection.write_chunk(events)
+        else:
+            splice.is_open = True
+            self.connection.begin_stream(self._server_timing(), events)
+
+    def tell(self, news: News) -> None:
+        """Send a progress chunk."""
+        if self.splice.is_open and not self.splice.paused:
+            self.splice.last_sent_at = self._loop.time()
+            self.connection.write_chunk(self.stream.progress_chunk(news))
+
+    def keep_alive(self, now: float) -> None:
+        """Send a comment, so that nothing on the way takes the silence for the end (WHATWG HTML, 9.2.7)."""
+        if not self.splice.paused:
+            self.connection.write_chunk(_KEEPALIVE)
+        self.splice.last_sent_at = now
+
+    def end(self, refusal: Refusal | None) -> int:
+        """Write what ends the answer, whole or with an error, and return its status."""
+        connection, splice = self.connection, self.splice
+        if refusal is not None and is_departure(refusal.reason):
+            connection.abort()
+            return 499
+        flush = None
+        if self._times.granted is not None:
+            flush = max(self._times.deadline - self._loop.time(), _FLUSH_SECONDS)
+        if refusal is not None and not (splice.is_open or self._unsent):
+            connection.refuse(refusal, flush)
+            return refusal.status
+        stream = self.stream
+        rest = stream.close() if stream.sanitizer.begun else b""
+        if self._completion is not None and refusal is None:
+            self._end_whole(self._completion, flush)
+            return 200
+        if refusal is None:
+            rest += stream.finish()
+        splice.count(rest, splice.last_sent_at)
+        rest += DONE if refusal is None else refusal.event(connection.request_id)
+        if splice.is_open:
+            connection.end_stream(self._unsent + rest, flush)
+        else:  # the head goes out in the same write
+            connection.send_stream(self._server_timing(), self._unsent + rest, flush)
+        return 200
+
+    def _end_whole(self, completion: Completion, flush: float | None) -> None:
+        """Send the answer of a caller that asked for no stream."""
+        connection = self.connection
+        reason = self.stream.sanitizer.finish_reason or "stop"
+        body = completion.encode(connection.request_id, self._created, self._mode, reason)
+        self.splice.sent_bytes += len(body)
+        headers = [(b"Content-Type", b"application/json"), (b"Server-Timing", self._server_timing())]
+        connection.respond(200, headers, body, flush)
+
+    def _server_timing(self) -> bytes:
+        times = self._times
+        granted = times.granted or times.arrived
+        first = times.first_event or granted
+        return b"gate;dur=%.1f, upstream;dur=%.1f" % ((granted - times.arrived) * 1e3, (first - granted) * 1e3)
+
+
+def is_departure(reason: str) -> bool:
+    """Whether the caller left. A word of the router may look like the one for it."""
+    return reason == CLIENT_GONE and not isinstance(reason, Said)

@@ -1,0 +1,31 @@
+"""What a failed connection to the router means: a reason of the table for each exception that `upstream` raises."""
+
+import httpx
+
+from eidproxy.errors import RULES
+from eidproxy.router.upstream import EgressBlocked
+
+
+def _row(reason: str) -> str:
+    """The reason itself. Raises KeyError, and so fails the import, for one that has no row in the table."""
+    RULES[reason]
+    return reason
+
+
+REASONS: dict[type[Exception], str] = {
+    EgressBlocked: _row("egress_blocked"),
+    httpx.ConnectError: _row("router_ConnectError"),
+    httpx.ConnectTimeout: _row("router_ConnectTimeout"),
+    httpx.ReadError: _row("router_ReadError"),
+    httpx.ReadTimeout: _row("router_ReadTimeout"),
+    httpx.WriteError: _row("router_WriteError"),
+    httpx.WriteTimeout: _row("router_WriteTimeout"),
+    httpx.RemoteProtocolError: _row("router_RemoteProtocolError"),
+}
+
+_OTHER = _row("router_error")
+
+
+def reason_of_fault(error: Exception) -> str:
+    """The reason of an exception that `upstream` raised."""
+    return REASONS.get(type(error), _OTHER)
