@@ -249,6 +249,9 @@ ELSEWHERE = {
     "__main__": "test_signals.py",
     "upstream": "test_exchange.py",
     **dict.fromkeys(("answer", "splice", "states"), "test_relay.py"),
+    **dict.fromkeys(("fake_router", "plugin", "running"), "test_testing.py"),
+    "people": "test_demo.py",
+    "address": "test_shared.py",
 }
 """Modules whose tests have another name."""
 
