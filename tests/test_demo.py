@@ -245,9 +245,8 @@ def test_ctrl_c_at_any_moment(line: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-@pytest.mark.alone
 def test_the_first_word_comes_soon() -> None:
-    """Three seconds from the start of the process to the first word of the model (measured here: about one)."""
+    """From the start of the process to the first line of the model, as a figure: 3 s are wanted, no bound is judged."""
     began = time.monotonic()
     with started("--port", "0", until_line="I run on") as running:
         took = time.monotonic() - began
