@@ -42,7 +42,7 @@ GO = "go"
 LEASE = 2.0
 PATIENT: dict[str, Any] = {
     "EIDPROXY_GATE_LEASE_SECONDS": 30,
-    "planted": "from eidproxy import gate_redis; gate_redis.CALL_SECONDS = 7\n",
+    "planted": "from eidproxy.gate import shared; shared.CALL_SECONDS = 7\n",
 }
 """Where no lease may be lost and no answer of the store be given up, however busy the machine is."""
 ROOT = Path(__file__).parent.parent

@@ -239,6 +239,42 @@ def test_reload_in_the_middle(page: Page, stub: Stub) -> None:
     expect(page.locator(".answer .text")).to_have_text("여기까지 그리고 끝")
 
 
+BUSY = """
+() => new Promise((resolve) => {
+  const request = indexedDB.open("eid");
+  request.onsuccess = () => {
+    const work = request.result.transaction(["conversations", "turns"], "readwrite");
+    const again = () => {
+      if (window.over) request.result.close();
+      else work.objectStore("turns").get(["", "", ""]).onsuccess = again;
+    };
+    again();
+    resolve();
+  };
+})
+"""
+
+
+def test_reload_of_a_slow_device(page: Page, context: BrowserContext, base_url: str, stub: Stub) -> None:
+    """What the device has not written yet when the page ends is written all the same."""
+    stub.script(whole("하나"), whole("둘"))
+    other = context.new_page()
+    other.goto(f"{base_url}/chat")
+    # Another tab holds the storage, so that nothing of this one can be written.
+    other.evaluate(BUSY)
+    for question in ("첫째", "둘째"):
+        ask(page, question)
+        rested(page)
+    assert page.locator(".answer .text").all_text_contents() == ["하나", "둘"]
+    page.goto("about:blank")
+    other.evaluate("() => { window.over = true; }")
+    page.goto(f"{base_url}/chat")
+    assert answers(page) == ["하나", "둘"]
+    assert "eid.rescued" not in storage(page)["local"]
+    page.reload()
+    assert answers(page) == ["하나", "둘"]
+
+
 def test_logout_keeps(page: Page, stub: Stub, token: str) -> None:
     """로그아웃 asks; what is kept is not shown to anyone until the person logs in again."""
     stub.script(whole("비밀 답"))

@@ -3,11 +3,11 @@
 
 /** @typedef {{start: number, end: number, href: string}} Address where it stands, and where it leads */
 
-// An address ends at a blank, at <, and at a mark of another script: 「https://a.kr」.
+// An address ends at a blank, at <, and at a mark of another script: 「…/a」.
 const REST = /[^\s<\u2010-\u201f\u2026\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]+/y;
 const HOST = /(?:[\p{L}\p{N}_-]+\.)*[\p{L}\p{N}_-]+/uy;
 const MARKS = /[?!.,:;*_~"']+$/;
-// A particle follows without a blank: https://a.kr에서, (https://a.kr)을. Hangul after a / or = belongs to the address.
+// A particle follows without a blank: …/a에서, (…/a)을. Hangul after a / or = belongs to the address.
 const PARTICLE = /(?<=[A-Za-z0-9)\]"'!?,;:*~])[\uac00-\ud7a3]+$/;
 const ENTITY = /&[A-Za-z0-9]+;$/;
 const FOUND = /(?<![A-Za-z0-9.@/_-])www\.|(?<![A-Za-z0-9.+_-])[A-Za-z0-9.+_-]+@[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+/gi;

@@ -106,7 +106,9 @@ class Chat {
     addEventListener("keydown", (event) => this.#onKey(event));
     addEventListener("online", () => this.online());
     addEventListener("pagehide", () => {
-      for (const run of this.runs.values()) this.keeper.write(run.turn);
+      const running = [...this.runs.values()].map(({ turn }) => turn);
+      this.keeper.rescue(running);
+      for (const turn of running) this.keeper.write(turn);
     });
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) return;
@@ -564,6 +566,7 @@ class Chat {
     this.keeper.settleIn(owner, []);
     try {
       await this.store.adopt(owner, (exchanges) => shelved(owner, exchanges));
+      await this.store.recover(owner);
       await this.#purge(owner);
       const all = await this.store.conversations(owner);
       this.keeper.settleIn(owner, all);

@@ -10,6 +10,8 @@ export class Keeper {
   #known = new Set();
   /** Turns the device had no room for, with their conversations. @type {Map<Turn, Conversation>} */
   #unkept = new Map();
+  /** Turns that are on their way into the store. @type {Set<import("./store.js").Rescue>} */
+  #pending = new Set();
   /** @type {string | null} whose conversations may be begun */
   #owner = null;
 
@@ -68,7 +70,10 @@ export class Keeper {
     // Whoever has logged out and removed everything gets nothing of it back by an answer that was still coming.
     const begun = this.#known.has(id) || turn.owner !== this.#owner ? null : structuredClone(conversation);
     if (begun) this.#known.add(id);
+    const pending = { turn: now, begun, chosen: chosen[key] ?? turn.id };
+    this.#pending.add(pending);
     const kept = await this.keep(() => this.store.keep(now, change, begun));
+    this.#pending.delete(pending);
     // The device had no room for it: it is tried again when something else finds room.
     if (kept === null) {
       this.#unkept.set(turn, conversation);
@@ -79,6 +84,12 @@ export class Keeper {
     if (begun) this.told.begun();
     const [next] = this.#unkept;
     if (next) await this.keepTurn(...next);
+  }
+
+  /** The page ends: what the device has not written by now it would forget, and also what has come of `running` turns. */
+  rescue(/** @type {Turn[]} */ running) {
+    const now = running.filter(({ owner }) => owner !== "").map((turn) => ({ turn: { ...turn, beat: Date.now() }, begun: null, chosen: turn.id }));
+    this.store.rescue([...this.#pending, ...now]);
   }
 
   /** Write what has come of a turn, and that its tab is alive. */

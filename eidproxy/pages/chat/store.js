@@ -15,12 +15,18 @@ import { takenConversation, takenTurn } from "./conversation.js";
  * @typedef {"unavailable" | "newer"} Trouble
  */
 
+/**
+ * A turn on its way into the store: the conversation it begins there, and which of its versions is shown.
+ * @typedef {{turn: Turn, begun: Conversation | null, chosen: string}} Rescue
+ */
+
 /** What other tabs are told. @typedef {{owner: string, conversation: string | null, gone?: boolean}} News */
 
 const NAME = "eid";
 const VERSION = 1;
 // What the page kept before it had a list: one conversation, in localStorage.
 const OLD = "eid.conversation";
+const RESCUED = "eid.rescued";
 
 /** @template T @param {IDBRequest<T>} request @returns {Promise<T>} */
 function result(request) {
@@ -65,6 +71,25 @@ export async function openStore() {
     return new Store(await open(), null);
   } catch (error) {
     return new Store(null, error instanceof DOMException && error.name === "VersionError" ? "newer" : "unavailable");
+  }
+}
+
+/** @returns {Rescue[]} */
+function rescued() {
+  try {
+    const found = JSON.parse(localStorage.getItem(RESCUED) ?? "[]");
+    return Array.isArray(found) ? found.filter((one) => one !== null && typeof one === "object") : [];
+  } catch {
+    return [];
+  }
+}
+
+function keepRescued(/** @type {Rescue[]} */ entries) {
+  try {
+    if (entries.length) localStorage.setItem(RESCUED, JSON.stringify(entries));
+    else localStorage.removeItem(RESCUED);
+  } catch {
+    // No room there: a very long answer has what was written of it before.
   }
 }
 
@@ -216,6 +241,36 @@ export class Store {
     this.#tell({ owner: turn.owner, conversation: turn.conversation });
   }
 
+  /**
+   * The tab ends. A transaction that has not begun by then never will, so what is on its way is put where it is kept at once,
+   * and from there into the store when its owner is here again. The order is that of the writing.
+   */
+  rescue(/** @type {Rescue[]} */ entries) {
+    if (this.#database && entries.length) keepRescued([...rescued(), ...entries]);
+  }
+
+  /** Take in what was rescued of `owner`. */
+  async recover(/** @type {string} */ owner) {
+    const all = rescued();
+    for (const { turn, begun, chosen } of all) {
+      const kept = turn?.owner === owner && this.#database ? takenTurn(turn, owner) : null;
+      if (!kept || !this.#database) continue;
+      const transaction = this.#database.transaction(["conversations", "turns"], "readwrite");
+      const [conversations, turns] = [transaction.objectStore("conversations"), transaction.objectStore("turns")];
+      const had = await result(turns.get([owner, kept.conversation, kept.id]));
+      const stored = takenConversation(await result(conversations.get([owner, kept.conversation])), owner);
+      const conversation = stored ?? takenConversation(begun, owner);
+      // Another tab may have gone on with it since.
+      if (conversation && !(had?.beat > kept.beat)) {
+        if (!stored || !had) conversation.chosen[kept.parent ?? ""] = String(chosen);
+        conversations.put(conversation);
+        turns.put(kept);
+      }
+      await finished(transaction);
+    }
+    if (this.#database) keepRescued(all.filter(({ turn }) => turn?.owner !== owner));
+  }
+
   /** Add what is not there yet; what is there is not touched. Returns how many conversations and turns were added. */
   async add(/** @type {Shelf} */ shelf) {
     let added = 0;
@@ -242,6 +297,7 @@ export class Store {
 
   /** Remove conversations and their turns for good; all of `owner` without a list. */
   async remove(/** @type {string} */ owner, /** @type {string[] | null} */ ids = null) {
+    keepRescued(rescued().filter(({ turn }) => turn?.owner !== owner || !(ids?.includes(turn.conversation) ?? true)));
     const ranges = ids === null ? [ofOwner(owner)] : ids.map((id) => ofOwner(owner, id));
     for (const [id, one] of this.#turns) if (one.owner === owner && (ids?.includes(one.conversation) ?? true)) this.#turns.delete(id);
     for (const [id, one] of this.#conversations) if (one.owner === owner && (ids?.includes(id) ?? true)) this.#conversations.delete(id);
