@@ -48,7 +48,7 @@ class Demo(NamedTuple):
 
 
 @contextmanager
-def started(*arguments: str, until_line: str = "deep says", **env: str) -> Iterator[Demo]:
+def started(*arguments: str, until_line: str = "deep is loaded", **env: str) -> Iterator[Demo]:
     """A demo, once it has said a line that begins so."""
     command = [sys.executable, "-m", "eidproxy", "demo", *arguments]
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **env}
@@ -111,7 +111,7 @@ def test_the_show_has_four_scenes() -> None:
 
 
 def test_every_line_can_be_copied_whole(demo: Demo) -> None:
-    assert demo.said[-1].strip().startswith("deep says")
+    assert demo.said[-1].strip().startswith("deep is loaded")
     too_long = [line for line in demo.said if cells(line) > 80]
     assert not too_long
 
@@ -233,7 +233,7 @@ def test_only_the_demo_may_be_framed(demo: Demo) -> None:
 # --- Its end -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", ["eidproxy", "2.", "4.", "deep says"])
+@pytest.mark.parametrize("line", ["eidproxy", "2.", "4.", "deep is loaded"])
 def test_ctrl_c_at_any_moment(line: str, tmp_path: Path) -> None:
     with started("--port", "0", until_line=line, TMPDIR=str(tmp_path)) as running:
         running.process.send_signal(signal.SIGINT)
@@ -246,7 +246,7 @@ def test_ctrl_c_at_any_moment(line: str, tmp_path: Path) -> None:
 
 
 def test_the_first_word_comes_soon() -> None:
-    """Three seconds from the start of the process to the first word of the model (measured here: about one)."""
+    """From the start of the process to the first line of the model, as a figure: 3 s are wanted, no bound is judged."""
     began = time.monotonic()
     with started("--port", "0", until_line="I run on") as running:
         took = time.monotonic() - began

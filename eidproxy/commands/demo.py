@@ -225,7 +225,7 @@ def _say_what_to_try(url: str) -> None:
     click.echo(f"   curl -N {url}{_CHAT} \\")
     click.echo('     -H \'Content-Type: application/json\' -d \'{"model": "daily",')
     click.echo('     "stream": true, "messages": [{"role": "user", "content": "안녕?"}]}\'')
-    click.echo(f"   deep says warming for {LOADING_SECONDS:.0f} s from now, then it thinks and answers")
+    click.echo(f"   deep is loaded for {LOADING_SECONDS:.0f} s at first; then it thinks, and answers")
 
 
 # Cells of a terminal

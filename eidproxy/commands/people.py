@@ -9,7 +9,7 @@ from eidproxy.testing.fake_router import Asked, Part, Script, stream, warming
 TOKEN_SECONDS = 0.05
 """A token of a Mac mini: twenty in a second."""
 
-LOADING_SECONDS = 20.0
+LOADING_SECONDS = 12.0
 """How long `deep` is loaded, from the first time that somebody asks for it: the show does."""
 
 

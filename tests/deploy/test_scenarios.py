@@ -151,6 +151,7 @@ def with_router(*blocks: str, last: str = "") -> str:
     """The blocks while a router stands at port 4000; at the end everything is stopped."""
     return "\n".join(
         [
+            "rm -f /run/typed.pid",  # of the script before: the file stays, the process does not
             f"/opt/eidproxy/bin/python -c '{ROUTER}' & router=$!",
             "trap 'kill $router; [ ! -f /run/typed.pid ] || kill $(cat /run/typed.pid)' EXIT",
             "until curl --silent http://127.0.0.1:4000/v1/models >/dev/null; do :; done",
