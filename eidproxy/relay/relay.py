@@ -286,6 +286,8 @@ class Relay:
         )
         self._enter(State.ASKED)
         exchange.start(message, self._splice)
+        if self.state is State.CONCLUDED:  # by a router that had hung up
+            return
         if self._splice.paused:
             exchange.pause()
         services.clocks.silence.start(self)
