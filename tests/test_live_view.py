@@ -106,6 +106,8 @@ class Watch:
     def __init__(self) -> None:
         self.may_be_gone = False
         """Whether the server may be away, or refuse: the browser notes each failed load itself."""
+        self.servers: list[Proxy] = []
+        """Whose pages these are. After the end of one, at the end of a test, its pages ask once more."""
         self.faults: list[str] = []
         self.requested: list[str] = []
 
@@ -120,7 +122,8 @@ class Watch:
         return sum(urlsplit(url).path == path for url in self.requested)
 
     def _said(self, message: ConsoleMessage) -> None:
-        if not (self.may_be_gone and message.text.startswith("Failed to load resource")):
+        gone = self.may_be_gone or any(server.process.poll() is not None for server in self.servers)
+        if not (gone and message.text.startswith("Failed to load resource")):
             self.faults.append(f"{message.type}: {message.text}")
 
     def judge(self) -> None:
@@ -188,6 +191,7 @@ def opened(browser: Browser, watch: Watch) -> Iterator[Opener]:
             )
             context.set_default_timeout(PATIENCE_MS)
             watch.over(context)
+            watch.servers.append(proxy)
             page = context.new_page()
             page.add_init_script(UNKNOWN_FIELDS)
             page.goto(proxy.url + "/")
