@@ -184,6 +184,7 @@ class Application:
         self._ready: bool | None = None
         self._reason: str | None = None
         self._asked_at = -_READY_SECONDS
+        self._attempts = 0
         self.metrics = Metrics(VERSION)
         self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc)
         self.upstream = build_upstream(settings)
@@ -308,8 +309,8 @@ class Application:
             return "draining"
         if self._loop.time() - self._asked_at >= _READY_SECONDS:
             self._reason = await self._ask_if_ready()
-            self._asked_at = self._loop.time()
-        elif self.upstream.reachable and (self.upstream.checked_at or 0.0) > self._asked_at:
+            self._asked_at, self._attempts = self._loop.time(), self.upstream.attempts
+        elif self.upstream.reachable and self.upstream.attempts > self._attempts:
             return None  # a request got through since
         return self._reason
 

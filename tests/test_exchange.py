@@ -195,11 +195,26 @@ def test_a_silence_after_a_standstill_is_looked_at_again() -> None:
         exchange, told = Exchange(asyncio.get_running_loop(), 1.0), Told()
         exchange.connection_made(Nowhere())
         exchange.start(b"", told)
-        assert exchange.second_look(2.0, 10.0) == 2.0
-        assert exchange.second_look(2.0, 10.0) == 0.0
-        exchange.last_read_at += 1.0  # it spoke: the next silence is another
-        assert exchange.second_look(20.0, 10.0) == 10.0
-        assert exchange.second_look(0.0, 10.0) == 0.0
+        assert exchange.second_look(1.0, 3.0, 10.0) == 2.0
+        exchange.last_read_at += 1.0  # a ping is no sign of life: the silence is the same
+        assert exchange.second_look(1.0, 5.0, 10.0) == 0.0
+        assert exchange.second_look(2.0, 22.0, 10.0) == 10.0  # it spoke: this is another
+        assert exchange.second_look(2.0, 32.0, 10.0) == 0.0
+        assert exchange.second_look(40.0, 40.0, 10.0) == 0.0
+
+
+def test_a_router_that_pings_for_ever_is_not_waited_for_for_ever() -> None:
+    """Its pings may lie unread at each look."""
+
+    def test() -> None:
+        exchange, told = Exchange(asyncio.get_running_loop(), 1.0), Told()
+        exchange.connection_made(Nowhere())
+        exchange.start(b"", told)
+        exchange.unread = lambda: True  # type: ignore[method-assign]
+        waits = [exchange.second_look(1.0, 1.0, 10.0) for _ in range(40)]
+        assert 1 <= len([wait for wait in waits if wait]) <= 20
+        assert waits[-1] == 0.0
+        assert exchange.second_look(2.0, 2.0, 10.0) > 0  # another silence
 
     in_a_loop(test)
 

@@ -463,7 +463,7 @@ class Relay:
             silence.event(splice.heard_at)
         due = silence.due_at
         if now >= due:
-            more = exchange.second_look(now - due, self.services.limits.silence.read_timeout)
+            more = exchange.second_look(due, now, self.services.limits.silence.read_timeout)
             if more:
                 self._silence_timer = self._loop.call_later(more, self.check_silence)
                 return

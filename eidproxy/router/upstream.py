@@ -32,6 +32,8 @@ _MAX_INTERIM = 8
 _LAST_CHUNK = b"0\r\n\r\n"
 _READ_SECONDS = 0.05
 """How long what lies unread in the kernel may take to be read."""
+_MOST_LOOKS = 20
+"""How often that is waited for in one silence: a second in all, in which a loop reads what 200 streams left unread."""
 
 _BIG_READ_BYTES = 64 * 1024
 """After a longer read others have a turn. Only TLS has such: the loop reads up to 32 times in a row, a `Wire` once."""
@@ -73,7 +75,9 @@ class Exchange(asyncio.Protocol):
         "_head_done",
         "_interim",
         "_keeps_alive",
-        "_looked_at",
+        "_is_put_off_for",
+        "_looked_for",
+        "_looks",
         "_loop",
         "_over",
         "_parser",
@@ -111,7 +115,9 @@ class Exchange(asyncio.Protocol):
         self._has_length = False
         self._encoded = False
         self._keeps_alive = False
-        self._looked_at: float | None = None
+        self._looked_for: float | None = None
+        self._looks = 0
+        self._is_put_off_for: float | None = None
         self.dialling: Wire | None = None
         """The connection that is not yet there."""
         self.first_byte_at: float | None = None
@@ -163,19 +169,23 @@ class Exchange(asyncio.Protocol):
         self._stop_write_clock()
         return wire
 
-    def second_look(self, late: float, seconds: float) -> float:
-        """How much longer to wait before a silence is punished that ended `late` seconds ago; 0 when it is one.
+    def second_look(self, due: float, now: float, seconds: float) -> float:
+        """How much longer to wait before a silence is punished that ended when it was `due`; 0 when it is one.
 
         To be asked by every clock of silence of `seconds`. After a standstill timers run before reads, so the router
-        may have spoken: as long as something is unread, it has. And what began in the turn that stood still began with
-        an old time, so each silence gets, once, as much time again as the clock is late.
+        may have spoken: what is unread is read first, but not for ever, since it may be pings that are no sign of life.
+        And what began in the turn that stood still began with an old time, so each silence gets, once, as much time
+        again as the clock is late.
         """
-        if self.unread():
+        if self._looked_for != due:
+            self._looked_for, self._looks = due, 0
+        self._looks += 1
+        if self._looks <= _MOST_LOOKS and self.unread():
             return _READ_SECONDS
-        if self._looked_at == self.last_read_at:
+        if self._is_put_off_for == due:
             return 0.0
-        self._looked_at = self.last_read_at
-        return second_look(late, seconds)
+        self._is_put_off_for = due
+        return second_look(now - due, seconds)
 
     def unread(self) -> bool:
         """Whether the router sent something that was not read yet.
@@ -437,6 +447,8 @@ class Upstream:
         self._closing_head, self._keeping_head = (head.encode() for head in heads)
         self.reachable: bool | None = None
         self.checked_at: float | None = None
+        self.attempts = 0
+        """How often somebody connected, or tried to."""
         self.hint: Hint | None = None
         """Why it was not reachable at the last attempt, if that is known."""
         self._check: asyncio.Task[None] | None = None
@@ -615,6 +627,7 @@ class Upstream:
 
     def _checked(self, reachable: bool) -> None:
         self.reachable, self.checked_at = reachable, self._loop.time()
+        self.attempts += 1
         if reachable:
             self.hint = None
 
