@@ -2,7 +2,7 @@
 
 The map, in the order in which a request meets the parts:
 
-    cli, flags, config      commands, settings as flags, settings
+    cli, config             commands, settings
     app                     builds the parts and joins them; signals: what ends the process
     inbound/                a caller's side
         server, connection  the process that serves; a caller's connection and its deadlines
@@ -25,12 +25,12 @@ The map, in the order in which a request meets the parts:
         sanitize            what may pass of it; tool_calls
         chunk, completion   the closed types that go out; the whole answer, without a stream
     commands/               check, live_check and look, demo with its people, top, service
+        flags, schema       settings as flags; the types as JSON Schema
     testing/                for the tests of apps: plugin (pytest's), running (the proxy), fake_router (the demo's too)
     egress                  where connections may lead
     errors, vocabulary      the table of reasons; the closed sets
     metrics, logs, record   what is counted and written of a request; status, history: what `/status` tells
     countdown, keepalive    many waits, one timer; TCP's own; hints: what an operator can do
-    schema                  the types as JSON Schema
 
 Pure (values in, values out; no I/O, no clock): vocabulary, repair, errors, http1, chat, sse, chunk, dialect,
 tool_calls, sanitize, completion, stream, admission, silence, wedge, egress, hints.

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import click
 import uvloop
 
+from eidproxy.commands.flags import SettingsCommand, setting_flags
 from eidproxy.config import Loaded, ServerSettings, Settings, SettingsError, load
-from eidproxy.flags import SettingsCommand, setting_flags
 from eidproxy.signals import INTERRUPTED, stop_signals
 
 if TYPE_CHECKING:
@@ -533,7 +533,7 @@ def show_schema() -> None:
     """Print the JSON Schema of request, chunk, answer and error."""
     import msgspec
 
-    from eidproxy.schema import schema
+    from eidproxy.commands.schema import schema
 
     click.echo(msgspec.json.format(msgspec.json.encode(schema())))
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from eidproxy.commands.flags import GROUPS, TEXTS
 from eidproxy.config import FIELDS, Settings
-from eidproxy.flags import GROUPS, TEXTS
 from tests.harness import ROOT
 
 

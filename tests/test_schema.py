@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from eidproxy.cli import cli
+from eidproxy.commands.schema import Chunk, Error, components, schema
 from eidproxy.errors import RULES, Refusal
-from eidproxy.schema import Chunk, Error, components, schema
 from tests.harness import CHAT, ROOT, Proxy, ask, chat
 from tests.upstream import CORPUS, Router, stream
 

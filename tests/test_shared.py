@@ -650,7 +650,7 @@ def test_url() -> None:
     address = gate_address("rediss://user:p%40ss@Store.internal:6380/3")
     assert (address.host, address.port, address.database) == ("store.internal", 6380, 3)
     assert (address.username, address.password, address.secure) == ("user", "p@ss", True)
-    assert "ss" not in repr(address).replace("GateAddress", "").replace("class", "")
+    assert "ss" not in repr(address).replace("gate.address.GateAddress", "").replace("class", "")
     address = gate_address("unix://:secret@/run/store.sock?db=2")
     assert (address.path, address.password, address.database) == ("/run/store.sock", "secret", 2)
 

@@ -35,7 +35,7 @@ _RULES = "Answer briefly and kindly. Never say which machine or model you are.\n
 _SILENT_SECONDS = 2.0
 """After so long without a word the model hangs: scaled down from 90 s and more, so that the scene is short."""
 _RETRY_SECONDS = 2.0
-"""Until the model that hangs is tried again: scaled down likewise."""
+"""How often the hanging model is tried again, likewise scaled down from 30 s."""
 
 _WIDTH = 80
 """No line is longer, so that each can be copied whole."""

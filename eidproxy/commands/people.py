@@ -142,7 +142,9 @@ for chunk in answer:
 ```
 """
 
-_THOUGHTS = "The question is kind, so the answer should be. I weigh a table against a list, and take both. " * 4
+_THOUGHT = "The question is kind, so the answer should be. I weigh a table against a list, and take both. "
+_THOUGHTS = _THOUGHT * 4
+"""Long enough that one sees the page wait with a clock."""
 
 _HANGUL = re.compile("[가-힣]")
 _TOKEN = re.compile(r"\s*\S{1,6}|\s+")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _UNITS = Path(__file__).parents[1] / "units"
+"""Beside this package: the files that `deploy/` shows too."""
 _USER = "_eidproxy"
 _PROGRAM = "/opt/eidproxy/bin/eidproxy"
 """What stands in the units, and is replaced by the program that runs."""

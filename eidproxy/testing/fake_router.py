@@ -29,8 +29,10 @@ FINGERPRINT = "fp-fake-router-macOS-arm64"
 """What it tells of itself, so that a test can look for it where it must not be."""
 
 _PATIENCE_SECONDS = 30.0
+"""How long a test waits for what should take milliseconds, before it fails."""
+
 _MOST_BYTES = 64 << 20
-"""The longest request that is read: as much as a setting lets eidproxy send."""
+"""A request that is longer is no request: a test that sends it has a fault."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import IO, Any, Self
 
 _PATIENCE_SECONDS = 30.0
-"""How long a start or an end may take on a busy machine. Both take a second."""
+"""How long a process may take to start or to end, on a machine that does much else."""
 
 
 class RunningProxy:
