@@ -352,7 +352,7 @@ def _take_calls(pieces: list[_Object], found: Reading, begun_under: dict[int, in
             at = len(found.calls) - 1
         else:
             continue
-        if index is not None and (name or arguments):
+        if index is not None and (name or arguments or known is not None):
             begun_under[index] = at
         if arguments:
             found.calls[at].arguments.append(arguments)

@@ -52,7 +52,7 @@ class ToolCalls:
                 call = self._begin(piece.index, given_id, name)
             else:
                 call = ToolCall(number)
-                if piece.index is not None and (name or arguments):
+                if piece.index is not None and (name or arguments or given_id in self._by_id):
                     self._by_index[piece.index] = number
             if arguments and (marked or seams):
                 arguments = seams.join(call.index, arguments, marked)
