@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page
 
 from tests.page.conftest import ready
@@ -118,6 +119,7 @@ def cost(page: Page, stub: Stub, events: int) -> tuple[float, list[float]]:
     return (spent() - before) / events, sorted(page.evaluate("() => window.frames_"))
 
 
+@pytest.mark.timeout(size(120, 600))
 def test_an_event_costs_the_same_in_a_long_conversation(page: Page, stub: Stub) -> None:
     """A token of an answer is as cheap after 200 turns as after one."""
     few = size(200, 1000)

@@ -347,6 +347,8 @@ async (texts) => {
     document.getElementById("log").replaceChildren(box);
     await frames(2);
     performance.mark("begun");
+    // The task of the mark began before it.
+    await frames(1);
     // It comes in pieces, as a model sends it, and is whole then.
     const painting = new Painting(box, labels);
     for (let n = 1; n <= 8; n += 1) {

@@ -23,6 +23,8 @@ import { formula } from "./math.js";
 
 // A block with more tokens than this (about 500 rows of a list) is shown as it is: each becomes an element or two.
 const MAX_TOKENS = 4000;
+// So many formulas of a block are drawn; each is several elements.
+const MAX_FORMULAS = 200;
 // Text that is shown as it is, and code, is cut into parts of about this size, so that those out of view cost no layout.
 const PART = 4 * 1024;
 
@@ -132,6 +134,7 @@ function build(/** @type {any[]} */ tokens, /** @type {Labels} */ labels, /** @t
   const root = element("root");
   /** @type {Node[]} */
   const open = [root];
+  let formulas = 0;
   const top = () => open[open.length - 1];
   const put = (/** @type {Node | string} */ one) => {
     const { kids } = top();
@@ -190,7 +193,8 @@ function build(/** @type {any[]} */ tokens, /** @type {Labels} */ labels, /** @t
       case "code_inline":
         return put(element("code", { dir: "auto" }, [token.content]));
       case "math_inline":
-        return put(formula(token.content, false) ?? element("code", { class: "math", dir: "ltr" }, [token.content]));
+        formulas += 1;
+        return put((formulas <= MAX_FORMULAS && formula(token.content, false)) || element("code", { class: "math", dir: "ltr" }, [token.content]));
       case "math_block":
         return put(mathBlock(token.content));
       case "fence":
