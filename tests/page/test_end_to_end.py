@@ -709,6 +709,7 @@ def test_router_cannot_be_reached(site: Site, meet: Meet) -> None:
     """Nobody listens; when somebody does again, 다시 시도 is enough."""
     mina = meet(site, "mina")
     page = mina.open()
+    site.router.wait_for(lambda: site.router.open_sockets == 0)  # one that waits for the next request would do
     site.router.hang_up()
     try:
         cancelled(mina, page, "질문")
