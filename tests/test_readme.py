@@ -18,13 +18,14 @@ from pathlib import Path
 
 import pytest
 
+from eidproxy.config import load
 from tests.deploy.files import fenced, fresh_copy
 from tests.harness import ROOT, ask, free_port, until
 from tests.tools import need, without
 from tests.upstream import Router, stream
 
 ENGLISH, KOREAN = ROOT / "README.md", ROOT / "deploy" / "README.ko.md"
-LANGUAGES = ("sh", "python", "yaml")
+LANGUAGES = ("sh", "python", "yaml", "toml")
 
 
 def without_comments(block: str) -> str:
@@ -36,6 +37,14 @@ def test_both_languages_have_the_same_blocks() -> None:
         english, korean = ([without_comments(block) for block in fenced(path, language)] for path in (ENGLISH, KOREAN))
         assert english
         assert english == korean
+
+
+def test_the_file_of_settings_is_taken(tmp_path: Path) -> None:
+    (text,) = fenced(ENGLISH, "toml")
+    file = tmp_path / "eidproxy.toml"
+    file.write_text(text)
+    settings = load(file, {}, {}).settings
+    assert (settings.router.url, settings.models.deep.alias) == ("http://127.0.0.1:4000", "qwen-macbook")
 
 
 def test_both_languages_have_the_same_tables() -> None:
