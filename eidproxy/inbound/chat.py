@@ -272,7 +272,7 @@ def parse_object(body: bytes) -> Object:
 
 
 def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest:
-    """Check a body of `POST /v1/chat/completions` and rebuild it for the router, from known fields alone (contract, P3).
+    """Check a body of `POST /v1/chat/completions` and rebuild it from known fields alone (contract, P3).
 
     Raises Refusal with the reason and, where safe, the field.
     """
