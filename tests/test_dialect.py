@@ -328,3 +328,11 @@ def test_no_event_costs_more_than_its_bytes(data: bytes) -> None:
 
     plain = b'{"choices":[{"delta":{"content":"' + b"\xec\x9d\xbc" * (MIB // 3) + b'"}}]}'
     assert cost(lambda: decode(data)) < 200 * cost(lambda: decode(plain)) + 0.05
+
+
+@pytest.mark.parametrize("last", [b"[]", b"[ ]", b"null"])
+def test_the_last_of_two_choices_counts(last: bytes) -> None:
+    """The first makes the typed decoder give up; the second says that the event has none, which is no fault."""
+    chunk, _, _ = decode_event(b'{"model":"m","choices":[{"index":true}],"choices":' + last + b"}")
+    assert not chunk.choices
+    assert bytes(chunk.model) == b'"m"'  # type: ignore[arg-type]

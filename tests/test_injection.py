@@ -287,7 +287,7 @@ def select(points: list[tuple[Any, int, str]], seed: int) -> list[tuple[Any, int
     """All of them with FULL=1, else some."""
     if amount(0, 1):
         return points
-    return random.Random(seed).sample(points, 60)
+    return random.Random(seed).sample(points, 25)
 
 
 @pytest.mark.timeout(900)

@@ -226,12 +226,15 @@ _EMPTY, _NOTHING = Raw(b"[]"), Raw(b"{}")
 def _read_loosely(loose: _LooseChunk) -> CameChunk:
     chunk = CameChunk(**{name: getattr(loose, name) for name in _Envelope.__struct_fields__})
     chunk.choices = _Leaves().choices(loose.choices)
+    if bytes(_raw(loose.choices)).translate(None, b" \t\r\n") in _NO_CHOICES:
+        return chunk  # of two `choices` the last one counts, and the first is why this is read again
     if not chunk.choices and not (says_something(chunk.error) or says_something(chunk.detail) or is_error(chunk)):
         raise msgspec.ValidationError  # a chunk in name alone
     return chunk
 
 
 _NULL = Raw(b"null")
+_NO_CHOICES = frozenset({b"null", b"[]"})
 
 
 class _Leaves:
