@@ -266,7 +266,7 @@ def test_mutations(shared: tuple[Router, Proxy], seed: int) -> None:
     router, proxy = shared
     router.reset()
     choose = random.Random(seed)
-    count = amount(2000, 100_000)
+    count = amount(700, 100_000)
     seen: dict[int, int] = {}
     for number in range(count):
         data = mutant(choose)
