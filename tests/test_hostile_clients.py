@@ -353,7 +353,7 @@ def test_behind_an_edge(shared: tuple[Router, Proxy], tmp_path: Path, kind: str)
     def taken(last: str) -> int:
         """How many requests eidproxy has ended, that one among them: it counts one, then writes its line."""
         line = f'"request_id":"{last}"'.encode()
-        until(lambda: line in proxy.output)
+        until(lambda: line in proxy.output())
         return int(sum(proxy.status()["outcomes"].values()))
 
     last = f"{kind}-before"
