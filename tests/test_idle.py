@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,9 +31,17 @@ from tests.upstream import (
     wire,
 )
 
+KEPT: dict[str, Any] = {"EIDPROXY_ROUTER_KEEP_IDLE_SECONDS": 1}
+
 FULL = os.environ.get("FULL") == "1"
 WHOLE = wire(stream(["whole"]))
 """An answer that comes in one read, its last chunk too."""
+
+
+@pytest.fixture
+def proxy(router: Router) -> Iterator[Proxy]:
+    with Proxy(router, **KEPT) as started:
+        yield started
 
 
 def asked(proxy: Proxy, times: int, model: str = "daily") -> None:
@@ -110,8 +119,8 @@ def test_a_connection_whose_answer_was_not_whole_is_reset(router: Router, proxy:
 
 @pytest.mark.parametrize(
     ("settings", "host"),
-    [({"EIDPROXY_ROUTER_KEEP_IDLE_SECONDS": 0}, "127.0.0.1"), ({}, "localhost")],
-    ids=["0", "name"],
+    [({}, "127.0.0.1"), (KEPT, "localhost")],
+    ids=["default", "name"],
 )
 def test_one_connection_for_each_request(router: Router, settings: dict[str, Any], host: str) -> None:
     """Where the setting says so, and where a name must be judged anew for each."""
@@ -176,7 +185,7 @@ def test_a_request_is_never_sent_twice(seed: int) -> None:
         return [whole, *rng.choice(after), *rng.choice(end)]
 
     outcomes: Counter[str] = Counter()
-    with Router(script=script) as router, Proxy(router) as proxy:
+    with Router(script=script) as router, Proxy(router, **KEPT) as proxy:
         client = RawClient(proxy)
         for number in range(count):
             if rng.random() < 0.02:
