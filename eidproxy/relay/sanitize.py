@@ -139,8 +139,8 @@ class Sanitizer:
             self._count_usage(chunk.usage)
         # Only index 0 is read; a router that ignores n=1 may send others, in any order.
         choice = choices[0] if choices else None
-        if choices and choice is not None and choice.index:
-            choice = next((each for each in choices if not each.index), None)
+        if choice is not None and choice.index:
+            choice = next((each for each in choices or () if not each.index), None)
         if choice is None:
             self._drop(Dropped.EMPTY)
             return None

@@ -99,14 +99,14 @@ class Host:
             (self.bin / name).chmod(0o755)
         self.layers = place / "layers"
         for name in LAYERS:
-            for kind in ("upper", "work"):
+            for kind in ("upper", "scratch"):
                 (self.layers / name.replace("/", "-") / kind).mkdir(parents=True)
 
     def type(self, script: str, *, network: bool, say: str = "") -> str:
         """Run a script as root at this host; without the network it has a loopback of its own."""
         unshare, _ip = need("unshare", "ip")
         mounts = [
-            f"mount -t overlay o -o lowerdir=/{name},upperdir={layer}/upper,workdir={layer}/work /{name}"
+            f"mount -t overlay o -o lowerdir=/{name},upperdir={layer}/upper,workdir={layer}/scratch /{name}"
             for name in LAYERS
             for layer in (self.layers / name.replace("/", "-"),)
         ]
