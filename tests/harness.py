@@ -581,8 +581,9 @@ class Proxy:
         return self._output.read_bytes()
 
     def log(self) -> list[dict[str, Any]]:
-        """Its log lines. A line that is not a JSON object fails."""
-        lines = [json.loads(line) for line in self.output().splitlines()]
+        """Its log lines. A line that is not a JSON object fails; one that is being written is none yet."""
+        text = self.output()
+        lines = [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
         assert all(isinstance(line, dict) for line in lines)
         return lines
 
