@@ -78,7 +78,7 @@ DEFAULTS = {
     "router.wedge_after": "2",
     "router.wedge_retry_seconds": "30.0",
     "router.ask_usage": "false",
-    "router.keep_idle_seconds": "0.0",
+    "router.keep_idle_seconds": "1.0",
     "models.daily.alias": "mac-mini-default",
     "models.deep.alias": "qwen-macbook",
     "models.max_tokens": "2048",

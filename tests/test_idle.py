@@ -31,7 +31,9 @@ from tests.upstream import (
     wire,
 )
 
-KEPT: dict[str, Any] = {"EIDPROXY_ROUTER_KEEP_IDLE_SECONDS": 1}
+TRUST = "from eidproxy.router.idle import IdleConnections; IdleConnections.is_trusted = True\n"
+"""The router need not show first that it leaves connections open."""
+KEPT: dict[str, Any] = {"EIDPROXY_ROUTER_KEEP_IDLE_SECONDS": 60, "planted": TRUST}  # so that no time closes it
 
 FULL = os.environ.get("FULL") == "1"
 WHOLE = wire(stream(["whole"]))
@@ -91,7 +93,7 @@ UNFIT: dict[str, list[Step]] = {
 def test_a_connection_that_is_not_sound_is_closed(router: Router, kind: str) -> None:
     router.enqueue(UNFIT[kind])
     router.script = [WHOLE]
-    with Proxy(router, EIDPROXY_ROUTER_KEEP_IDLE_SECONDS=60) as proxy:  # so that no time closes it
+    with Proxy(router, **KEPT) as proxy:
         asked(proxy, 1)
         until(lambda: router.open_sockets == 0)
         asked(proxy, 1)
@@ -119,8 +121,8 @@ def test_a_connection_whose_answer_was_not_whole_is_reset(router: Router, proxy:
 
 @pytest.mark.parametrize(
     ("settings", "host"),
-    [({}, "127.0.0.1"), (KEPT, "localhost")],
-    ids=["default", "name"],
+    [({"EIDPROXY_ROUTER_KEEP_IDLE_SECONDS": 0}, "127.0.0.1"), (KEPT, "localhost")],
+    ids=["off", "name"],
 )
 def test_one_connection_for_each_request(router: Router, settings: dict[str, Any], host: str) -> None:
     """Where the setting says so, and where a name must be judged anew for each."""
@@ -138,7 +140,7 @@ def test_an_idle_connection_ends_in_time_and_with_the_process(router: Router) ->
     with Proxy(router, EIDPROXY_ROUTER_KEEP_IDLE_SECONDS=0.05) as proxy:
         asked(proxy, 1)
         router.wait_for(lambda: router.open_sockets == 0)
-    with Proxy(router, EIDPROXY_ROUTER_KEEP_IDLE_SECONDS=60) as proxy:
+    with Proxy(router, **KEPT) as proxy:
         asked(proxy, 1)
         assert router.open_sockets == 1
         proxy.terminate()
@@ -147,7 +149,7 @@ def test_an_idle_connection_ends_in_time_and_with_the_process(router: Router) ->
 
 def test_no_more_are_kept_than_there_is_room_for(router: Router) -> None:
     router.script = [Wait("all"), WHOLE]
-    with Proxy(router, EIDPROXY_ROUTER_KEEP_IDLE_SECONDS=60) as proxy:
+    with Proxy(router, **KEPT) as proxy:
         clients = [RawClient(proxy) for _ in range(40)]
         for client in clients:
             client.send(request_bytes("POST", CHAT, chat("deep")))
@@ -172,6 +174,56 @@ def test_nothing_is_kept_once_a_router_spoke_unasked(router: Router, proxy: Prox
     assert [request.header("Connection") for request in router.requests] == ["keep-alive"] * 2 + ["close"] * 3
 
 
+def asked_until_kept(router: Router, proxy: Proxy) -> None:
+    """Ask until the router has shown that it leaves a connection open."""
+
+    def again() -> bool:
+        before = router.connections
+        asked(proxy, 2)
+        return router.connections < before + 2
+
+    until(again)
+
+
+def test_a_router_shows_first_that_it_leaves_connections_open(router: Router) -> None:
+    """By default, and anew after it was away."""
+    router.script = [WHOLE]
+    with Proxy(router) as proxy:
+        asked(proxy, 2)
+        assert router.connections == 2
+        for _ in range(2):
+            asked_until_kept(router, proxy)
+            router.enqueue([WHOLE, Drained(), Fin()])
+            asked(proxy, 1)
+            router.wait_for(lambda: router.open_sockets == 0)
+            before = router.connections
+            asked(proxy, 2)
+            assert router.connections == before + 2
+
+
+@pytest.mark.parametrize("later", [0.0, 0.001, 0.003])
+def test_a_router_that_closes_without_saying_so_costs_no_caller_an_error(router: Router, later: float) -> None:
+    """What is about to be closed is never used, however soon the next one asks."""
+    router.script = [WHOLE, Drained(), Pause(later), Fin()]
+    with Proxy(router) as proxy:
+        asked(proxy, 300)
+    assert (router.posts, router.connections) == (300, 300)
+
+
+def test_one_error_and_then_it_must_be_shown_anew(router: Router) -> None:
+    """A router that leaves connections open while they wait, and closes them when they are used."""
+    router.script = [WHOLE]
+    with Proxy(router, **KEPT) as proxy:
+        asked(proxy, 2)
+        assert router.connections == 1
+        router.enqueue([Fin()])
+        answer = ask(proxy, "POST", CHAT, chat("daily"))
+        assert answer.status == 503
+        before = router.connections
+        asked(proxy, 2)
+        assert router.connections == before + 2
+
+
 def test_a_request_is_never_sent_twice(seed: int) -> None:
     """Whatever becomes of an idle connection, and at whatever moment: one request, and its answer or one error."""
     rng = random.Random(seed)
@@ -185,7 +237,8 @@ def test_a_request_is_never_sent_twice(seed: int) -> None:
         return [whole, *rng.choice(after), *rng.choice(end)]
 
     outcomes: Counter[str] = Counter()
-    with Router(script=script) as router, Proxy(router, **KEPT) as proxy:
+    blind = TRUST + "IdleConnections.doubt = lambda connections: None\n"  # or it would hardly use one twice
+    with Router(script=script) as router, Proxy(router, **{**KEPT, "planted": blind}) as proxy:
         client = RawClient(proxy)
         for number in range(count):
             if rng.random() < 0.02:

@@ -6,6 +6,10 @@ is left to go wrong are the microseconds between that look and the write: a rout
 with an error, and the request is never sent a second time (RFC 9110, 9.2.2); one that speaks in them, unasked, is taken
 to answer, since HTTP/1.1 has nothing to tell answers apart.
 
+A router that closes after each answer without saying so would leave every caller with that error. So nothing is used
+again until one connection has been seen to stay open for the whole `seconds`, and that has to be seen anew after the
+router closed one that waited, or one that was just written on.
+
 A router that says something unasked could have one caller's answer taken for another's (RFC 9112, 9.2). So after its
 first such byte nothing is kept any more.
 """
@@ -38,13 +42,16 @@ class _Idle(asyncio.Protocol):
 class IdleConnections:
     """Keeps connections for `seconds`; 0 keeps none. To be built inside a running loop."""
 
+    is_trusted = False
+    """The router was seen to leave a connection open."""
+
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._idle = Countdown(seconds, self.drop)
+        self._idle = Countdown(seconds, self._outlast)
 
     def keep(self, wire: Wire) -> None:
-        """Keep a connection whose answer is over."""
-        if len(self._idle) < _MOST:
+        """Keep a connection whose answer is over: for the next request, or only to see what the router does with it."""
+        if len(self._idle) < (_MOST if self.is_trusted else 1):
             idle = _Idle(self, wire)
             wire.hand_over(idle)
             self._idle.start(idle)
@@ -52,26 +59,48 @@ class IdleConnections:
             wire.abort()
 
     def take(self) -> Wire | None:
-        """The newest connection that can be used, which is kept no longer. Those that cannot are closed."""
-        while (idle := self._idle.last()) is not None:
-            self._idle.stop(idle)
-            if not idle.wire.unread():
-                return idle.wire
-            idle.wire.read_on()
-            idle.wire.abort()
+        """The newest connection that can be used, which is kept no longer. None when there is none."""
+        idle = self._idle.last() if self.is_trusted else None
+        if idle is None:
+            return None
+        self._idle.stop(idle)
+        if not idle.wire.unread():
+            return idle.wire
+        self._refuse(idle)
         return None
 
     def drop(self, idle: _Idle) -> None:
-        """Close one connection."""
+        """Close one connection, which the router closed."""
         self._idle.stop(idle)
         idle.wire.abort()
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Close all, and use none before one is seen to stay open."""
+        self.is_trusted = False
+        self.close()
 
     def distrust(self) -> None:
         """Keep nothing from now on."""
         self.seconds = 0.0
-        self.close()
+        self.doubt()
 
     def close(self) -> None:
         """Close all."""
         while (idle := self._idle.last()) is not None:
-            self.drop(idle)
+            self._idle.stop(idle)
+            idle.wire.abort()
+
+    def _outlast(self, idle: _Idle) -> None:
+        """Close one whose time is over: the router left it open, unless that is still to be read."""
+        if idle.wire.unread():
+            self._refuse(idle)
+        else:
+            self.is_trusted = self.seconds > 0
+            idle.wire.abort()
+
+    def _refuse(self, idle: _Idle) -> None:
+        """Have what lies unread on a connection that is no longer kept read and judged."""
+        self.doubt()
+        idle.wire.read_on()
+        idle.wire.abort()

@@ -8,6 +8,7 @@ this field.
 import asyncio
 import ssl
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import httptools
@@ -91,6 +92,7 @@ class Exchange(asyncio.Protocol):
         "first_byte_at",
         "is_cut",
         "last_read_at",
+        "on_unanswered",
         "retry_after",
     )
 
@@ -126,6 +128,8 @@ class Exchange(asyncio.Protocol):
         self.last_read_at = 0.0
         self.retry_after = b""
         """The router's `Retry-After`, as it stands in the head."""
+        self.on_unanswered: Callable[[], None] | None = None
+        """Called when the connection fails before the first byte of an answer."""
 
     def start(self, request: bytes, sink: Sink) -> None:
         """Send the request; the sink hears what comes back."""
@@ -146,7 +150,7 @@ class Exchange(asyncio.Protocol):
         """
         transport = self._transport or self.dialling
         # Whatever refers back is let go, so that an exchange is freed where it ends and not when the collector runs.
-        self._sink = self._parser = self._transport = self.dialling = None
+        self._sink = self._parser = self._transport = self.dialling = self.on_unanswered = None
         self._over = True
         if isinstance(transport, Wire):
             transport.abort(reset=reset)
@@ -165,7 +169,7 @@ class Exchange(asyncio.Protocol):
         wire = self._transport
         if not (self._over and self._keeps_alive and isinstance(wire, Wire) and wire.is_sound):
             return None
-        self._sink = self._parser = self._transport = None
+        self._sink = self._parser = self._transport = self.on_unanswered = None
         self._stop_write_clock()
         return wire
 
@@ -385,6 +389,8 @@ class Exchange(asyncio.Protocol):
 
     def _end(self, error: httpx.TransportError | None) -> None:
         sink, self._sink = self._sink, None
+        if error is not None and self.first_byte_at is None and self.on_unanswered is not None:
+            self.on_unanswered()
         if sink is not None:
             sink.upstream_end(error)
 
@@ -477,6 +483,7 @@ class Upstream:
         if wire is None:
             return None
         exchange = Exchange(self._loop, self._write_timeout)
+        exchange.on_unanswered = self._idle.doubt
         wire.hand_over(exchange)
         exchange.connection_made(wire)
         return exchange
