@@ -16,9 +16,10 @@ demo: $(VENV)/ready  ## an embedded router, the proxy in front, and a show of wh
 picture: $(VENV)/ready  ## the recording in README, made from a real run
 	$(BIN)/python -m tests.picture
 
-# Four tests at a time: most of their time is waiting, and a busier machine is no better judge. TEST="-n 0" runs one after the other, as -s and --pdb need it.
+# Eight modules at a time: most of their time is waiting, and a busier machine is no better judge. A module stays in one
+# process, so that what its tests share is started once. TEST="-n 0" runs one after the other, as -s and --pdb need it.
 test: $(VENV)/ready-test  ## every test; FULL=1 for the full forms
-	$(BIN)/pytest -n 4 --dist worksteal $(TEST)
+	$(BIN)/pytest -n 8 --dist loadscope --no-loadscope-reorder $(TEST)
 
 check: $(VENV)/ready-test lint  ## lint, types, the pure core covered whole, the locks audited
 	$(BIN)/python -m tests.coverage_pure

@@ -78,8 +78,8 @@ def check_error_event(answer: Answer, status: int, reason: str) -> None:
 
 
 def at_rest(router: Router, proxy: Proxy, timeout: float = 30.0) -> None:
-    """Nothing is left over: no socket at the router, no slot, no place in the queue, no running request."""
-    router.wait_for(lambda: router.open_sockets == 0 and router.concurrent == 0, timeout)
+    """Nothing is left over: no busy socket at the router, no slot, no place in the queue, no running request."""
+    router.wait_for(lambda: router.busy_sockets == 0 and router.concurrent == 0, timeout)
 
     def empty() -> bool:
         status = proxy.status()

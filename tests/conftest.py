@@ -12,6 +12,20 @@ from tests.harness import Proxy
 from tests.tls import Certificate, self_signed
 from tests.upstream import Router
 
+LONGEST = (
+    *("test_gate_replicas", "test_hostile_clients", "test_demo", "test_silence_outside", "test_injection"),
+    *("test_proxy", "test_live_view", "test_conversations", "test_silence", "test_end_to_end", "test_signals"),
+    *("test_live_check", "test_clients", "test_flows", "test_routers", "test_deadline", "test_page", "test_shutdown"),
+    *("test_departures", "test_faults", "test_observability", "test_openai_client", "test_standstill", "test_shared"),
+)
+"""Modules whose tests take or wait longest. They begin first, so that none is left over when the others are through."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of these modules first; each module's tests stay together and in their order."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
 
 @pytest.fixture
 def router() -> Iterator[Router]:

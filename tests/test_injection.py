@@ -25,7 +25,7 @@ from eidproxy.gate import admission, local
 from eidproxy.inbound import connection
 from eidproxy.inbound.connection import Connection
 from eidproxy.relay import answer, chunk, completion, progress, relay, sanitize, splice, sse, stream
-from eidproxy.router import upstream, wire
+from eidproxy.router import idle, upstream, wire
 from tests.harness import CHAT, chat, request_bytes
 from tests.tools import size as amount
 from tests.upstream import Router, Stall, status
@@ -42,6 +42,7 @@ PATH: list[type] = [
         connection.Connection,
     ),
     *(connection.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
+    *(idle.IdleConnections, idle._Idle),
     *(
         metrics.Count,
         metrics.Distribution,
@@ -236,6 +237,7 @@ async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with Router() as router, saboteur.wrapped(), contextlib.ExitStack() as closing:
         environment = {"LLM_ROUTER_URL": router.url, "EIDPROXY_STREAM_DEADLINE_SECONDS": "0.5"}
         environment["EIDPROXY_LOG_LEVEL"] = "critical"
+        environment["EIDPROXY_ROUTER_KEEP_IDLE_SECONDS"] = "0.02"
         application = Application(load(None, environment, {}).settings)
         listener = await loop.create_server(
             lambda: Connection(application.endpoints, application.roster, loop), "127.0.0.1", 0
@@ -287,7 +289,7 @@ def select(points: list[tuple[Any, int, str]], seed: int) -> list[tuple[Any, int
     """All of them with FULL=1, else some."""
     if amount(0, 1):
         return points
-    return random.Random(seed).sample(points, 25)
+    return random.Random(seed).sample(points, 60)
 
 
 @pytest.mark.timeout(900)

@@ -393,6 +393,12 @@ class Router:
             return len(self._open)
 
     @property
+    def busy_sockets(self) -> int:
+        """Those of them that are not idle: one that was answered and has not spoken since may carry another request."""
+        with self._changed:
+            return sum(not connection.is_idle for connection in self._open)
+
+    @property
     def connections(self) -> int:
         """Connections accepted in all."""
         with self._changed:
@@ -626,6 +632,12 @@ class _Connection:
         self.tls = _Tls(router.tls) if router.tls is not None else None
         self.loop.add_reader(sock, self.readable)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether its last answer is over and neither side began anything else."""
+        answered = self.request is not None and self.request.ended_at is not None
+        return answered and self.task is None and not self.buffer and not self.finished
+
     # Reading
 
     def readable(self) -> None:
@@ -688,8 +700,8 @@ class _Connection:
             self.reset()
             return
         # No await between the last byte and here: the next request cannot be counted before this one has ended.
-        self.router._ended(request)
         self.task = None
+        self.router._ended(request)
         if self.buffer:
             self.advance()
 

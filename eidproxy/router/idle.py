@@ -63,11 +63,11 @@ class IdleConnections:
         idle = self._idle.last() if self.is_trusted else None
         if idle is None:
             return None
+        if idle.wire.unread():
+            self._refuse(idle)
+            return None
         self._idle.stop(idle)
-        if not idle.wire.unread():
-            return idle.wire
-        self._refuse(idle)
-        return None
+        return idle.wire
 
     def drop(self, idle: _Idle) -> None:
         """Close one connection, which the router closed."""
@@ -93,14 +93,19 @@ class IdleConnections:
 
     def _outlast(self, idle: _Idle) -> None:
         """Close one whose time is over: the router left it open, unless that is still to be read."""
-        if idle.wire.unread():
-            self._refuse(idle)
-        else:
-            self.is_trusted = self.seconds > 0
+        try:
+            if idle.wire.unread():
+                self._refuse(idle)
+            else:
+                self.is_trusted = self.seconds > 0
+        finally:
             idle.wire.abort()
 
     def _refuse(self, idle: _Idle) -> None:
-        """Have what lies unread on a connection that is no longer kept read and judged."""
-        self.doubt()
-        idle.wire.read_on()
-        idle.wire.abort()
+        """Have what lies unread on a connection read and judged, and close it."""
+        self._idle.stop(idle)
+        try:
+            self.doubt()
+            idle.wire.read_on()
+        finally:
+            idle.wire.abort()

@@ -169,8 +169,8 @@ class Exchange(asyncio.Protocol):
         wire = self._transport
         if not (self._over and self._keeps_alive and isinstance(wire, Wire) and wire.is_sound):
             return None
-        self._sink = self._parser = self._transport = self.on_unanswered = None
         self._stop_write_clock()
+        self._sink = self._parser = self._transport = self.on_unanswered = None
         return wire
 
     def second_look(self, due: float, now: float, seconds: float) -> float:
@@ -482,23 +482,28 @@ class Upstream:
         wire = self._idle.take()
         if wire is None:
             return None
-        exchange = Exchange(self._loop, self._write_timeout)
-        exchange.on_unanswered = self._idle.doubt
-        wire.hand_over(exchange)
-        exchange.connection_made(wire)
+        try:
+            exchange = Exchange(self._loop, self._write_timeout)
+            exchange.on_unanswered = self._idle.doubt
+            wire.hand_over(exchange)
+            exchange.connection_made(wire)
+        except BaseException:
+            wire.abort()
+            raise
         return exchange
 
     def finish(self, exchange: Exchange) -> None:
         """End an exchange whose answer is whole: keep its connection if that is sound, else close it."""
-        wire = exchange.release() if self._idle.seconds else None
-        if wire is None:
-            exchange.abort()
-            return
+        wire: Wire | None = None
         try:
-            self._idle.keep(wire)
+            wire = exchange.release() if self._idle.seconds else None
+            if wire is not None:
+                self._idle.keep(wire)
+                return
         except BaseException:
-            wire.abort()
+            (wire or exchange).abort()
             raise
+        exchange.abort()
 
     def close(self) -> None:
         """Close the connections that are kept."""
