@@ -18,7 +18,10 @@ picture: $(VENV)/ready  ## the recording in README, made from a real run
 
 # Eight modules at a time: most of their time is waiting, and a busier machine is no better judge. A module stays in one
 # process, so that what its tests share is started once. TEST="-n 0" runs one after the other, as -s and --pdb need it.
+# What pytest compiles is kept for all processes, and made once before they begin.
+unexport PYTHONDONTWRITEBYTECODE
 test: $(VENV)/ready-test  ## every test; FULL=1 for the full forms
+	@$(BIN)/pytest --collect-only -q $(TEST) >/dev/null || true
 	$(BIN)/pytest -n 8 --dist loadscope --no-loadscope-reorder $(TEST)
 
 check: $(VENV)/ready-test lint  ## lint, types, the pure core covered whole, the locks audited

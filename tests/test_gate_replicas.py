@@ -659,7 +659,7 @@ def schedules(seed: int, total: int, cells: int, *options: str) -> dict[str, Any
 def test_random_schedules(seed: int) -> None:
     """Kills, pauses, partitions, restarts, floods of nothing: `EIDPROXY_GATE_SCHEDULES=2000` is the full form."""
     need("redis-server")
-    total = int(os.environ.get("EIDPROXY_GATE_SCHEDULES") or amount(16, 2000))
+    total = int(os.environ.get("EIDPROXY_GATE_SCHEDULES") or amount(10, 2000))
     with Beside() as beside:
         whole = schedules(seed % 1_000_000, total, 4 if total < 100 else 8)
     print(f"EIDPROXY {json.dumps(whole)}")

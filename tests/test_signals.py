@@ -208,7 +208,7 @@ def silent(router: Router) -> Router:
 
 @pytest.mark.timeout(1800)
 def test_schedules(silent: Router, tmp_path: Path, seed: int) -> None:
-    count = amount(36, 300)
+    count = amount(24, 300)
     choose = random.Random(seed)
     phases = (*SERVE, *OTHERS)
     plans = [schedule(choose, phases[number % len(phases)]) for number in range(count)]

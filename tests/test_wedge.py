@@ -447,7 +447,7 @@ class Schedule:
 
 def test_random_schedules(seed: int) -> None:
     """Never stuck once the router answers, one trial at it at a time, every state and every change of state reached."""
-    schedules = size(2_000, 10_000)
+    schedules = size(1_000, 10_000)
     seen: set[State] = set()
     changes: collections.Counter[tuple[State, State]] = collections.Counter()
     ends: collections.Counter[str | None] = collections.Counter()
