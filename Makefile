@@ -16,13 +16,13 @@ demo: $(VENV)/ready  ## an embedded router, the proxy in front, and a show of wh
 picture: $(VENV)/ready  ## the recording in README, made from a real run
 	$(BIN)/python -m tests.picture
 
-# Eight modules at a time: most of their time is waiting, and a busier machine is no better judge. A module stays in one
+# Seven modules at a time: most of their time is waiting, and a busier machine is no better judge. A module stays in one
 # process, so that what its tests share is started once. TEST="-n 0" runs one after the other, as -s and --pdb need it.
 # What pytest compiles is kept for all processes, and made once before they begin.
 unexport PYTHONDONTWRITEBYTECODE
 test: $(VENV)/ready-test  ## every test; FULL=1 for the full forms
 	@$(BIN)/pytest --collect-only -q $(TEST) >/dev/null || true
-	$(BIN)/pytest -n 8 --dist loadscope --no-loadscope-reorder $(TEST)
+	$(BIN)/pytest -n 7 --dist loadscope --no-loadscope-reorder $(TEST)
 
 check: $(VENV)/ready-test lint  ## lint, types, the pure core covered whole, the locks audited
 	$(BIN)/python -m tests.coverage_pure

@@ -13,10 +13,13 @@ from tests.tls import Certificate, self_signed
 from tests.upstream import Router
 
 LONGEST = (
-    *("test_gate_replicas", "test_hostile_clients", "test_demo", "test_silence_outside", "test_injection"),
-    *("test_proxy", "test_live_view", "test_conversations", "test_silence", "test_end_to_end", "test_signals"),
-    *("test_live_check", "test_clients", "test_flows", "test_routers", "test_deadline", "test_page", "test_shutdown"),
-    *("test_departures", "test_faults", "test_observability", "test_openai_client", "test_standstill", "test_shared"),
+    *("test_gate_replicas", "test_demo", "test_silence_outside", "test_routers", "test_proxy", "test_clients"),
+    *("test_scenarios", "test_live_view", "test_hostile_clients", "test_conversations", "test_silence", "test_flows"),
+    *("test_end_to_end", "test_looks", "test_signals", "test_injection", "test_live_check", "test_deadline"),
+    *("test_examples", "test_slow_connects", "test_image", "test_page", "test_shutdown", "test_departures", "test_faults"),
+    *("test_observability", "test_openai_client", "test_top", "test_standstill", "test_shared", "test_readme"),
+    *("test_ratio", "test_relay", "test_check", "test_fuzz", "test_corpus", "test_prometheus", "test_gate_outside"),
+    *("test_composing", "test_markdown", "test_visits", "test_config", "test_history", "test_soak", "test_wedge"),
 )
 """Modules whose tests take or wait longest. They begin first, so that none is left over when the others are through."""
 

@@ -140,7 +140,7 @@ def soak(seconds: float, seed: int, *, planted: str | None = None, patience: flo
                 router.reset()  # forget what was recorded: this process must not grow either
         for caller in callers:
             caller.join()
-        until(lambda: router.open_sockets == 0 and not any(proxy.status()["streams"].values()), patience)
+        until(lambda: router.busy_sockets == 0 and not any(proxy.status()["streams"].values()), patience)
         until(lambda: proxy.fds() <= files, patience, "descriptors")
         forced = proxy.metric("eidproxy_gate_forced_releases_total")
         lag = proxy.metric("eidproxy_event_loop_lag_seconds_sum") / max(
