@@ -16,8 +16,9 @@ LONGEST = (
     *("test_gate_replicas", "test_demo", "test_silence_outside", "test_routers", "test_proxy", "test_clients"),
     *("test_scenarios", "test_live_view", "test_hostile_clients", "test_conversations", "test_silence", "test_flows"),
     *("test_end_to_end", "test_looks", "test_signals", "test_injection", "test_live_check", "test_deadline"),
-    *("test_examples", "test_slow_connects", "test_image", "test_page", "test_shutdown", "test_departures", "test_faults"),
-    *("test_observability", "test_openai_client", "test_top", "test_standstill", "test_shared", "test_readme"),
+    *("test_examples", "test_slow_connects", "test_image", "test_page", "test_shutdown", "test_departures"),
+    *("test_faults", "test_observability", "test_openai_client", "test_top", "test_standstill", "test_shared"),
+    *("test_readme",),
     *("test_ratio", "test_relay", "test_check", "test_fuzz", "test_corpus", "test_prometheus", "test_gate_outside"),
     *("test_composing", "test_markdown", "test_visits", "test_config", "test_history", "test_soak", "test_wedge"),
 )
