@@ -9,6 +9,8 @@ from eidproxy.metrics import StreamCounters
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
 
+_FINISHED = Stage.FINISHED
+"""See `stream._THINKING`."""
 _MAX_ERROR_BODY_BYTES = 64 * 1024
 """The most that is read of a refusal: its reason stands at the beginning."""
 
@@ -110,7 +112,8 @@ class Splice:
         try:
             body = self.body
             events = body.feed(data)
-            if body.stage is not self.stage or body.stage >= Stage.FINISHED:
+            stage = body.stage
+            if stage is not self.stage or stage >= _FINISHED:
                 self.relay.on_stage(events, now)
             elif events:
                 self.counters.intervals.observe(now - self.last_sent_at)

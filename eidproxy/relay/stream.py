@@ -33,6 +33,10 @@ class Stage(IntEnum):
     """The router said `[DONE]`, or the answer failed: nothing that may follow counts."""
 
 
+_THINKING = Stage.THINKING
+"""By this name for what each event asks: looking up a member of an enumeration costs more than comparing it."""
+
+
 class Stream:
     """Reads the body of one answer. After each `feed` its attributes say how the answer stands.
 
@@ -85,7 +89,7 @@ class Stream:
         """Take the bytes of one read and return the events for the caller."""
         self._bytes_read += len(data)
         if self._is_common and (event := whole_event(data, self._parser.max_event_bytes)) is not None:
-            frame = self._frames.rebuild(event, self.stage is Stage.THINKING)
+            frame = self._frames.rebuild(event, self.stage is _THINKING)
             if frame is not None and self._bytes_read <= _MAX_STREAM_BYTES:
                 self._common_events += 1
                 self.chunks += 1
