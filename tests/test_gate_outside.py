@@ -167,9 +167,9 @@ def test_full_queue(router: Router) -> None:
             began = time.monotonic()
             assert ask(proxy, "GET", "/healthz").status == 200
             usual.append(time.monotonic() - began)
-        # The quickest of a hundred: on a busy machine the others tell of it.
-        of_usual = min(refused) / min(usual)
-        print(f"refused in p50 {statistics.median(refused) * 1e3:.1f} ms, at best {of_usual:.1f} times what /healthz takes")
+        # The tenth of a hundred: on a busy machine the slower ones tell of it.
+        of_usual = sorted(refused)[10] / sorted(usual)[10]
+        print(f"refused in p50 {statistics.median(refused) * 1e3:.1f} ms, {of_usual:.1f} times what /healthz takes")
         assert of_usual < 10  # it waits for nothing
         # FOREGROUND takes the place of the youngest BACKGROUND, which is told so at once.
         for newcomer, displaced in (("f1", "b3"), ("f2", "b2"), ("f3", "b1")):

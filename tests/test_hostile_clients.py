@@ -362,7 +362,7 @@ def test_behind_an_edge(shared: tuple[Router, Proxy], tmp_path: Path, kind: str)
     with edge(kind, proxy, tmp_path) as (port, forwarded):
         for number, (name, data) in enumerate(VARIANTS.items()):
             with contextlib.suppress(TimeoutError):  # some edges wait for more, and their answer is not what counts
-                play(("127.0.0.1", port), data, timeout=0.2, half_close=True)
+                play(("127.0.0.1", port), data, timeout=1.0, half_close=True)
             # Over whatever connection is kept: an answer that belongs to another request would come out here.
             last = f"{kind}-{number}"
             after = ask(("127.0.0.1", port), "GET", "/v1/models", headers={"X-Request-Id": last})

@@ -174,6 +174,32 @@ def test_nothing_is_kept_once_a_router_spoke_unasked(router: Router, proxy: Prox
     assert [request.header("Connection") for request in router.requests] == ["keep-alive"] * 2 + ["close"] * 3
 
 
+@pytest.mark.parametrize("second", ["closes", "is silent"])
+def test_a_router_that_answers_once_on_a_connection_costs_two_callers(router: Router, second: str) -> None:
+    """It leaves connections open, so it is trusted, and each request on one that had waited is lost."""
+    told = {"closes": (503, "router_RemoteProtocolError"), "is silent": (503, "upstream_silent")}[second]
+
+    def script(request: Received) -> list[Step]:
+        again = sum(other.connection == request.connection for other in router.requests) > 1
+        return [Fin() if second == "closes" else Stall()] if again else [WHOLE]
+
+    router.script = script
+    names = {"FIRST_EVENT_SECONDS": 0.3, "FIRST_EVENT_SECONDS_PER_KIB": 0, "WEDGE_AFTER": 0, "KEEP_IDLE_SECONDS": 0.05}
+    settings: dict[str, Any] = {f"EIDPROXY_ROUTER_{name}": value for name, value in names.items()}
+    with Proxy(router, **settings) as proxy:
+        seen: list[tuple[int, str | None]] = []
+
+        def over() -> bool:
+            answer = ask(proxy, "POST", CHAT, chat("daily"))
+            if answer.status != 200:
+                seen.append((answer.status, answer.reason))
+            return router.requests[-1].header("Connection") == "close"
+
+        until(over)
+        asked(proxy, 20)
+    assert seen == [told] * 2
+
+
 def asked_until_kept(router: Router, proxy: Proxy) -> None:
     """Ask until the router has shown that it leaves a connection open."""
 
@@ -237,7 +263,8 @@ def test_a_request_is_never_sent_twice(seed: int) -> None:
         return [whole, *rng.choice(after), *rng.choice(end)]
 
     outcomes: Counter[str] = Counter()
-    blind = TRUST + "IdleConnections.doubt = lambda connections: None\n"  # or it would hardly use one twice
+    # Whatever it sees, or it would hardly use one twice.
+    blind = TRUST + "IdleConnections.doubt = IdleConnections.unanswered = lambda connections: None\n"
     with Router(script=script) as router, Proxy(router, **{**KEPT, "planted": blind}) as proxy:
         client = RawClient(proxy)
         for number in range(count):

@@ -77,6 +77,8 @@ PURE = {
     ),
     *("Connection.connection_lost", "Connection.connection_made", "Relay._detach", "Roster.depart"),
     *("Countdown._sweep", "Countdown.stop", "Wire.abort"),
+    *("IdleConnections._outlast", "IdleConnections._refuse", "IdleConnections.close", "IdleConnections.doubt"),
+    *("IdleConnections.drop",),
 }
 """Assignments and the closing of the socket itself: failing before their first statement, they have not been called."""
 
@@ -152,12 +154,14 @@ class Stage:
         self.application = application
         self.port = port
 
-    async def caller(self, body: object, headers: dict[str, str], leave_after: int | None = None) -> bytes:
-        """Ask and read to the end, or leave after so many bytes. Nobody waits longer than a moment."""
+    async def caller(
+        self, body: object, headers: dict[str, str], leave_after: int | None = None, patience: float = 0.4
+    ) -> bytes:
+        """Ask and read to the end, or leave after so many bytes, or when it takes longer than a moment."""
         got = b""
         writer = None
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(0.4):
+            async with asyncio.timeout(patience):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 writer.write(request_bytes("POST", CHAT, body, {**headers, "Connection": "close"}))
                 while data := await reader.read(65536 if leave_after is None else leave_after):
@@ -275,7 +279,7 @@ async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             assert now == forced or exempt, f"{scenario.__name__}: {kind} at call {number}, {name}: watchdog"
             forced = now
             router.reset()
-            answer = await stage.caller(chat(), {})
+            answer = await stage.caller(chat(), {}, patience=30)
             assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), (scenario.__name__, name, answer)
             await stage.clean(3)
         print(

@@ -96,7 +96,7 @@ def test_drain(router: Router) -> None:
             "draining",
             "stopped",
         ]
-    assert router.open_sockets == 0
+    router.wait_for(lambda: router.open_sockets == 0)
 
 
 def test_what_is_not_yet_at_the_router_is_turned_away() -> None:

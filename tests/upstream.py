@@ -394,7 +394,7 @@ class Router:
 
     @property
     def busy_sockets(self) -> int:
-        """Those of them that are not idle: one that was answered and has not spoken since may carry another request."""
+        """Those of them that are not idle. One that is has answered, and its request asked for it to be kept."""
         with self._changed:
             return sum(not connection.is_idle for connection in self._open)
 
@@ -635,8 +635,10 @@ class _Connection:
     @property
     def is_idle(self) -> bool:
         """Whether its last answer is over and neither side began anything else."""
-        answered = self.request is not None and self.request.ended_at is not None
-        return answered and self.task is None and not self.buffer and not self.finished
+        request = self.request
+        if request is None or request.ended_at is None or request.header("Connection") != "keep-alive":
+            return False
+        return self.task is None and not self.buffer and not self.finished
 
     # Reading
 

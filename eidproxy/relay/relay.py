@@ -517,7 +517,7 @@ class Relay:
             refusal = refusal or Refusal("internal_error")
         log = self.services.log
         if not is_kept:
-            _call(log, self._close_upstream, refusal)
+            _call(log, self._close_upstream, refusal, is_silent)
             _call(log, self._leave_guard, is_silent)
             _call(log, self._leave_gate)
         _call(log, self._cancel_timers)
@@ -553,13 +553,17 @@ class Relay:
         is_final = status in FINAL_STATUSES and reason != "context_too_long"
         return Refusal(reason, retry_seconds=self._retry_seconds, is_final=is_final)
 
-    def _close_upstream(self, refusal: Refusal | None) -> None:
+    def _close_upstream(self, refusal: Refusal | None, is_silent: bool) -> None:
         """End the exchange with the router; reset its connection when the answer is not whole (contract, P6)."""
         if self._exchange is None:
             return
         if refusal is None:
             self.services.upstream.finish(self._exchange)
-        else:
+            return
+        try:
+            if is_silent:
+                self._exchange.unanswered()
+        finally:
             self._exchange.abort(reset=True)
 
     def _is_silent_end(self, refusal: Refusal) -> bool:
@@ -583,7 +587,7 @@ class Relay:
 
         def close() -> None:
             has_begun = self._silence is not None and self._silence.first_event_at is not None
-            _call(log, self._close_upstream, refusal)
+            _call(log, self._close_upstream, refusal, False)
             _call(log, self._leave_guard, is_silent and not has_begun)
             self._let_go()
 

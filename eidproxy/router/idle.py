@@ -8,7 +8,8 @@ to answer, since HTTP/1.1 has nothing to tell answers apart.
 
 A router that closes after each answer without saying so would leave every caller with that error. So nothing is used
 again until one connection has been seen to stay open for the whole `seconds`, and that has to be seen anew after the
-router closed one that waited, or one that was just written on.
+router closed one that waited, or gave no answer on one that had waited. The second time that it gives none, with no
+answer on such a connection in between, nothing is kept any more.
 
 A router that says something unasked could have one caller's answer taken for another's (RFC 9112, 9.2). So after its
 first such byte nothing is kept any more.
@@ -21,6 +22,9 @@ from eidproxy.router.wire import Wire
 
 _MOST = 32
 """How many are kept. Each is a descriptor that no caller stands behind; see `server.connection_limit`."""
+
+_MOST_UNANSWERED = 2
+"""One may be chance: a router that stopped between the look and the write."""
 
 
 class _Idle(asyncio.Protocol):
@@ -47,14 +51,19 @@ class IdleConnections:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._idle = Countdown(seconds, self._outlast)
+        self._idle = Countdown(seconds, self._outlast, patient=True)
+        self._unanswered = 0
 
     def keep(self, wire: Wire) -> None:
         """Keep a connection whose answer is over: for the next request, or only to see what the router does with it."""
         if len(self._idle) < (_MOST if self.is_trusted else 1):
             idle = _Idle(self, wire)
             wire.hand_over(idle)
-            self._idle.start(idle)
+            try:
+                self._idle.start(idle)
+            except BaseException:
+                self._idle.stop(idle)
+                raise
         else:
             wire.abort()
 
@@ -63,11 +72,23 @@ class IdleConnections:
         idle = self._idle.last() if self.is_trusted else None
         if idle is None:
             return None
-        if idle.wire.unread():
+        if idle.wire.unread() or not idle.wire.is_sound:
             self._refuse(idle)
             return None
         self._idle.stop(idle)
         return idle.wire
+
+    def answered(self) -> None:
+        """A request on a connection that had waited was answered."""
+        self._unanswered = 0
+
+    def unanswered(self) -> None:
+        """A request on a connection that had waited got no byte of an answer."""
+        self._unanswered += 1
+        if self._unanswered < _MOST_UNANSWERED:
+            self.doubt()
+        else:
+            self.distrust()
 
     def drop(self, idle: _Idle) -> None:
         """Close one connection, which the router closed."""
@@ -94,7 +115,7 @@ class IdleConnections:
     def _outlast(self, idle: _Idle) -> None:
         """Close one whose time is over: the router left it open, unless that is still to be read."""
         try:
-            if idle.wire.unread():
+            if idle.wire.unread() or not idle.wire.is_sound:
                 self._refuse(idle)
             else:
                 self.is_trusted = self.seconds > 0

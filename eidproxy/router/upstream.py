@@ -129,7 +129,7 @@ class Exchange(asyncio.Protocol):
         self.retry_after = b""
         """The router's `Retry-After`, as it stands in the head."""
         self.on_unanswered: Callable[[], None] | None = None
-        """Called when the connection fails before the first byte of an answer."""
+        """Set on a connection that had waited (see `unanswered`)."""
 
     def start(self, request: bytes, sink: Sink) -> None:
         """Send the request; the sink hears what comes back."""
@@ -159,6 +159,11 @@ class Exchange(asyncio.Protocol):
                 reset_on_close(transport.get_extra_info("socket"))
             transport.abort()
         self._stop_write_clock()
+
+    def unanswered(self) -> None:
+        """The request failed, or the router was silent for too long: a connection that had waited may be why."""
+        if self.first_byte_at is None and self.on_unanswered is not None:
+            self.on_unanswered()
 
     def release(self) -> Wire | None:
         """Let go of a connection that can carry another request; None when it cannot.
@@ -389,8 +394,8 @@ class Exchange(asyncio.Protocol):
 
     def _end(self, error: httpx.TransportError | None) -> None:
         sink, self._sink = self._sink, None
-        if error is not None and self.first_byte_at is None and self.on_unanswered is not None:
-            self.on_unanswered()
+        if error is not None:
+            self.unanswered()
         if sink is not None:
             sink.upstream_end(error)
 
@@ -454,7 +459,7 @@ class Upstream:
         self.reachable: bool | None = None
         self.checked_at: float | None = None
         self.attempts = 0
-        """How often somebody connected, or tried to."""
+        """How often somebody connected, tried to, or was answered on a connection that had waited."""
         self.hint: Hint | None = None
         """Why it was not reachable at the last attempt, if that is known."""
         self._check: asyncio.Task[None] | None = None
@@ -484,7 +489,7 @@ class Upstream:
             return None
         try:
             exchange = Exchange(self._loop, self._write_timeout)
-            exchange.on_unanswered = self._idle.doubt
+            exchange.on_unanswered = self._idle.unanswered
             wire.hand_over(exchange)
             exchange.connection_made(wire)
         except BaseException:
@@ -496,6 +501,9 @@ class Upstream:
         """End an exchange whose answer is whole: keep its connection if that is sound, else close it."""
         wire: Wire | None = None
         try:
+            if exchange.on_unanswered is not None:
+                self._idle.answered()
+                self._checked(True)
             wire = exchange.release() if self._idle.seconds else None
             if wire is not None:
                 self._idle.keep(wire)

@@ -1,6 +1,6 @@
 """A transport over a plain TCP socket that we connect ourselves.
 
-The loop makes a coroutine, a task and two futures for each connection, and one is made for each request. Here a
+The loop makes a coroutine, a task and two futures for each connection, and many requests make one. Here a
 connection within the machine is there when `connect` returns, so a request goes out in the callback in which it came
 in; and the socket is closed where `abort` is called, before the slot is given on, not a turn later.
 """
