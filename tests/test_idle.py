@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from eidproxy.router.idle import IdleConnections
+from eidproxy.router.wire import Readers, Wire
 from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, told, until
 from tests.upstream import (
     DONE,
@@ -172,6 +177,29 @@ def test_nothing_is_kept_once_a_router_spoke_unasked(router: Router, proxy: Prox
         answer = ask(proxy, "POST", CHAT, chat("daily", say=f"request {number}"))
         assert answer.told().text == f"request {number}"
     assert [request.header("Connection") for request in router.requests] == ["keep-alive"] * 2 + ["close"] * 3
+
+
+@pytest.mark.parametrize("left_open", [True, False])
+def test_what_lies_unread_when_the_time_is_over_earns_no_trust(left_open: bool) -> None:
+    """After a standstill the timer may run before the end of the router's side is read."""
+
+    async def outlast() -> bool:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            wire = Wire(Readers(asyncio.get_running_loop()), asyncio.Protocol(), *server.getsockname())
+            router_side, _ = server.accept()
+            wire.open()
+            connections = IdleConnections(0.001)
+            connections.keep(wire)
+            if not left_open:
+                router_side.close()
+            time.sleep(0.01)  # noqa: ASYNC251  # the loop stands still, so the timer is due
+            connections._idle._sweep()
+            if left_open:
+                router_side.close()
+            assert not len(connections._idle)
+            return connections.is_trusted
+
+    assert asyncio.run(outlast()) is left_open
 
 
 @pytest.mark.parametrize("second", ["closes", "is silent"])
