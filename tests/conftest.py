@@ -18,9 +18,17 @@ LONGEST = (
     *("test_end_to_end", "test_looks", "test_signals", "test_injection", "test_live_check", "test_deadline"),
     *("test_examples", "test_slow_connects", "test_image", "test_page", "test_shutdown", "test_departures"),
     *("test_faults", "test_observability", "test_openai_client", "test_top", "test_standstill", "test_shared"),
-    *("test_readme",),
-    *("test_ratio", "test_relay", "test_check", "test_fuzz", "test_corpus", "test_prometheus", "test_gate_outside"),
-    *("test_composing", "test_markdown", "test_visits", "test_config", "test_history", "test_soak", "test_wedge"),
+    *("test_readme", "test_ratio", "test_relay", "test_check", "test_fuzz", "test_corpus", "test_prometheus"),
+    *(
+        "test_gate_outside",
+        "test_composing",
+        "test_markdown",
+        "test_visits",
+        "test_config",
+        "test_history",
+        "test_soak",
+        "test_wedge",
+    ),
 )
 """Modules whose tests take or wait longest. They begin first, so that none is left over when the others are through."""
 

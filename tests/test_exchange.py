@@ -234,3 +234,21 @@ def test_what_is_no_body_has_a_bound_behind_the_head_too(begun: bytes) -> None:
         assert (told.parts, told.end) == ([b"hello"], "RemoteProtocolError")
 
     in_a_loop(check)
+
+
+def test_the_sink_hears_of_the_end_whatever_fails() -> None:
+    """What is told of an unanswered connection closes others; a fault in that must not leave the request waiting."""
+
+    def fail() -> None:
+        raise RuntimeError
+
+    def ends() -> None:
+        exchange, told = Exchange(asyncio.get_running_loop(), 1.0), Told()
+        exchange.connection_made(Nowhere())
+        exchange.on_unanswered = fail
+        exchange.start(b"", told)
+        with pytest.raises(RuntimeError):
+            exchange.eof_received()
+        assert told.end == "RemoteProtocolError"
+
+    in_a_loop(ends)

@@ -278,6 +278,33 @@ def test_one_error_and_then_it_must_be_shown_anew(router: Router) -> None:
         assert router.connections == before + 2
 
 
+def test_losses_that_are_not_in_a_row_end_nothing(router: Router) -> None:
+    """An answer on a connection that had waited says that the loss before it was chance."""
+    router.script = [WHOLE]
+    with Proxy(router, EIDPROXY_ROUTER_KEEP_IDLE_SECONDS=0.2) as proxy:
+        for _ in range(3):
+            asked_until_kept(router, proxy)
+            router.enqueue([Fin()])
+            assert ask(proxy, "POST", CHAT, chat("daily")).status == 503
+        asked_until_kept(router, proxy)
+
+
+def test_a_router_that_answers_on_an_idle_connection_is_reachable(router: Router) -> None:
+    """Though it takes no new ones for a while."""
+    router.enqueue([WHOLE], stream(gate="go"))
+    with Proxy(router, **KEPT) as proxy, RawClient(proxy) as client:
+        asked(proxy, 1)
+        router.hang_up()
+        client.send(request_bytes("POST", CHAT, chat("deep")))
+        router.wait_for(lambda: router.waiting("go") == 1)
+        assert ask(proxy, "POST", CHAT, chat("deep")).reason == "router_ConnectError"
+        assert proxy.status()["router"]["reachable"] is False
+        router.release("go")
+        client.read_head()
+        client.read_body()
+        until(lambda: proxy.status()["router"]["reachable"])
+
+
 def test_a_request_is_never_sent_twice(seed: int) -> None:
     """Whatever becomes of an idle connection, and at whatever moment: one request, and its answer or one error."""
     rng = random.Random(seed)

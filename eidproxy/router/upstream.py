@@ -394,10 +394,12 @@ class Exchange(asyncio.Protocol):
 
     def _end(self, error: httpx.TransportError | None) -> None:
         sink, self._sink = self._sink, None
-        if error is not None:
-            self.unanswered()
-        if sink is not None:
-            sink.upstream_end(error)
+        try:
+            if error is not None:
+                self.unanswered()
+        finally:  # whatever fails, the request must hear of its end
+            if sink is not None:
+                sink.upstream_end(error)
 
     def _write_timed_out(self) -> None:
         self._write_timer = None

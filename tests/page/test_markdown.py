@@ -566,10 +566,13 @@ def test_copy_code(page: Page, context: BrowserContext, stub: Stub) -> None:
 def test_link_is_opened_by_hand(page: Page, stub: Stub, watch: Watch) -> None:
     """Nothing of an answer is loaded; a link opens another tab, which does not know where it was opened."""
     # A page with an icon of its own: for any other Chromium asks for /favicon.ico, now or a moment later.
-    stub.script(whole(f"[여기]({stub.base_url}/chat) ![그림](http://127.0.0.1:9/x.png)"))
+    address = f"{stub.base_url}/chat"
+    loaded = watch.requested.count(address)
+    stub.script(whole(f"[여기]({address}) ![그림](http://127.0.0.1:9/x.png)"))
     ask(page, "질문")
     rested(page)
     assert not any(":9/" in url for url in watch.requested)
+    assert watch.requested.count(address) == loaded
     assert len(page.context.pages) == 1
     assert page.locator(".answer img").count() == 0
     with page.context.expect_page() as opened:
