@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +378,7 @@ def test_list(page: Page, stub: Stub) -> None:
     button(page, "닫기").click()
     # It was the one that was open.
     expect(page.locator(".exchange")).to_have_count(0)
+    until(lambda: sum(bool(one["deleted"]) for one in storage(page)["conversations"]) == 1, what="that is kept")
     page.reload()
     assert titles(page) == ["고래"]
 
@@ -766,6 +768,12 @@ def test_many_conversations(page: Page, stub: Stub) -> None:
     expect(page.locator("#list .title span")).to_have_text(["질문 1234"])
 
 
+def chosen(page: Page) -> str | None:
+    """Which first question the device remembers as the one that is shown."""
+    found = re.search(r'"chosen": \{"": "([^"]+)"', kept_text(page))
+    return found[1] if found else None
+
+
 # --- Versions -------------------------------------------------------------------------------------------------------
 
 
@@ -782,8 +790,10 @@ def test_edit_a_question(page: Page, stub: Stub) -> None:
     expect(page.locator(".answer .text")).to_have_text(["다른 하나"])
     assert stub.asked[2].messages == [("user", "다른 첫째")]
     rested(page)
+    newer = until(lambda: chosen(page), what="the new one is kept")
     button(page, "앞의 것 보기").click()
     assert answers(page) == ["하나", "둘"]
+    until(lambda: chosen(page) != newer, what="the choice is kept")
     page.reload()
     assert answers(page) == ["하나", "둘"]
     button(page, "뒤의 것 보기").click()
