@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Route
 
 from tests.page.conftest import ready
 from tests.page.stub import DONE, UPSTREAM, Answer, Stub, finish, text
@@ -92,9 +92,14 @@ WATCH = """
 """
 
 
-def converse(page: Page, count: int, owner: str = "mina") -> None:
+def seed(page: Page, count: int) -> None:
+    """Make the conversation that opens with the page one of `count` turns."""
+    page.evaluate(SEED, [json.dumps([None, "mina"], separators=(",", ":")), count, ANSWER])
+
+
+def converse(page: Page, count: int) -> None:
     """Make the conversation that is open one of `count` turns."""
-    page.evaluate(SEED, [json.dumps([None, owner], separators=(",", ":")), count, ANSWER])
+    seed(page, count)
     page.reload()
     ready(page)
 
@@ -136,19 +141,57 @@ def test_an_event_costs_the_same_in_a_long_conversation(page: Page, stub: Stub) 
     assert long < 2 * short
 
 
+def drawn(page: Page) -> None:
+    """Wait until the texts of 60 turns are drawn."""
+    page.wait_for_function("() => document.querySelectorAll('article table').length === 60", polling=20)
+    two_frames(page)
+
+
+def two_frames(page: Page) -> None:
+    """Wait until the browser has shown what it has now."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def left(page: Page) -> float:
+    """How far the end is below what is in view."""
+    return float(page.evaluate("() => document.documentElement.scrollHeight - innerHeight - scrollY"))
+
+
 def test_opens_at_its_end(page: Page) -> None:
     """A long conversation is opened where it ends, and stays there while its texts are drawn."""
     converse(page, 60)
-    page.wait_for_function("() => document.querySelectorAll('article table').length === 60", polling=20)
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    left = page.evaluate("() => document.documentElement.scrollHeight - innerHeight - scrollY")
-    assert left < 2
+    drawn(page)
+    assert left(page) < 2
+
+
+def test_opens_at_its_end_before_all_is_loaded(page: Page) -> None:
+    """On a busy machine the texts are drawn first: the browser does not bring back the place of the last visit then."""
+    seed(page, 60)
+    held: list[Route] = []
+    page.route("**/offline.js", lambda route: held.append(route), times=1)
+    with page.expect_request("**/offline.js"):
+        page.reload(wait_until="commit")
+    drawn(page)
+    assert page.evaluate("() => document.readyState") == "interactive"
+    for route in held:
+        route.continue_()
+    page.wait_for_load_state()
+    two_frames(page)
+    assert left(page) < 2
 
 
 def test_leaves_a_reader_alone(page: Page) -> None:
-    """Who reads at the beginning is left there."""
-    converse(page, 60)
+    """Who reads at the beginning is left there while the texts are drawn."""
+    seed(page, 60)
+    held: list[Route] = []
+    page.route("**/markdown.js", lambda route: held.append(route), times=1)
+    with page.expect_request("**/markdown.js"):
+        page.reload()
+        ready(page)
     page.evaluate("() => scrollTo(0, 0)")
-    page.wait_for_function("() => document.querySelectorAll('article table').length === 60", polling=20)
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    # The page has noted that the end is left.
+    page.wait_for_function("() => !document.getElementById('to-end').hidden", polling=20)
+    for route in held:
+        route.continue_()
+    drawn(page)
     assert page.evaluate("() => scrollY") < 200

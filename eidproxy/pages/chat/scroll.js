@@ -10,6 +10,9 @@ export class Scroll {
   #at = 0;
 
   constructor() {
+    // A conversation opens at its end. The browser would bring back the place of the last visit when all is loaded, and
+    // on a slow machine that is later.
+    history.scrollRestoration = "manual";
     addEventListener("scroll", () => this.#look(), { passive: true });
     $("to-end").addEventListener("click", () => this.toEnd());
     // Whatever makes the page longer: a piece of an answer, a text that is drawn over several frames, a long question.
