@@ -181,14 +181,14 @@ def test_order_across_replicas(router: Router, store: Store) -> None:
         router.script = stream(gate=GO)
         clients = [post(started[0], "holder")]
         router.wait_for(lambda: router.waiting(GO) == 1)
+        in_line(store, 0)
         wanted: dict[str, list[str]] = {"foreground": [], "background": []}
         for number in range(30):
             priority = "background" if number % 3 == 0 else "foreground"
             name = f"{priority} {number}"
-            at = started[number % 3]
-            clients.append(post(at, name, priority))
-            # Its replica knows its place, so the store has it: who comes next, elsewhere, comes later.
-            until(lambda at=at, count=number // 3 + 1: sum(place > 0 for place in positions(at)) == count)  # type: ignore[misc]
+            clients.append(post(started[number % 3], name, priority))
+            # The store has it: who comes next, elsewhere, comes later.
+            in_line(store, number + 1)
             wanted[priority].append(name)
         until(lambda: sorted(p for each in started for p in positions(each)) == list(range(1, 31)))
         router.release(GO)
@@ -200,8 +200,13 @@ def test_order_across_replicas(router: Router, store: Store) -> None:
 
 
 def positions(proxy: Proxy) -> list[int]:
-    """The places of those who wait at one replica."""
+    """The places of those who wait at one replica. Who is still on the way to the store is told as the next."""
     return [each["position"] for each in proxy.status()["gate"]["waiting"]]
+
+
+def in_line(store: Store, count: int) -> None:
+    """Wait until so many have a place in the store."""
+    until(lambda: store.command("ZCARD", "eidproxy:{gate}:leases") == count, what=f"{count} in line")
 
 
 def test_displaced_at_another_replica(router: Router, store: Store) -> None:
@@ -210,7 +215,7 @@ def test_displaced_at_another_replica(router: Router, store: Store) -> None:
         holder = post(one)
         router.wait_for(lambda: router.waiting(GO) == 1)
         displaced = post(one, "b", "background")
-        until(lambda: positions(one) == [1])
+        in_line(store, 1)
         newcomer = post(two, "f")
         check_refusal(answer_of(displaced), 503, "gate_queue_full")
         check_refusal(ask(two, "POST", CHAT, chat()), 503, "gate_queue_full")
@@ -255,7 +260,7 @@ def test_killed(router: Router, store: Store) -> None:
         post(one)
         router.wait_for(lambda: router.waiting(GO) == 1)
         post(one)
-        until(lambda: positions(one) == [1])
+        in_line(store, 1)
         behind = post(two)
         until(lambda: positions(two) == [2])
         with Beside() as beside:
@@ -278,7 +283,7 @@ def test_standing_still(router: Router, store: Store) -> None:
         first = post(one)
         router.wait_for(lambda: router.waiting(GO) == 1)
         second = post(two)
-        until(lambda: positions(two) == [1])
+        in_line(store, 1)
         stopped_at = time.monotonic()
         one.signal(signal.SIGSTOP)
         router.wait_for(lambda: router.posts == 2)
@@ -500,6 +505,7 @@ def test_an_emptied_store(router: Router, own_store: Store, loss: str) -> None:
         waiting = []
         for number, at in enumerate((two, one, two)):
             waiting.append(post(at, f"waiter {number}"))
+            in_line(own_store, number + 1)
             until(lambda number=number: sorted(positions(one) + positions(two)) == list(range(1, number + 2)))  # type: ignore[misc]
         if loss == "restart":
             own_store.stop()
@@ -508,7 +514,7 @@ def test_an_emptied_store(router: Router, own_store: Store, loss: str) -> None:
             own_store.command("FLUSHALL")
         lost_at = time.monotonic()
         until(lambda: own_store.command("ZCARD", "eidproxy:{gate}:holders") == 1, what="the holder said so")
-        until(lambda: own_store.command("ZCARD", "eidproxy:{gate}:leases") == 3, what="the waiters said so")
+        in_line(own_store, 3)
         router.release(GO)
         for client in (holder, *waiting):
             assert answer_of(client).told().done
