@@ -33,6 +33,7 @@ from tests.upstream import (
     FINGERPRINT,
     LAST_CHUNK,
     MODEL_PATH,
+    Drained,
     Fin,
     Reset,
     Router,
@@ -355,7 +356,7 @@ def ends(router: Router, proxy: Proxy) -> None:
         client.read_head()
         client.rst()
     until(lambda: counted("stream_ends_total", mode="daily", end="client_gone") == 1)
-    play(stream(["a", "b", "c"], interval=0.02))
+    play([step for one in stream(["a", "b", "c"]) for step in (one, Drained())])  # each is read by itself
     look()
     assert grown("upstream_tokens_total", mode="daily", kind="completion") == 3
     assert grown("stream_chunks_total", mode="daily") == 4  # three texts and the end; a role alone is none
