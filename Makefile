@@ -105,13 +105,13 @@ $(VENV)/bin/python:
 	@echo "Making $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)/ready: requirements.lock pyproject.toml | $(VENV)/bin/python
+$(VENV)/ready: requirements.lock pyproject.toml eidproxy/_splice.c | $(VENV)/bin/python
 	@echo "Installing some twenty packages into $(VENV), once: a few seconds, on a slow line a minute"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@: > $@
 
-$(VENV)/ready-test: requirements-test.lock pyproject.toml | $(VENV)/bin/python
+$(VENV)/ready-test: requirements-test.lock pyproject.toml eidproxy/_splice.c | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-test.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@: > $@; : > $(VENV)/ready

@@ -6,6 +6,7 @@ import gc
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -31,16 +32,18 @@ from eidproxy.gate.local import LocalGate
 from eidproxy.history import History
 from eidproxy.inbound.chat import Model
 from eidproxy.inbound.connection import Roster
-from eidproxy.inbound.server import Server, connection_limit
+from eidproxy.inbound.server import Server, connection_limit, spare_descriptors
 from eidproxy.logs import Event, Log
-from eidproxy.metrics import Metrics, loop_lag_sampler
+from eidproxy.metrics import INTERVALS, Metrics, loop_lag_sampler
 from eidproxy.relay.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.relay.settle import Settlements
 from eidproxy.relay.silence import SilenceLimits
 from eidproxy.relay.wedge import GuardStatistics, WedgeGuard
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.resolver import Resolver
+from eidproxy.router.shortcut import IS_BUILT
 from eidproxy.router.upstream import EgressBlocked, Upstream
+from eidproxy.router.wire import SplicePoller
 from eidproxy.site import CHAT_POLICY, chat_routes, framed_by_own, live_route
 from eidproxy.status import (
     ROW_SECONDS,
@@ -70,6 +73,13 @@ _FLUSH_SECONDS = 1.0
 """How long callers have to take the errors that a drain ends with."""
 
 
+def accelerator(settings: Settings) -> str | None:
+    """Why usual events do not go past the interpreter; None when they do."""
+    if settings.stream.accelerator == "off":
+        return "it is switched off"
+    return None if IS_BUILT else "it was not built: that takes Linux, a C compiler and Python's headers"
+
+
 def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upstream:
     """The way to the router."""
     host, port, secure = settings.router_address
@@ -85,6 +95,7 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
         # What keeps two replicas apart is that a request's connection ends with its lease (decision 23).
         keep_idle=0.0 if settings.gate.url else router.keep_idle_seconds,
         resolver=resolver,
+        poller=partial(SplicePoller, INTERVALS, spare_descriptors()) if accelerator(settings) is None else None,
     )
 
 
@@ -194,6 +205,8 @@ class Application:
             self.metrics.first_token,
         )
         self.metrics.queue_states = self.gate.statistics
+        if self.upstream.shortcuts is not None:
+            self.metrics.settle = self.upstream.shortcuts.settle
         self.settlements = Settlements(self.gate, self.metrics, settings.gate.after_leave, settings.gate.settle_seconds)
         wedge_after, retry_seconds = settings.router.wedge_after, settings.router.wedge_retry_seconds
         self.guards = {mode: WedgeGuard(wedge_after, retry_seconds, self._loop.time()) for mode in Mode}

@@ -540,7 +540,8 @@ def show_schema() -> None:
 
 @cli.command(name="version")
 def show_version() -> None:
-    """Print the version."""
+    """Print the version, and whether the accelerator is missing."""
     from eidproxy.app import VERSION
+    from eidproxy.router.shortcut import IS_BUILT
 
-    click.echo(VERSION)
+    click.echo(VERSION if IS_BUILT else f"{VERSION} (without the accelerator)")

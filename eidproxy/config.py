@@ -111,6 +111,7 @@ class StreamSettings(Struct, frozen=True, kw_only=True):
     deadline_seconds: Seconds = 300.0
     keepalive_seconds: Seconds = 15.0
     buffer_bytes: Annotated[int, Meta(ge=1, le=67_108_864)] = 1_048_576
+    accelerator: Annotated[str, Meta(pattern=r"\A(on|off)\Z")] = "on"
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True):
@@ -253,6 +254,10 @@ class Loaded(NamedTuple):
     origins: dict[str, str]
 
 
+_OWN_NAMES = {"router.url": "LLM_ROUTER_URL", "stream.accelerator": "EIDPROXY_ACCELERATOR"}
+"""The settings whose name in the environment does not follow from their path."""
+
+
 def fields(kind: type[Struct] = Settings, prefix: str = "") -> Iterator[Field]:
     """Every setting, in the order of the structs."""
     for field in msgspec.structs.fields(kind):
@@ -260,7 +265,7 @@ def fields(kind: type[Struct] = Settings, prefix: str = "") -> Iterator[Field]:
         if isinstance(field.type, type) and issubclass(field.type, Struct):
             yield from fields(field.type, path + ".")
         else:
-            env = "LLM_ROUTER_URL" if path == "router.url" else "EIDPROXY_" + path.replace(".", "_").upper()
+            env = _OWN_NAMES.get(path) or "EIDPROXY_" + path.replace(".", "_").upper()
             if field.type == Params:
                 yield Field(path, "", field.type, {}, secret=False)
             else:
@@ -419,8 +424,9 @@ def _unknown_key(path: str, known: Mapping[str, object]) -> str:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     """Advice for a name that is not known. What it shares with a known one up to a separator is no likeness."""
-    if name == "EIDPROXY_ROUTER_URL":  # the one setting whose name does not follow from its path
-        return "; did you mean LLM_ROUTER_URL?"
+    for path, own in _OWN_NAMES.items():
+        if name == "EIDPROXY_" + path.replace(".", "_").upper():
+            return f"; did you mean {own}?"
 
     def likeness(one: str, other: str) -> float:
         return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()

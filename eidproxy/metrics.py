@@ -10,6 +10,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, product
+from operator import add
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -46,7 +47,7 @@ _WAIT = (0.005, 0.05, 0.25, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
 _HOLD = (0.1, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
 _MARGIN = (0, 1, 5, 15, 30, 60, 120, 180, 240, 290)
 _FIRST = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 120)
-_INTERVAL = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60)
+INTERVALS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60)
 _SHARE = (0.1, 0.25, 0.5, 0.75, 0.9, 1)
 _SAMPLED_AT_FIRST = 256
 _SAMPLED_EACH = 16
@@ -111,6 +112,11 @@ class Distribution:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Count many values at once: how many fell between two bounds, and their sum."""
+        self.counts = [*map(add, self.counts, counts)]
+        self.sum += total
+
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, as they are exposed."""
         names = (*map(str, map(float, self.bounds)), "+Inf")
@@ -125,7 +131,7 @@ class StreamCounters:
     def __init__(self) -> None:
         self.chunks = 0
         self.bytes = 0
-        self.intervals = Distribution(_INTERVAL)
+        self.intervals = Distribution(INTERVALS)
         self._streams = 0
 
     def samples_unknown(self) -> bool:
@@ -153,6 +159,8 @@ class Metrics(Collector):
         self.registry = registry = CollectorRegistry(auto_describe=False)
         self.streams = {mode: StreamCounters() for mode in Mode}
         self.in_progress = {(mode, phase): 0 for mode in Mode for phase in Phase}
+        self.settle: Callable[[], None] | None = None
+        """Has everything counted that was passed on past the interpreter."""
         self.queue_states: Callable[[], QueueStates] | None = None
         self.upstream_states: Callable[[], Mapping[Mode, UpstreamStates]] | None = None
         self.draining = False
@@ -287,6 +295,8 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every family, as prometheus-client wants it."""
+        if self.settle is not None:
+            self.settle()
         for counters in self._counters:
             counter = CounterMetricFamily(f"eidproxy_{counters.name}", counters.text, labels=counters.labels)
             for values, count in counters.series.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from eidproxy import app
 from tests.harness import Proxy
 from tests.tls import Certificate, self_signed
 from tests.upstream import Router
@@ -31,6 +32,12 @@ LONGEST = (
     ),
 )
 """Modules whose tests take or wait longest. They begin first, so that none is left over when the others are through."""
+
+
+def pytest_configure() -> None:
+    """Have applications that are built in the test's process do as those do that inherit its environment."""
+    if os.environ.get("EIDPROXY_ACCELERATOR") == "off":
+        vars(app)["IS_BUILT"] = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -725,7 +725,9 @@ class Proxy:
         return "had to be killed"
 
     def _environment(self) -> dict[str, str]:
-        kept = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "COVERAGE_FILE", "COVERAGE_PROCESS_START")
+        coverage = ("COVERAGE_FILE", "COVERAGE_PROCESS_START")
+        # The suite runs with the accelerator and without it.
+        kept = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "EIDPROXY_ACCELERATOR", *coverage)
         base = {name: os.environ[name] for name in kept if name in os.environ}
         return {**base, "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT), **self.settings}
 

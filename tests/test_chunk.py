@@ -140,3 +140,53 @@ def test_a_field_of_the_delta_stands_wherever_it_must(kind: type[Struct]) -> Non
     texts = set(Delta.__struct_fields__) - {"role"}
     assert texts <= set(kind.__struct_fields__)
     assert texts <= _KNOWN_FIELDS
+
+
+# The template
+
+
+def templated(frames: Frames, data: bytes, text: bytes) -> tuple[bytes, bytes]:
+    """An event like `data` with another text, and what its template makes of it."""
+    template = frames.template(data)
+    assert template is not None
+    return template.before + text + template.after, template.new_before + text + template.new_after
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "reasoning"])
+@pytest.mark.parametrize("text", ['"', "가\n", "x", "content", "\u2028 \\"])
+def test_a_template_makes_of_a_text_what_rebuild_makes(field: str, text: str) -> None:
+    frames = Frames(HEAD)
+    said = json.dumps(text, ensure_ascii=False)[1:-1].encode()
+    came, made = templated(frames, event({field: "a b"}, model="m", more=[1, {"a": "b"}]), said)
+    assert came.startswith(b"data: ")
+    assert made == frames.rebuild(came[6:-2])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        event({"content": ""}, model="m"),
+        event({"content": "a"}, model="m", usage={}),
+        event({"content": "a"}),
+        event({"content": "가"}, model="m"),  # as json.dumps spells it
+        event({"content": "a/b"}, model="m").replace(b"/", b"\\/"),
+        event({"content": "m"}, model="m").replace(b'{"id": "x", ', b'{"model": "m", "id": "x", '),
+        b'{"other":"same","model":"m","choices":[{"delta":{"content":"same"}}]}',
+        b'{"other":"\\"same\\\\","model":"m","choices":[{"delta":{"content":"same\\\\"}}]}'.replace(
+            b'\\"same', b'"same', 1
+        ),
+        event({"content": "index"}, model="m"),
+        event({"content": ", "}, model="m").replace(b'"x", "', b'"x", "y": "z", "'),  # between two strings
+        event({"content": "model"}, model="m").replace(b'"id": "x", ', b'"model": "m", '),
+    ],
+    ids=repr,
+)
+def test_no_template_of_what_is_not_proved(data: bytes) -> None:
+    """No text, no common event, another spelling, a text that stands elsewhere first."""
+    assert Frames(HEAD).template(data) is None
+
+
+def test_a_text_that_stands_twice_is_proved_where_it_counts() -> None:
+    """Of a name that stands twice the last value counts, so the place of the first one is not the text's."""
+    data = b'{"model":"m","choices":[{"delta":{"content":"a","content":"a"}}]}'
+    assert Frames(HEAD).template(data) is None

@@ -52,6 +52,7 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "stream.deadline_seconds": ("EIDPROXY_STREAM_DEADLINE_SECONDS", "1.5", "1.5"),
     "stream.keepalive_seconds": ("EIDPROXY_STREAM_KEEPALIVE_SECONDS", "1.5", "1.5"),
     "stream.buffer_bytes": ("EIDPROXY_STREAM_BUFFER_BYTES", "67108864", "67108864"),
+    "stream.accelerator": ("EIDPROXY_ACCELERATOR", "off", '"off"'),
     "server.host": ("EIDPROXY_SERVER_HOST", "::1", '"::1"'),
     "server.port": ("EIDPROXY_SERVER_PORT", "8888", "8888"),
     "server.uds": ("EIDPROXY_SERVER_UDS", "/tmp/x", '"/tmp/x"'),
@@ -95,6 +96,7 @@ DEFAULTS = {
     "stream.deadline_seconds": "300.0",
     "stream.keepalive_seconds": "15.0",
     "stream.buffer_bytes": "1048576",
+    "stream.accelerator": "on",
     "server.host": "127.0.0.1",
     "server.port": "8790",
     "server.max_body_bytes": "1048576",
@@ -561,11 +563,12 @@ def test_version() -> None:
 
 def test_help_prints_every_flag() -> None:
     done = run("serve", "--help")
+    text = " ".join(done.stdout.split())
     for path, (name, _, _) in SETTINGS.items():
         flag = path.replace(".", "-").replace("_", "-")
         assert f"--{flag}" in done.stdout
-        # The rule for the names in the environment is told once, with the one that does not follow it.
-        assert name == "EIDPROXY_" + flag.replace("-", "_").upper() or f"{name} for --{flag}" in done.stdout
+        # The rule for the names in the environment is told once, with those that do not follow it.
+        assert name == "EIDPROXY_" + flag.replace("-", "_").upper() or f"{name} for --{flag}" in text
     for path in SECRETS:
         assert "--" + path.replace(".", "-").replace("_", "-") not in done.stdout
 

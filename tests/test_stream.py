@@ -205,6 +205,46 @@ def test_an_answer_that_is_held_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> 
     assert answer.failure == "upstream_protocol_error"
 
 
+# Past the interpreter
+
+
+def test_a_template_is_there_between_usual_events_alone() -> None:
+    answer = stream()
+    usual = event({"content": "a"})
+    assert answer.template(usual) is None, "nothing has come"
+    answer.feed(usual)
+    first = answer.template(usual)
+    assert first is not None
+    assert first.before == usual[: usual.index(b'"a"') + 1]
+    answer.feed(usual + usual[:9])
+    assert answer.template(usual) is None, "the next byte begins no event"
+    answer.feed(usual[9:])
+    assert answer.template(usual[9:]) == first, "by one that came with others"
+    answer.feed(event({}, "stop"))
+    assert answer.template(usual) is None, "the answer is over"
+
+
+def test_no_template_where_events_are_bounded_otherwise() -> None:
+    answer = Stream("id-1", 1700000000, "daily", None, 1000)
+    answer.feed(event({"content": "a"}))
+    assert answer.template(event({"content": "a"})) is None
+
+
+def test_no_template_of_a_read_that_is_no_event() -> None:
+    answer = stream()
+    answer.feed(event({"content": "a"}))
+    assert answer.template(b": ping\n\n") is None
+
+
+def test_what_was_passed_on_counts() -> None:
+    answer = stream()
+    answer.feed(event({"content": "a"}))
+    before = answer.budget
+    answer.passed_on(3, 300)
+    assert (answer.chunks, before - answer.budget) == (4, 300)
+    assert answer.stripped()[Stripped.MODEL] == 4
+
+
 # Recordings
 
 

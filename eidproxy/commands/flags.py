@@ -51,6 +51,7 @@ TEXTS = {
     "stream.deadline_seconds": "the longest an answer may take",
     "stream.keepalive_seconds": "how long a stream is silent before a comment is sent",
     "stream.buffer_bytes": "how much is kept for a caller that reads slowly",
+    "stream.accelerator": "on or off: whether events that are all alike may go past the interpreter",
     "server.host": "the address to listen on; one beyond loopback needs an API key",
     "server.port": "the port; 0 is any free one",
     "server.uds": "a Unix socket to listen on, instead of host and port",
@@ -126,9 +127,10 @@ class SettingsCommand(click.Command):
             formatter.write_paragraph()
         formatter.write_text(
             "A setting comes from its default, the file, the environment and the flag; the last one counts. The "
-            "environment has the flag's name: EIDPROXY_GATE_CAPACITY for --gate-capacity, and LLM_ROUTER_URL for "
-            "--router-url. Secrets have no flag, since everybody on a machine can read those: "
-            "EIDPROXY_SERVER_API_KEY, or EIDPROXY_SERVER_API_KEY_FILE, and the like."
+            "environment has the flag's name: EIDPROXY_GATE_CAPACITY for --gate-capacity. Two have their own: "
+            "LLM_ROUTER_URL for --router-url and EIDPROXY_ACCELERATOR for --stream-accelerator. Secrets have no flag, "
+            "since everybody on a machine can read those: EIDPROXY_SERVER_API_KEY, or EIDPROXY_SERVER_API_KEY_FILE, "
+            "and the like."
         )
 
 

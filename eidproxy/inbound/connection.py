@@ -458,6 +458,11 @@ class Connection(asyncio.Protocol):
         if self._loan:
             self._look_at_buffer()
 
+    def free_transport(self) -> asyncio.Transport | None:
+        """The transport, while an answer runs and the caller has all of it that was written."""
+        is_free = self._state is State.BUSY and not self._transport.get_write_buffer_size()
+        return self._transport if is_free else None
+
     def end_stream(self, last: bytes, flush_seconds: float | None = None) -> None:
         """Send the last bytes of a stream and end it."""
         self._transport.write(b"%x\r\n%b\r\n%b" % (len(last), last, _LAST_CHUNK))

@@ -20,6 +20,8 @@ from eidproxy.keepalive import enable_keepalive
 BACKLOG = 2048
 """Connections that the kernel holds until they are accepted, so that a burst is not refused."""
 
+_MANY_DESCRIPTORS = 4096
+"""With fewer all are for connections."""
 _RESERVED_DESCRIPTORS = 80
 """For the listener, the logs, the loop, files that are read for a request, look-ups, and kept connections."""
 
@@ -131,11 +133,21 @@ async def _no_application(scope: Any, receive: Any, send: Any) -> None:
 
 def connection_limit() -> int:
     """How many connections may be open: half of the descriptors, since a running request needs a second one."""
+    return max((_descriptors() - spare_descriptors() - _RESERVED_DESCRIPTORS) // 2, 16)
+
+
+def spare_descriptors() -> int:
+    """How many descriptors are left over for requests that can do with a third one: none where there are few."""
+    descriptors = _descriptors()
+    return descriptors // 8 if descriptors >= _MANY_DESCRIPTORS else 0
+
+
+def _descriptors() -> int:
+    """How many there may be, which is raised as far as it goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65536)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
     except (OSError, ValueError):
-        pass  # the limit stays what it is
-    return max((soft - _RESERVED_DESCRIPTORS) // 2, 16)
+        return soft  # the limit stays what it is
+    return wanted

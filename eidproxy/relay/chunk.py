@@ -4,7 +4,7 @@
 types of its own, with the same result as the long way through `dialect` and `sanitize`.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -77,6 +77,22 @@ _decode_common = msgspec.json.Decoder(_CommonChunk).decode
 _encode = msgspec.json.Encoder().encode
 
 
+class Template(NamedTuple):
+    """What stands before and after the text in the events of one stream, and what stands there for the caller.
+
+    Whatever characters are one or more of a JSON string, spelled as our encoder spells them, may stand between.
+    """
+
+    before: bytes
+    after: bytes
+    new_before: bytes
+    new_after: bytes
+
+
+_TRIALS = ((b"Z\\n", "Z\n"), ("가".encode(), "가"))
+"""Two texts as they stand in an event, and what they say."""
+
+
 class Frames:
     """Writes the events of one stream to its caller."""
 
@@ -107,6 +123,34 @@ class Frames:
         if is_thinking:
             return None
         return b"".join((self._common, _encode(delta.content), _FRAME_END))
+
+    def template(self, data: bytes) -> Template | None:
+        """How the events are that differ from this one in their text alone; None when `rebuild` does not rebuild it.
+
+        Proved by decoding: with another text between the same bytes only the text is another. So it is no text that
+        stands twice, nor one in a field that is not read.
+        """
+        if self.rebuild(data) is None:
+            return None
+        chunk = _decode_common(data)
+        delta = chunk.choices[0].delta
+        name = "content" if delta.content else "reasoning_content" if delta.reasoning_content else "reasoning"
+        text = getattr(delta, name)
+        literal = _encode(text)
+        at = data.find(literal)
+        if at < 0:  # it is spelled in another way
+            return None
+        before, after = data[: at + 1], data[at + len(literal) - 1 :]
+        for spelled, said in _TRIALS:
+            try:
+                other = _decode_common(before + spelled + after)
+            except ValueError:  # what was found is no string of its own, but a part of one
+                return None
+            setattr(delta, name, said)
+            if other != chunk:
+                return None
+        new_before = self._common if name == "content" else self._thought
+        return Template(b"data: " + before, after + b"\n\n", new_before + b'"', b'"' + _FRAME_END)
 
     def encode(self, delta: Delta, finish_reason: FinishReason | None = None) -> bytes:
         """A delta as an event of the stream."""

@@ -49,6 +49,12 @@ _TAIL_SECONDS = 5.0
 _REFUSAL_SECONDS = 5.0
 """How long the body of a router's refusal is waited for: its status alone is a reason."""
 
+_STEADY_CHUNKS = 3
+"""After so many chunks the next ones may go past the interpreter. What was in vain, or held for a few chunks only, is
+tried again after twice as many each time."""
+_MOST_DOUBLINGS = 10
+"""So at the latest after 3,072 chunks: by then what it costs to try is nothing beside them."""
+
 _PROBE_SECONDS = 3.0
 """Delay before TCP keep-alive is enabled on the router's socket; the kernel then needs up to 25 s to find a dead peer.
 
@@ -110,6 +116,7 @@ class Relay:
     __slots__ = (
         "_answer",
         "_claim",
+        "_doublings",
         "_exchange",
         "_job",
         "_loop",
@@ -156,6 +163,7 @@ class Relay:
         """Set when the request is written."""
         self._silence_timer: asyncio.TimerHandle | None = None
         self._settlement: Settlement | None = None
+        self._doublings = 0
         self._status: int | None = None
         self._retry_seconds: int | None = None
 
@@ -292,6 +300,8 @@ class Relay:
             exchange.pause()
         services.clocks.silence.start(self)
         services.clocks.probe.start(self)
+        if services.upstream.shortcuts is not None:
+            self._splice.steady_at = _STEADY_CHUNKS
 
     # What the router sends
 
@@ -365,6 +375,27 @@ class Relay:
             self._silence.event(now)
         if self._guard.hear(now):
             self.services.on_upstream_state(self.mode)
+
+    def on_steady(self, data: bytes, now: float) -> None:
+        """Have the events that follow passed on past the interpreter, while they are all like one of `data`."""
+        splice, exchange, body = self._splice, self._exchange, self._splice.body
+        if exchange is None or isinstance(body, ErrorBody):
+            return
+        shortcut = exchange.shortcut()
+        if exchange.is_aiming:
+            return  # and asked again when the next read has ended where it should
+        if splice.chunks - splice.steady_at > _STEADY_CHUNKS << self._doublings:
+            self._doublings = 0
+        splice.steady_at = splice.chunks + (_STEADY_CHUNKS << self._doublings)
+        self._doublings = min(self._doublings + 1, _MOST_DOUBLINGS)
+        caller = self.connection.free_transport()
+        if shortcut is None or caller is None or splice.paused or not self._guard.is_live:
+            return
+        if self._progress is not None and splice.stage is Stage.THINKING:
+            return  # news of it are written between the events
+        template = body.template(data)
+        if template is not None:
+            shortcut.begin(caller, template, now, body.budget, splice.passed_on)
 
     def on_quiet_read(self, now: float) -> None:
         """A read brought nothing for the caller: comments, events that say nothing, or a part of an event."""
@@ -458,6 +489,7 @@ class Relay:
         exchange, splice, silence = self._exchange, self._splice, self._silence
         if exchange is None or silence is None or self.state not in (State.ASKED, State.STREAMING):
             return
+        exchange.end_shortcut()
         now = self._loop.time()
         if splice.heard_at:
             silence.event(splice.heard_at)
@@ -575,6 +607,9 @@ class Relay:
 
     def _leave_guard(self, is_silent: bool) -> None:
         """Tell the guard before the slot goes on, so that nobody is granted one only to be refused."""
+        upstream = self.services.upstream
+        if is_silent and upstream.shortcuts is not None:  # others may have heard, and from now on each sign counts
+            upstream.shortcuts.end()
         if self._passage is not None and self._guard.leave(self._passage, self._loop.time(), silent=is_silent):
             self.services.on_upstream_state(self.mode)
 

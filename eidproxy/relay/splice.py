@@ -8,7 +8,10 @@ from eidproxy.inbound.connection import Connection
 from eidproxy.metrics import StreamCounters
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
+from eidproxy.router.shortcut import Passed
 
+_NEVER = 1 << 62
+"""More chunks than any answer has."""
 _FINISHED = Stage.FINISHED
 """See `stream._THINKING`."""
 _MAX_ERROR_BODY_BYTES = 64 * 1024
@@ -26,6 +29,9 @@ class Listener(Protocol):
 
     def on_quiet_read(self, now: float) -> None:
         """A read brought nothing for the caller."""
+
+    def on_steady(self, data: bytes, now: float) -> None:
+        """Many usual events came; `data` is the read of the last."""
 
     def on_sign_of_life(self, now: float) -> None:
         """An event came while something is held against the model server."""
@@ -77,6 +83,7 @@ class Splice:
         "relay",
         "sent_bytes",
         "stage",
+        "steady_at",
     )
 
     def __init__(
@@ -102,6 +109,8 @@ class Splice:
         self.chunks = 0
         """How many chunks of the body are counted already."""
         self.sent_bytes = 0
+        self.steady_at = _NEVER
+        """At how many chunks the relay hears that the answer is steady."""
 
     def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
         """See `upstream.Sink`."""
@@ -119,6 +128,8 @@ class Splice:
                 self.counters.intervals.observe(now - self.last_sent_at)
                 self.count(events, now)
                 self.guard.heard_at = now
+                if self.chunks >= self.steady_at:
+                    self.relay.on_steady(data, now)
                 self.connection.write_chunk(events)
                 if not self.guard.is_live:
                     self.relay.on_sign_of_life(now)
@@ -139,3 +150,16 @@ class Splice:
         self.chunks, self.heard = body.chunks, body.heard
         self.sent_bytes += len(events)
         self.last_sent_at = self.heard_at = now
+
+    def passed_on(self, passed: Passed) -> None:
+        """Count events that went past the interpreter."""
+        body, counters = self.body, self.counters
+        if isinstance(body, Stream):
+            body.passed_on(passed.events, passed.bytes_in)
+        counters.chunks += passed.events
+        counters.bytes += passed.bytes_out
+        counters.intervals.add(passed.counts, passed.seconds)
+        self.chunks = body.chunks
+        self.sent_bytes += passed.bytes_out
+        self.last_sent_at = self.heard_at = passed.at
+        self.guard.heard_at = max(self.guard.heard_at, passed.at)

@@ -6,7 +6,7 @@ which takes a short way through parser and filter with the same result.
 
 from enum import IntEnum, auto
 
-from eidproxy.relay.chunk import Delta, Frames, chunk_head, progress_chunk
+from eidproxy.relay.chunk import Delta, Frames, Template, chunk_head, progress_chunk
 from eidproxy.relay.completion import Completion
 from eidproxy.relay.sanitize import Sanitizer
 from eidproxy.relay.sse import MAX_EVENT_BYTES, EventParser, EventTooLarge, whole_event
@@ -50,6 +50,7 @@ class Stream:
         "_head",
         "_is_common",
         "_parser",
+        "_sample",
         "chunks",
         "completion",
         "failure",
@@ -70,6 +71,8 @@ class Stream:
         self._parser = EventParser(max_event_bytes)
         self._bytes_read = 0
         self._common_events = 0
+        self._sample: bytes | None = None
+        """An event of the common shape, of those that came with others in a read."""
         self._is_common = False
         """The next read may be an event of the common shape."""
         self.chunks = 0
@@ -96,6 +99,24 @@ class Stream:
                 return frame
         return self._feed_closely(data)
 
+    def template(self, data: bytes) -> Template | None:
+        """How the events of this stream are, as one of the last read is; None when the next may be another."""
+        if not self._is_common or self._parser.max_event_bytes < MAX_EVENT_BYTES:
+            return None
+        event = whole_event(data) or self._sample
+        return None if event is None else self._frames.template(event)
+
+    @property
+    def budget(self) -> int:
+        """How many bytes more may be read of the answer."""
+        return _MAX_STREAM_BYTES - self._bytes_read
+
+    def passed_on(self, events: int, size: int) -> None:
+        """Count events that were rebuilt by their template, and the bytes that they had."""
+        self._bytes_read += size
+        self._common_events += events
+        self.chunks += events
+
     def _feed_closely(self, data: bytes) -> bytes:
         sanitizer, frames = self.sanitizer, self._frames
         sent: list[bytes] = []
@@ -111,6 +132,7 @@ class Stream:
                 frame = frames.rebuild(event, not sanitizer.has_text)
                 if frame is not None:
                     self._common_events += 1
+                    self._sample = event
                     sent.append(frame)
                     continue
             delta = sanitizer.read(event)

@@ -6,6 +6,7 @@ this field.
 """
 
 import asyncio
+import re
 import ssl
 import sys
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from eidproxy.hints import Hint, hint
 from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.idle import IdleConnections
 from eidproxy.router.resolver import Resolver, canonical
-from eidproxy.router.wire import Readers, Wire, has_unread, reset_on_close
+from eidproxy.router.shortcut import READ_BYTES, Shortcut
+from eidproxy.router.wire import Poller, Readers, Wire, has_unread, reset_on_close
 
 _MAX_HEAD_BYTES = 64 * 1024
 """Of a head, or a trailer. Four times what a caller may send us: routers add headers for all they know.
@@ -31,6 +33,7 @@ There must be a bound behind the head too, since the parser joins a field anew a
 _MAX_INTERIM = 8
 """1xx answers before the real one. One is usual, and they could go on without end."""
 _LAST_CHUNK = b"0\r\n\r\n"
+_SIZE = re.compile(rb"[0-9A-Fa-f]{1,6}")
 _READ_SECONDS = 0.05
 """How long what lies unread in the kernel may take to be read."""
 _MOST_LOOKS = 20
@@ -90,6 +93,7 @@ class Exchange(asyncio.Protocol):
         "_write_timer",
         "dialling",
         "first_byte_at",
+        "is_aiming",
         "is_cut",
         "last_read_at",
         "on_unanswered",
@@ -126,6 +130,8 @@ class Exchange(asyncio.Protocol):
         self.is_cut = False
         """The body ended before its length, or within a chunk. Some servers leave out the last one, which is no cut."""
         self.last_read_at = 0.0
+        self.is_aiming = False
+        """The next read is to end where a chunk ends."""
         self.retry_after = b""
         """The router's `Retry-After`, as it stands in the head."""
         self.on_unanswered: Callable[[], None] | None = None
@@ -208,6 +214,23 @@ class Exchange(asyncio.Protocol):
             return transport.unread()
         return not transport.is_closing() and has_unread(_descriptor(transport))
 
+    def shortcut(self) -> Shortcut | None:
+        """The way past the interpreter for what comes next; None when there is none, or the next byte begins no chunk.
+
+        In a flood no read ends with a chunk, so the next one is aimed at the end of one.
+        """
+        if not isinstance(self._transport, Wire) or self._paused or self._over or self._coding is None:
+            return None
+        if self._between_chunks:
+            return self._transport.shortcut()
+        self.is_aiming = True
+        return None
+
+    def end_shortcut(self) -> None:
+        """Have everything told that was passed on past the interpreter, and what follows pass through it."""
+        if isinstance(self._transport, Wire):
+            self._transport.end_shortcut()
+
     def probe(self) -> None:
         """Have the kernel ask the router whether it is still there."""
         if isinstance(self._transport, Wire):
@@ -273,13 +296,30 @@ class Exchange(asyncio.Protocol):
         parts, sink = self._parts, self._sink
         if parts and sink is not None:
             body = parts[0] if len(parts) == 1 else b"".join(parts)
+            last_bytes = len(parts[-1])
             parts.clear()
             sink.upstream_body(body, now)
+            if self.is_aiming:
+                self.is_aiming = False
+                self._aim(data, last_bytes)
         if self._over:
             self._end(None)
         elif len(data) > _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
             self._loop.call_soon(self._read_on)
+
+    def _aim(self, data: bytes, last_bytes: int) -> None:
+        """Have the next read end with the chunk whose first `last_bytes` end `data`, if its size is seen there."""
+        shortcut = self._transport.shortcut() if isinstance(self._transport, Wire) else None
+        before = data[: len(data) - last_bytes]
+        begin = before.rfind(b"\n", 0, -2) + 1
+        if shortcut is None or self._chunk_ended or not begin or before[-2:] != b"\r\n":
+            return
+        size = before[begin:-2]
+        if _SIZE.fullmatch(size):
+            rest = int(size, 16) - last_bytes + 2  # with its CRLF
+            if 0 < rest <= READ_BYTES:
+                shortcut.limit = rest
 
     def eof_received(self) -> None:
         """The router closed its side: the end of a body without a length, or of anything else that was cut."""
@@ -431,6 +471,7 @@ class Upstream:
         write_timeout: float = 30.0,
         keep_idle: float = 0.0,
         resolver: Resolver | None = None,
+        poller: Callable[[], Poller] | None = None,
     ) -> None:
         self.host = host
         self.port = port
@@ -438,7 +479,9 @@ class Upstream:
         self.own_addresses: frozenset[tuple[str, int]] = frozenset()
         """Where eidproxy itself listens: a router there would be a loop."""
         self._loop = asyncio.get_running_loop()
-        self._readers = Readers(self._loop)
+        self._readers = Readers(self._loop, poller)
+        self.shortcuts = self._readers.shortcuts
+        """Those of all connections; None where there are none."""
         self._tls = tls
         self._connect_timeout = connect_timeout
         self._write_timeout = write_timeout

@@ -14,14 +14,12 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 from eidproxy.keepalive import enable_keepalive
-
-_READ_BYTES = 64 * 1024
-"""At most so much of a flooding peer comes before everybody else has a turn."""
+from eidproxy.router.shortcut import READ_BYTES, Shortcut, Shortcuts
 
 _SMALL_BYTES = 1024
 """What is longer may take several segments, of which Nagle's algorithm would keep back the last (RFC 9293, 3.7.4)."""
@@ -55,6 +53,9 @@ def reset_on_close(sock: Any) -> None:
 class Poller(Protocol):
     """A selector for reading, itself one descriptor for the loop. It tells of what is there until that is read."""
 
+    shortcuts: Shortcuts | None
+    """Those that it has, when it can pass events on by itself."""
+
     def fileno(self) -> int:
         """The descriptor. It is readable while one of those added is."""
 
@@ -67,12 +68,14 @@ class Poller(Protocol):
     def forget(self, descriptor: int) -> None:
         """It is about to be closed."""
 
-    def ready(self) -> Iterable[int]:
-        """Some that can be read now, without waiting. Those that are left out come later."""
+    def ready(self, now: float) -> Sequence[int]:
+        """Some that can be read now, without waiting. Those that are left out come later. `now`: the loop's clock."""
 
 
 class EpollPoller:
     """Linux. A closed descriptor leaves an epoll by itself."""
+
+    shortcuts: Shortcuts | None = None
 
     def __init__(self) -> None:
         """Raises OSError when there is no descriptor left."""
@@ -87,13 +90,25 @@ class EpollPoller:
     def forget(self, descriptor: int) -> None:
         """See `Poller`."""
 
-    def ready(self) -> Iterable[int]:
+    def ready(self, now: float) -> Sequence[int]:  # noqa: ARG002
         """See `Poller`."""
         return [descriptor for descriptor, _ in self._epoll.poll(0, _READY_AT_ONCE)]
 
 
+class SplicePoller(EpollPoller):
+    """Linux, with the extension: what it can pass on by itself is not told of."""
+
+    def __init__(self, bounds: tuple[float, ...], most: int) -> None:
+        """See `Shortcuts`. Raises OSError when there is no descriptor left."""
+        super().__init__()
+        self.shortcuts = Shortcuts(self._epoll.fileno(), bounds, most)
+        self.ready = self.shortcuts.poller.ready  # type: ignore[method-assign,assignment]  # no frame of Python between
+
+
 class SelectorPoller:
     """Everywhere else: the standard library's selector, which is kqueue on macOS."""
+
+    shortcuts = None
 
     def __init__(self) -> None:
         """Raises OSError when there is no descriptor left."""
@@ -110,7 +125,7 @@ class SelectorPoller:
 
     forget = remove
 
-    def ready(self) -> Iterable[int]:
+    def ready(self, now: float) -> Sequence[int]:  # noqa: ARG002
         """See `Poller`."""
         return [key.fd for key, _ in self._selector.select(0)]
 
@@ -138,6 +153,8 @@ class Readers:
         self._wires: dict[int, Wire] = {}
         self._ready: deque[int] = deque()
         self._poller = (poller or default_poller)()
+        self.shortcuts = self._poller.shortcuts
+        self._find, self._now = self._poller.ready, loop.time
         loop.add_reader(self._poller.fileno(), self._serve)
 
     def add(self, descriptor: int, wire: "Wire") -> None:
@@ -159,20 +176,29 @@ class Readers:
         """Serve those that are ready, for one turn of the loop.
 
         What is left when the time is up is served first in the next turn, before the selector is asked again: so each
-        has its turn, whoever else floods. The loop calls again, since what is left can still be read.
+        has its turn, whoever else floods. The loop is told of it, since of what a shortcut has read already the
+        selector knows nothing.
         """
-        wires, ready, clock = self._wires, self._ready, self._clock
+        ready = self._ready
         if not ready:
-            ready.extend(self._poller.ready())
+            found = self._find(self._now())
+            if not found:  # what a shortcut passes on is not told of
+                return
+            ready.extend(found)
+        wires, clock = self._wires, self._clock
         end = clock() + _TURN_SECONDS
-        while ready:
-            # One that was closed since is not there any more; or its number belongs to a new socket, which then has
-            # nothing to read.
-            descriptor = ready.popleft()
-            if descriptor in wires:
-                wires[descriptor].read(descriptor)
-                if clock() >= end:
-                    break
+        try:
+            while ready:
+                # One that was closed since is not there any more; or its number belongs to a new socket, which then has
+                # nothing to read.
+                descriptor = ready.popleft()
+                if descriptor in wires:
+                    wires[descriptor].read(descriptor)
+                    if clock() >= end:
+                        break
+        finally:
+            if ready:
+                self.loop.call_soon(self._serve)
 
 
 class Wire(asyncio.Transport):
@@ -187,6 +213,7 @@ class Wire(asyncio.Transport):
         "_protocol",
         "_readers",
         "_reading",
+        "_shortcut",
         "_socket",
         "_unsent",
     )
@@ -205,6 +232,7 @@ class Wire(asyncio.Transport):
         self._reading = False
         self._connecting = True
         self._unsent: bytes | bytearray = b""
+        self._shortcut: Shortcut | None = None
         try:
             if not _NONBLOCK:
                 sock.setblocking(False)
@@ -234,12 +262,23 @@ class Wire(asyncio.Transport):
 
     def read_on(self) -> None:
         """Read now, as when the selector tells that there is something."""
-        if not self._closed:
+        if self._reading and not self._closed:
             self.read(self._descriptor)
 
     def hand_over(self, protocol: asyncio.Protocol) -> None:
         """Have another protocol listen from now on."""
         self._protocol = protocol
+
+    def shortcut(self) -> Shortcut | None:
+        """The way past the interpreter; None where there is none. Who reads, pauses or closes ends it."""
+        if self._shortcut is None and self._readers.shortcuts is not None and self._reading:
+            self._shortcut = Shortcut(self._readers.shortcuts, self._descriptor, self._read_soon)
+        return self._shortcut
+
+    def end_shortcut(self) -> None:
+        """See `Shortcut.end`."""
+        if self._shortcut is not None:
+            self._shortcut.end()
 
     @property
     def is_sound(self) -> bool:
@@ -253,6 +292,10 @@ class Wire(asyncio.Transport):
 
     def unread(self) -> bool:
         """See `has_unread`."""
+        if self._shortcut is not None:
+            self._shortcut.end()
+            if self._shortcut.has_unread:
+                return True
         return not self._closed and has_unread(self._descriptor)
 
     async def connected(self) -> None:
@@ -300,6 +343,8 @@ class Wire(asyncio.Transport):
     def pause_reading(self) -> None:
         """See asyncio.ReadTransport."""
         if self._reading and not self._closed:
+            if self._shortcut is not None:
+                self._shortcut.end()
             self._reading = False
             self._readers.remove(self._descriptor)
 
@@ -308,6 +353,8 @@ class Wire(asyncio.Transport):
         if not (self._reading or self._closed):
             self._readers.add(self._descriptor, self)
             self._reading = True
+            if self._shortcut is not None and self._shortcut.has_unread:
+                self._read_soon()
 
     def is_closing(self) -> bool:
         """See asyncio.BaseTransport."""
@@ -322,8 +369,14 @@ class Wire(asyncio.Transport):
 
     def abort(self, *, reset: bool = False) -> None:
         """Close now; with `reset`, so that the peer learns at once that nobody listens any more."""
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        shortcut, self._shortcut = self._shortcut, None
+        try:
+            if shortcut is not None:
+                shortcut.end()
+        finally:  # whatever fails, the socket is closed
             if reset:
                 reset_on_close(self._socket)
             if self._reading:
@@ -336,12 +389,16 @@ class Wire(asyncio.Transport):
 
     def read(self, descriptor: int) -> None:
         """There is something to read from this descriptor, which is this wire's."""
+        shortcut = self._shortcut
         try:
-            data = os.read(descriptor, _READ_BYTES)
+            data = os.read(descriptor, READ_BYTES) if shortcut is None else shortcut.read()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._lose(error)
+            return
+        except Exception as error:  # noqa: BLE001  # of what a shortcut tells when it ends
+            self._fault(error)
             return
         try:
             if data:
@@ -349,9 +406,8 @@ class Wire(asyncio.Transport):
                 return
             if self._broken is None:
                 self._protocol.eof_received()
-        except Exception as error:  # noqa: BLE001  # as the loop's own transports do: tell it, and close
-            self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
-            self._lose(error)
+        except Exception as error:  # noqa: BLE001
+            self._fault(error)
         else:
             self._lose(self._broken)
 
@@ -369,6 +425,14 @@ class Wire(asyncio.Transport):
             self._loop.remove_writer(self._descriptor)
             if self._broken is None:
                 self._protocol.resume_writing()
+
+    def _read_soon(self) -> None:
+        self._loop.call_soon(self.read_on)
+
+    def _fault(self, error: Exception) -> None:
+        """As the loop's own transports do: tell it, and close."""
+        self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
+        self._lose(error)
 
     def _lose(self, error: Exception | None) -> None:
         if not self._closed:

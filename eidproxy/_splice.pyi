@@ -1,0 +1,17 @@
+from asyncio import Transport
+
+class Poller:
+    def __new__(cls, epoll: int, bounds: tuple[float, ...], max_armed: int, /) -> Poller: ...
+    def ready(self, now: float, /) -> list[int]: ...
+    def arm(
+        self,
+        descriptor: int,
+        caller: int,
+        transport: Transport,
+        template: tuple[bytes, ...],
+        sent_at: float,
+        budget: int,
+        /,
+    ) -> bool: ...
+    def take(self, descriptor: int, /) -> tuple[int, int, int, float, float, list[int]] | None: ...
+    def disarm(self, descriptor: int, /) -> tuple[bytes, int]: ...
