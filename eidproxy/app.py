@@ -212,7 +212,7 @@ class Application:
         self.guards = {mode: WedgeGuard(wedge_after, retry_seconds, self._loop.time()) for mode in Mode}
         self.metrics.upstream_states = self._upstream_states
         self.running: set[Relay] = set()
-        self.roster = Roster(connection_limit())
+        self.roster = Roster(connection_limit(0 if self.upstream.shortcuts is None else spare_descriptors()))
         silence = SilenceLimits(
             settings.router.first_event_seconds,
             settings.router.first_event_seconds_per_kib,

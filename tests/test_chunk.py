@@ -176,6 +176,7 @@ def test_a_template_makes_of_a_text_what_rebuild_makes(field: str, text: str) ->
             b'\\"same', b'"same', 1
         ),
         event({"content": "index"}, model="m"),
+        event({"content": "a"}, model="m").replace(b", ", b",\n", 1),  # of two lines
         event({"content": ", "}, model="m").replace(b'"x", "', b'"x", "y": "z", "'),  # between two strings
         event({"content": "model"}, model="m").replace(b'"id": "x", ', b'"model": "m", '),
     ],

@@ -131,13 +131,16 @@ async def _no_application(scope: Any, receive: Any, send: Any) -> None:
     """uvicorn wants one; connections go to the service instead."""
 
 
-def connection_limit() -> int:
-    """How many connections may be open: half of the descriptors, since a running request needs a second one."""
-    return max((_descriptors() - spare_descriptors() - _RESERVED_DESCRIPTORS) // 2, 16)
+def connection_limit(spare: int = 0) -> int:
+    """How many connections may be open: half of the descriptors, since a running request needs a second one.
+
+    `spare` are those that some requests have for a third.
+    """
+    return max((_descriptors() - spare - _RESERVED_DESCRIPTORS) // 2, 16)
 
 
 def spare_descriptors() -> int:
-    """How many descriptors are left over for requests that can do with a third one: none where there are few."""
+    """How many descriptors there may be for requests that can do with a third one: none where there are few."""
     descriptors = _descriptors()
     return descriptors // 8 if descriptors >= _MANY_DESCRIPTORS else 0
 

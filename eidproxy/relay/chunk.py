@@ -130,7 +130,7 @@ class Frames:
         Proved by decoding: with another text between the same bytes only the text is another. So it is no text that
         stands twice, nor one in a field that is not read.
         """
-        if self.rebuild(data) is None:
+        if b"\n" in data or self.rebuild(data) is None:  # a line that ends here is another event elsewhere
             return None
         chunk = _decode_common(data)
         delta = chunk.choices[0].delta

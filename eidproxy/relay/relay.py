@@ -118,6 +118,7 @@ class Relay:
         "_claim",
         "_doublings",
         "_exchange",
+        "_has_aimed",
         "_job",
         "_loop",
         "_passage",
@@ -164,6 +165,7 @@ class Relay:
         self._silence_timer: asyncio.TimerHandle | None = None
         self._settlement: Settlement | None = None
         self._doublings = 0
+        self._has_aimed = False
         self._status: int | None = None
         self._retry_seconds: int | None = None
 
@@ -381,7 +383,8 @@ class Relay:
         splice, exchange, body = self._splice, self._exchange, self._splice.body
         if exchange is None or isinstance(body, ErrorBody):
             return
-        shortcut = exchange.shortcut()
+        shortcut = exchange.shortcut(aims=not self._has_aimed)
+        self._has_aimed = exchange.is_aiming
         if exchange.is_aiming:
             return  # and asked again when the next read has ended where it should
         if splice.chunks - splice.steady_at > _STEADY_CHUNKS << self._doublings:

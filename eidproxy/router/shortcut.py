@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 try:
@@ -61,8 +62,9 @@ class Shortcuts:
 
     def end(self) -> None:
         """End all."""
-        for shortcut in list(self.running):
-            shortcut.end()
+        with ExitStack() as all_of_them:  # whatever fails on the way
+            for shortcut in self.running:
+                all_of_them.callback(shortcut.end)
 
 
 class Shortcut:
@@ -114,9 +116,11 @@ class Shortcut:
     def end(self) -> None:
         """Pass nothing more on. Has `read` called soon for what is unread."""
         if self._tell is not None:
-            self._finish()
-            if self.has_unread:
-                self._read_soon()
+            try:
+                self._finish()
+            finally:
+                if self.has_unread:
+                    self._read_soon()
 
     def read(self) -> bytes:
         """Read in Python from now on: what was taken already, or what the socket has. Raises OSError."""

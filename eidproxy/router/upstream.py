@@ -214,16 +214,16 @@ class Exchange(asyncio.Protocol):
             return transport.unread()
         return not transport.is_closing() and has_unread(_descriptor(transport))
 
-    def shortcut(self) -> Shortcut | None:
+    def shortcut(self, *, aims: bool) -> Shortcut | None:
         """The way past the interpreter for what comes next; None when there is none, or the next byte begins no chunk.
 
-        In a flood no read ends with a chunk, so the next one is aimed at the end of one.
+        In a flood no read ends with a chunk: with `aims` the next one is aimed at the end of one.
         """
         if not isinstance(self._transport, Wire) or self._paused or self._over or self._coding is None:
             return None
         if self._between_chunks:
             return self._transport.shortcut()
-        self.is_aiming = True
+        self.is_aiming = aims
         return None
 
     def end_shortcut(self) -> None:

@@ -152,6 +152,8 @@ class Readers:
         self._clock = clock
         self._wires: dict[int, Wire] = {}
         self._ready: deque[int] = deque()
+        self._is_due = False
+        """The next turn of the loop serves what is left of this one, and the loop's own call is for nothing."""
         self._poller = (poller or default_poller)()
         self.shortcuts = self._poller.shortcuts
         self._find, self._now = self._poller.ready, loop.time
@@ -172,18 +174,20 @@ class Readers:
         del self._wires[descriptor]
         self._poller.forget(descriptor)
 
-    def _serve(self) -> None:
-        """Serve those that are ready, for one turn of the loop.
+    def _serve(self) -> bool:
+        """Serve those that are ready, for one turn of the loop. Returns whether there were some.
 
         What is left when the time is up is served first in the next turn, before the selector is asked again: so each
         has its turn, whoever else floods. The loop is told of it, since of what a shortcut has read already the
         selector knows nothing.
         """
+        if self._is_due:
+            return False
         ready = self._ready
         if not ready:
             found = self._find(self._now())
             if not found:  # what a shortcut passes on is not told of
-                return
+                return False
             ready.extend(found)
         wires, clock = self._wires, self._clock
         end = clock() + _TURN_SECONDS
@@ -198,7 +202,16 @@ class Readers:
                         break
         finally:
             if ready:
-                self.loop.call_soon(self._serve)
+                self._is_due = True
+                self.loop.call_soon(self._serve_rest)
+        return True
+
+    def _serve_rest(self) -> None:
+        self._is_due = False
+        if self._serve() and not self._is_due:
+            # All is served, and this turn has had its time: what comes meanwhile is for the next one.
+            self._is_due = True
+            self.loop.call_soon(self._serve_rest)
 
 
 class Wire(asyncio.Transport):
@@ -343,10 +356,11 @@ class Wire(asyncio.Transport):
     def pause_reading(self) -> None:
         """See asyncio.ReadTransport."""
         if self._reading and not self._closed:
-            if self._shortcut is not None:
-                self._shortcut.end()
             self._reading = False
-            self._readers.remove(self._descriptor)
+            try:
+                self.end_shortcut()
+            finally:
+                self._readers.remove(self._descriptor)
 
     def resume_reading(self) -> None:
         """See asyncio.ReadTransport."""

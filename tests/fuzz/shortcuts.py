@@ -25,7 +25,6 @@ from typing import Any, NamedTuple, cast
 
 import httpx
 
-from eidproxy import _splice
 from eidproxy.metrics import INTERVALS, StreamCounters
 from eidproxy.relay.splice import Splice
 from eidproxy.relay.stream import Stage, Stream
@@ -42,6 +41,8 @@ _SHAPES = (
     b'{"id":"c1","model":"m","choices":[{"index":0,"delta":{"role":"assistant","reasoning_content":"%b"}}]}',
     b'{"id":"c1","model":"m","choices":[{"index":0,"delta":{"content":"","reasoning":"%b"}}],"x":"%b"}',
     b'{"id":"c1","model":"m","content":"%b","choices":[{"index":0,"delta":{"content":"%b"}}]}',
+    b'{"id":"c1","model":"m",\ndata: "choices":[{"index":0,"delta":{"content":"%b"}}]}',
+    b'{"id":"c1","model":"m",\n"choices":[{"index":0,"delta":{"content":"%b"}}]}',
     b'{ "model" : "m" , "choices" : [ { "index" : 0 , "delta" : { "content" : "%b" , "content" : "%b" } } ] }',
 )
 _TEXTS = (
@@ -210,7 +211,7 @@ class _Relay:
 
     def on_steady(self, data: bytes, now: float) -> None:
         """See `splice.Listener`."""
-        shortcut, caller = self.exchange.shortcut(), self._caller.free_transport()
+        shortcut, caller = self.exchange.shortcut(aims=True), self._caller.free_transport()
         template = None if shortcut is None or caller is None else self.stream.template(data)
         if shortcut is not None and caller is not None and template is not None:
             shortcut.begin(caller, template, now, self.stream.budget, self._on_passed)
@@ -460,7 +461,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.sanitized:
         sys.exit(_again_sanitized(["--frames", str(options.frames), "--seed", str(options.seed)]))
-    print(f"seed {options.seed}, {_splice.__file__}", flush=True)
+    print(f"seed {options.seed}, {sys.modules['eidproxy._splice'].__file__}", flush=True)
     began = time.monotonic()
     found = fuzz(options.frames, options.seed)
     seconds = time.monotonic() - began
