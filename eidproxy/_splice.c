@@ -1,10 +1,11 @@
 /* The events of a stream that are all alike, passed on without the interpreter (DESIGN, 73).
  *
- * A `Poller` waits for the router's sockets as `wire.EpollPoller` does. For a socket that is armed it does more: it
- * reads, takes the chunks apart, finds in each event what stands before and after its text, and writes the text with two
- * other strings round it to the caller. Those four strings are a template that Python proved for this one stream, with
- * the types of the closed schema. Nothing is decided here. A read is passed on whole, or not at all: whatever is not
- * chunk(event*)* in exactly these bytes is left to Python as it came, with all that was read before it.
+ * A `Poller` asks the epoll of `wire.EpollPoller` which of the router's sockets can be read. For a socket that is armed
+ * it does more: it reads, takes the chunks apart, finds in each event what stands before and after its text, and writes
+ * the text with two other strings round it to the caller. Those four strings are a template that Python proved for this
+ * one stream, with the types of the closed schema. Nothing is decided here. The events of a read are passed on together,
+ * and an event that is not yet whole waits for its rest; but where anything is not chunk(event*)* in exactly these
+ * bytes, none of them is: Python gets all that was read and not passed on.
  *
  * What is written goes to a duplicate of the caller's socket, so that whoever closes the other one, its number cannot be
  * somebody else's here. It goes there only while the loop's transport has nothing unsent, so that no byte overtakes
@@ -18,8 +19,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define READ_BYTES 65536  /* as in wire.py */
-#define MAX_READY 64      /* as in wire.py */
+#define READ_BYTES 65536  /* as in shortcut.py */
+#define MAX_READY 64      /* as _READY_AT_ONCE in wire.py */
 #define MAX_BOUNDS 32
 #define MAX_REST 4096     /* what waits for more is looked at anew each time: a longer one is left to the parser */
 #define MAX_SIZE_DIGITS 6 /* of a chunk: more is left to the parser */
@@ -30,7 +31,7 @@ typedef unsigned char byte;
 typedef struct {
     PyObject *transport, *before, *after, *new_before, *new_after;
     int caller;           /* a duplicate of the caller's socket */
-    int handed;           /* something waits for Python; nothing is read here any more */
+    int handed;           /* it is Python's turn; nothing is read here any more */
     int error;            /* errno that reading gave: the kernel tells it once */
     size_t left;          /* of the chunk at hand, from `rest` on; 0: a size line comes next */
     byte *rest;           /* read, and the beginning of something that is not yet whole */
@@ -62,8 +63,7 @@ static void fill_kinds(void) {
 }
 
 /* Go over the characters of a JSON string to its closing quote (RFC 8259, 7). 1: *at is there. 0: the string is not
- * whole. -1: it has something that our encoder would write otherwise: bytes that are not UTF-8 (RFC 3629, 4), an escape
- * that can be spelled in another way. */
+ * whole. -1: it has what our encoder would not write: bytes that are not UTF-8 (RFC 3629, 4), control bytes, \u or \/. */
 static int find_quote(const byte **at, const byte *end) {
     const byte *p = *at;
     while (p < end) {
@@ -240,7 +240,7 @@ static Leg *leg_of(const Poller *self, long descriptor) {
     return descriptor >= 0 && descriptor < self->legs_size ? self->legs[descriptor] : NULL;
 }
 
-/* Take a leg out; whatever fails after that, its caller's connection has one descriptor less. */
+/* Take a leg out and close its descriptor, so that the caller's connection can end whatever fails after that. */
 static Leg *take_out(Poller *self, long descriptor) {
     Leg *leg = leg_of(self, descriptor);
     if (!leg) return NULL;
@@ -332,7 +332,7 @@ static PyObject *poller_take(Poller *self, PyObject *given) {
 static PyObject *poller_disarm(Poller *self, PyObject *given) {
     Leg *leg = take_out(self, PyLong_AsLong(given));
     if (!leg) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    char line[FRAMING];  /* what is left of a chunk is a chunk */
+    char line[FRAMING];  /* what is to come of a chunk gets a size line of its own */
     int size = leg->left ? snprintf(line, sizeof line, "%zx\r\n", leg->left) : 0;
     PyObject *rest = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((size_t)size + leg->rest_size));
     if (rest) memcpy(PyBytes_AS_STRING(rest), line, (size_t)size);

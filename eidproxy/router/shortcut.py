@@ -83,7 +83,7 @@ class Shortcut:
         self._taken = b""
         """What was read and not passed on. A chunk of which a part was passed on is a shorter one here."""
         self.limit = READ_BYTES
-        """How much the next read in Python may bring."""
+        """How much the next read of the socket in Python may bring."""
 
     def begin(
         self, caller: asyncio.Transport, template: Template, sent_at: float, budget: int, tell: Callable[[Passed], None]
@@ -123,7 +123,7 @@ class Shortcut:
                     self._read_soon()
 
     def read(self) -> bytes:
-        """Read in Python from now on: what was taken already, or what the socket has. Raises OSError."""
+        """End, and read in Python: what was taken already, or else what the socket has. Raises OSError."""
         if self._tell is not None:
             self._finish()
         if self._error:

@@ -289,6 +289,13 @@ class Line:
                 return
             self.caller.turn(patient)
 
+    def until_resumed(self) -> None:
+        """The caller catches up, as often as it falls behind."""
+        while self.paused and self.relay.over is None:
+            self.caller.turn()
+            self.exchange.resume()
+            self.until_read()
+
     def close(self) -> None:
         """Give all of it back."""
         self.exchange.abort()
@@ -322,13 +329,11 @@ def run(reads: Sequence[bytes], poller: Callable[[], Poller], seed: int, moods: 
                 readers.shortcuts.settle()
             if relay.over is not None:
                 break
-            if line.paused:
-                line.caller.turn()
-                exchange.resume()
-                line.until_read()
+            line.until_resumed()
         line.far.close()
         line.caller.turn()
         line.until_read()
+        line.until_resumed()
         exchange.end_shortcut()
     finally:
         line.close()
