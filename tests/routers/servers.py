@@ -47,7 +47,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        until(self.serves, 90, f"{self.command[0]} serves: {self.said()[-2000:]}")
+        until(self.serves, 240, f"{self.command[0]} serves: {self.said()[-2000:]}")
 
     def serves(self) -> bool:
         """Whether its own word for health is 200."""
