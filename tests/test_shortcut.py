@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,8 @@ LAST = b"0\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def _built() -> None:
+    if sys.platform != "linux":
+        pytest.skip("the extension is for Linux alone")
     if not IS_BUILT:
         without("the extension is not built: it takes Linux, a C compiler and Python's headers")
 
