@@ -172,7 +172,7 @@ TestQueueMachine = QueueMachine.TestCase
 
 def test_a_long_run_on_a_virtual_clock(seed: int) -> None:
     rng = random.Random(seed)
-    operations = size(50_000, 1_000_000)
+    operations = size(25_000, 1_000_000)
     done = 0
     while done < operations:
         pair = Pair(rng.choice([1, 1, 1, 2, 3]), rng.choice([0, 1, 4, 16, 64]), rng.choice([0.0, 3.0, 60.0]))
