@@ -260,7 +260,8 @@ def test_control_a_stock_server_refuses_while_it_drains(router: Router) -> None:
         running.send(request_bytes("POST", CHAT, chat()))
         router.wait_for(lambda: router.waiting(GO) == 1)
         proxy.process.terminate()
-        with pytest.raises((ConnectionRefusedError, ConnectionResetError)):  # reset: it had not been accepted yet
+        # Refused; or, where the connection came just before the listener closed, reset, or closed without a word.
+        with pytest.raises((ConnectionError, EOFError)):
             until(lambda: ask(proxy, "GET", "/healthz").status == 503)
         router.release(GO)
         assert running.read_head().status == 200
