@@ -51,10 +51,10 @@ def test_no_stream_is_cut_for_a_silence_of_our_own(router: Router, when: str) ->
     """136 of 200 were cut as silent, while their bytes lay in the buffer."""
     steps = list(stream(["a", "b"], gate="go"))
     router.script = steps
-    with Proxy(router, **impatient(1.5)) as proxy:
+    with Proxy(router, **impatient(6.0)) as proxy:
         clients = [begin(proxy) for _ in range(STREAMS)]
         router.wait_for(lambda: router.waiting("go") == STREAMS, 30)
-        with stopped(proxy, 2.5):
+        with stopped(proxy, 8.0):
             router.release("go")
         answers = [finish(client) for client in clients]
         cut = [answer.reason for answer in answers if answer.status != 200 or not answer.told().done]
