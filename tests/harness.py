@@ -622,6 +622,13 @@ class Proxy:
         """How many descriptors it has open."""
         return len(os.listdir(self._proc("fd")))
 
+    def holds(self, client: RawClient) -> bool:
+        """Whether it still has its end of this connection open: the kernel names no owner of one that was closed."""
+        near = f":{client.sock.getsockname()[1]:04X}"
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        ours = [row for row in rows if row[1].endswith(f":{self.port:04X}") and row[2].endswith(near)]
+        return any(row[9] != "0" for row in ours)
+
     def rss(self) -> int:
         """Its resident memory in bytes."""
         pages = int(self._proc("statm").read_text().split()[1])

@@ -684,6 +684,11 @@ def test_proxy_starts_eidproxy_and_asks_it(router: Router) -> None:
         assert proxy.status()["draining"] is False
         assert proxy.fds() > 3
         assert proxy.rss() > 1 << 20
+        with RawClient(proxy) as client:
+            until(lambda: proxy.holds(client), what="the connection taken")
+            client.send(request_bytes("GET", "/healthz", headers=[("Host", "localhost"), ("Connection", "close")]))
+            until(lambda: not proxy.holds(client), what="the connection closed")
+            assert client.read_head().status == 200
     assert router.posts == 1
 
 
