@@ -22,7 +22,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from eidproxy.errors import Refusal
 from eidproxy.gate.admission import AdmissionQueue, Ticket
-from eidproxy.gate.local import LocalGate, LocalPass
+from eidproxy.gate.local import LocalGate, LocalPermit
 from eidproxy.metrics import Metrics
 from eidproxy.vocabulary import Priority
 from tests.tools import size
@@ -277,14 +277,14 @@ class Ours:
 
     @asynccontextmanager
     async def slot(self, job: int, priority: Priority) -> AsyncIterator[None]:
-        claim = self.gate.request(priority)
-        assert isinstance(claim, LocalPass)
-        self._jobs[claim.ticket.number] = job
+        permit = self.gate.request(priority)
+        assert isinstance(permit, LocalPermit)
+        self._jobs[permit.ticket.number] = job
         try:
-            await claim.granted()
+            await permit.granted()
             yield
         finally:
-            self.gate.leave(claim)
+            self.gate.leave(permit)
             self.just_granted = next((self._jobs[number] for number in self.queue.holders), None)
 
 

@@ -313,7 +313,7 @@ def test_standing_still(router: Router, store: Store) -> None:
 
 # It stands still at one chosen moment, by its own hand. Each is a line that puts `halt()` there.
 MOMENTS = {
-    "the grant is read": "before(RedisGate, '_apply', lambda gate, claim, sent_at, state, *_: state == b'holds')",
+    "the grant is read": "before(RedisGate, '_apply', lambda gate, permit, sent_at, state, *_: state == b'holds')",
     "the grant is believed": "after(RedisGate, '_begin_hold')",
     "the connect begins": "after(Relay, '_on_granted')",
     "the connect is made": "after(Exchange, 'connection_made')",
@@ -322,7 +322,7 @@ MOMENTS = {
 
 HALTING = """
 import os, signal, sys
-from eidproxy.gate.shared import RedisGate, RedisPass
+from eidproxy.gate.shared import RedisGate, RedisPermit
 from eidproxy.relay.relay import Relay
 from eidproxy.router.upstream import Exchange
 
@@ -391,7 +391,7 @@ def test_a_slot_that_was_lost_before_the_request_was_sent(
 
 def test_control_a_slot_that_nobody_asks_for_again(router: Router, store: Store, tmp_path: Path) -> None:
     """The same without the last look at the lease: the checker sees the second inference, and says whose it was."""
-    unasked = "RedisPass.holds = lambda claim: True"
+    unasked = "RedisPermit.holds = lambda permit: True"
     with halts(router, store, tmp_path / "armed", unasked, MOMENTS["the request is about to be sent"]) as (
         first,
         second,

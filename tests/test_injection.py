@@ -32,7 +32,7 @@ from tests.upstream import Router, Stall, status
 from tests.upstream import stream as stream_script
 
 PATH: list[type] = [
-    *(admission.AdmissionQueue, endpoints.Endpoints, local.LocalGate, local.LocalPass, gate.MeanHold, logs.Log),
+    *(admission.AdmissionQueue, endpoints.Endpoints, local.LocalGate, local.LocalPermit, gate.MeanHold, logs.Log),
     *(
         metrics.StreamCounters,
         metrics.Metrics,
@@ -72,7 +72,7 @@ PURE = {
         "Exchange.__init__",
         "Exchange.abort",
         "Exchange.connection_made",
-        "LocalPass.__init__",
+        "LocalPermit.__init__",
         "Relay._close_upstream",
     ),
     *("Connection.connection_lost", "Connection.connection_made", "Relay._detach", "Roster.depart"),

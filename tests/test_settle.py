@@ -12,9 +12,9 @@ import random
 import pytest
 
 from eidproxy.errors import Refusal
-from eidproxy.gate import Pass
+from eidproxy.gate import Permit
 from eidproxy.gate.admission import AdmissionQueue
-from eidproxy.gate.local import LocalGate, LocalPass
+from eidproxy.gate.local import LocalGate, LocalPermit
 from eidproxy.metrics import Metrics
 from eidproxy.relay.settle import Settlement, Settlements
 from eidproxy.vocabulary import AfterLeave, Priority, SettleEnd
@@ -40,13 +40,13 @@ class House:
         """Reset the router's connection."""
         self.closed.append(self.loop.time())
 
-    def departed(self, claim: Pass | None, seconds_left: float = DEADLINE) -> Settlement | None:
+    def departed(self, permit: Permit | None, seconds_left: float = DEADLINE) -> Settlement | None:
         """What a relay does when its caller left in the prefill."""
-        settlement = self.settlements.keep(claim, self.close, seconds_left)
+        settlement = self.settlements.keep(permit, self.close, seconds_left)
         if settlement is None:
             self.close()
-            if claim is not None:
-                self.gate.leave(claim)
+            if permit is not None:
+                self.gate.leave(permit)
         return settlement
 
     def ends(self) -> dict[str, int]:
@@ -59,9 +59,9 @@ class House:
         return self.metrics.forced_releases.value
 
 
-async def turn_of(claim: Pass) -> float:
+async def turn_of(permit: Permit) -> float:
     """When it has its slot."""
-    await claim.granted()
+    await permit.granted()
     return asyncio.get_running_loop().time()
 
 
@@ -244,18 +244,18 @@ async def _storm(after_leave: AfterLeave, seed: int, callers: int) -> tuple[Mach
     async def caller() -> None:
         await asyncio.sleep(rng.random() * callers * 4)
         try:
-            claim = house.gate.request(rng.choice(list(Priority)))
+            permit = house.gate.request(rng.choice(list(Priority)))
         except Refusal:
             return
-        assert isinstance(claim, LocalPass)
-        waits = house.loop.create_task(claim.granted())
+        assert isinstance(permit, LocalPermit)
+        waits = house.loop.create_task(permit.granted())
         done, _ = await asyncio.wait({waits}, timeout=rng.choice([None, None, 0.0, rng.random() * 30]))
         if not done or waits.exception() is not None:
             waits.cancel()
-            house.gate.leave(claim)
+            house.gate.leave(permit)
             return
         if rng.random() < 0.1:  # gone at the instant of the grant: nothing was sent
-            house.gate.leave(claim)
+            house.gate.leave(permit)
             return
         prefill = rng.random() * 10
         machine.post(prefill)
@@ -263,10 +263,10 @@ async def _storm(after_leave: AfterLeave, seed: int, callers: int) -> tuple[Mach
         stays = rng.random() * 15
         if stays >= prefill:
             await asyncio.sleep(stays)
-            house.gate.leave(claim)
+            house.gate.leave(permit)
             return
         await asyncio.sleep(stays)
-        settlement = house.departed(claim, begun + DEADLINE - house.loop.time())
+        settlement = house.departed(permit, begun + DEADLINE - house.loop.time())
         if settlement is not None and after_leave is AfterLeave.FIRST_EVENT:
             house.loop.call_at(begun + prefill, settlement.finish, SettleEnd.FIRST_EVENT)
 

@@ -18,7 +18,7 @@ import pytest
 from eidproxy.config import GateSettings, SettingsError, load
 from eidproxy.egress import EgressPolicy
 from eidproxy.errors import Refusal
-from eidproxy.gate import Gate, Pass
+from eidproxy.gate import Gate, Permit
 from eidproxy.gate.address import gate_address
 from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.gate.local import LocalGate
@@ -138,35 +138,35 @@ async def reached(state: Callable[[], object], seconds: float = 30.0) -> None:
             await asyncio.sleep(0.001)
 
 
-async def settled(claims: list[Pass]) -> None:
+async def settled(permits: list[Permit]) -> None:
     """Until all of them know their place in the queue."""
-    await reached(lambda: all(claim.place()[0] > 0 for claim in claims))
+    await reached(lambda: all(permit.place()[0] > 0 for permit in permits))
 
 
-async def in_order(gate: Gate, claims: list[Pass]) -> list[int]:
+async def in_order(gate: Gate, permits: list[Permit]) -> list[int]:
     """Serve them one after the other: which had its turn when. Never two at once."""
     turns: asyncio.Queue[int] = asyncio.Queue()
 
     async def wait(number: int) -> None:
-        await claims[number].granted()
+        await permits[number].granted()
         turns.put_nowait(number)
 
-    tasks = [asyncio.create_task(wait(number)) for number in range(len(claims))]
+    tasks = [asyncio.create_task(wait(number)) for number in range(len(permits))]
     order = []
     async with asyncio.timeout(10):
-        for _ in claims:
+        for _ in permits:
             order.append(await turns.get())
             assert turns.empty()
-            gate.leave(claims[order[-1]])
+            gate.leave(permits[order[-1]])
         await asyncio.gather(*tasks)
     return order
 
 
-async def refused(claim: Pass) -> str:
+async def refused(permit: Permit) -> str:
     """With which reason it is turned away."""
     async with asyncio.timeout(5):
         with pytest.raises(Refusal) as refusal:
-            await claim.granted()
+            await permit.granted()
     return refusal.value.reason
 
 
@@ -182,7 +182,7 @@ async def test_classes_and_places(kind: str, store: Store) -> None:
         await holder.granted()
         line = [gate.request(priority) for priority in (Priority.BACKGROUND, Priority.FOREGROUND) * 3]
         await settled(line)
-        await reached(lambda: [claim.place()[0] for claim in line] == [4, 1, 5, 2, 6, 3])
+        await reached(lambda: [permit.place()[0] for permit in line] == [4, 1, 5, 2, 6, 3])
         assert [waiter.position for waiter in gate.waiters()] == [1, 2, 3, 4, 5, 6]
         states = gate.statistics()
         assert (states.in_use, states.depth) == (1, {Priority.FOREGROUND: 3, Priority.BACKGROUND: 3})
@@ -206,7 +206,7 @@ async def test_who_has_waited_long_counts_as_foreground(kind: str, store: Store)
         await asyncio.sleep(0.35)  # the age itself is what is tested
         line += [gate.request(priority) for priority in (Priority.FOREGROUND, Priority.BACKGROUND)]
         await settled(line)
-        await reached(lambda: [claim.place()[0] for claim in line[2:]] == [3, 4])
+        await reached(lambda: [permit.place()[0] for permit in line[2:]] == [3, 4])
         gate.leave(holder)
         assert await in_order(gate, line) == [0, 1, 2, 3]
 
@@ -258,7 +258,7 @@ async def test_draining(kind: str, store: Store) -> None:
         await settled(line)
         line.append(gate.request(Priority.FOREGROUND))
         gate.drain()
-        assert [await refused(claim) for claim in line] == ["draining"] * 3
+        assert [await refused(permit) for permit in line] == ["draining"] * 3
         with pytest.raises(Refusal):
             gate.request(Priority.FOREGROUND)
         assert gate.statistics().in_use == 1
@@ -337,27 +337,27 @@ def test_storm(kind: str, capacity: int, store: Store, seed: int, patient: None)
     async def caller(gate: Gate, number: int) -> None:
         nonlocal most, stayed, served
         await asyncio.sleep(choose.random())
-        claim = gate.request(choose.choice(list(Priority)))
-        claim.lost = lambda _reason: held.discard(number)
+        permit = gate.request(choose.choice(list(Priority)))
+        permit.lost = lambda _reason: held.discard(number)
         give_up = choose.choice([None, None, 0, choose.random() * 0.01, choose.random()])
         try:
             async with asyncio.timeout(give_up):
-                await claim.granted()
+                await permit.granted()
                 held.add(number)
                 most, served, stayed = max(most, len(held)), served + 1, stayed + (give_up is None)
                 await asyncio.sleep(choose.choice([0, 0, 0.001, 0.003]))
         except TimeoutError:
             pass
         held.discard(number)
-        gate.leave(claim)
+        gate.leave(permit)
 
     async def storm() -> None:
         async with gates(kind, store, 3, capacity=capacity, max_waiting=1000, lease_seconds=PATIENT) as shared:
             async with asyncio.timeout(120):
                 await asyncio.gather(*(caller(choose.choice(shared), number) for number in range(600)))
                 last = [shared[0].request(Priority.BACKGROUND) for _ in range(capacity)]
-                for claim in last:
-                    await claim.granted()
+                for permit in last:
+                    await permit.granted()
             assert shared[0].statistics().in_use == capacity
 
     asyncio.run(storm())
@@ -386,20 +386,20 @@ async def _compared(choose: random.Random, store: Store) -> None:
             if choose.random() < 0.55 or not pairs:
                 gate, priority = choose.choice(shared), choose.choice(list(Priority))
                 ticket, displaced = queue.request(priority, 0)
-                claim = gate.request(priority)
+                permit = gate.request(priority)
                 if ticket is None:
-                    assert await refused(claim) == "gate_queue_full"
+                    assert await refused(permit) == "gate_queue_full"
                 else:
-                    pairs.append((ticket, gate, claim))
-                    await reached(lambda claim=claim: claim.number)  # type: ignore[misc]
+                    pairs.append((ticket, gate, permit))
+                    await reached(lambda permit=permit: permit.number)  # type: ignore[misc]
                 if displaced is not None:
                     [gone] = [pair for pair in pairs if pair[0] is displaced]
                     pairs.remove(gone)
                     assert await refused(gone[2]) == "gate_queue_full"
             else:
-                ticket, gate, claim = pairs.pop(choose.randrange(len(pairs)))
+                ticket, gate, permit = pairs.pop(choose.randrange(len(pairs)))
                 queue.leave(ticket, 0)
-                gate.leave(claim)
+                gate.leave(permit)
                 await reached(lambda gate=gate: not gate._releases)  # type: ignore[misc]
             await _agree(queue, pairs)
 
@@ -410,8 +410,9 @@ async def _agree(queue: AdmissionQueue, pairs: list[tuple[Ticket, Any, Any]]) ->
             gate._whole_round_at = 0  # places are told every third of a lease; look now
             gate._round_within(0)
         return all(
-            (claim.granted_at is None) is (ticket.granted_at is None) and claim.place()[0] == queue.position(ticket, 0)
-            for ticket, _, claim in pairs
+            (permit.granted_at is None) is (ticket.granted_at is None)
+            and permit.place()[0] == queue.position(ticket, 0)
+            for ticket, _, permit in pairs
         )
 
     await reached(agreed)
@@ -459,17 +460,17 @@ def test_a_grant_reaches_its_waiter(store: Store) -> None:
     async def handovers() -> list[float]:
         took = []
         async with gates("redis", store, 2) as (one, other):
-            claim = one.request(Priority.FOREGROUND)
-            await claim.granted()
+            permit = one.request(Priority.FOREGROUND)
+            await permit.granted()
             for _ in range(amount(300, 3000)):
                 successor = other.request(Priority.FOREGROUND)
                 await settled([successor])
                 began = time.perf_counter()
-                one.leave(claim)
+                one.leave(permit)
                 await successor.granted()
                 took.append((time.perf_counter() - began) * 1e3)
-                one, other, claim = other, one, successor
-            one.leave(claim)
+                one, other, permit = other, one, successor
+            one.leave(permit)
         return sorted(took)
 
     with Beside() as beside:
@@ -504,18 +505,18 @@ def test_asking_again_begins_the_lease_anew(store: Store) -> None:
 
     async def twice() -> None:
         async with gates("redis", store) as [gate]:
-            claims = [gate.request(Priority.FOREGROUND) for _ in range(2)]
-            await claims[0].granted()
-            await settled(claims[1:])
-            for claim, line in zip(claims, ("holders", "leases"), strict=True):
+            permits = [gate.request(Priority.FOREGROUND) for _ in range(2)]
+            await permits[0].granted()
+            await settled(permits[1:])
+            for permit, line in zip(permits, ("holders", "leases"), strict=True):
                 ends = []
                 for _ in range(2):
-                    await gate._link.call("enter", claim.id, "foreground").reply  # type: ignore[attr-defined]
-                    ends.append(float(store.command("ZSCORE", f"eidproxy:{{gate}}:{line}", claim.id)))  # type: ignore[attr-defined]
+                    await gate._link.call("enter", permit.id, "foreground").reply  # type: ignore[attr-defined]
+                    ends.append(float(store.command("ZSCORE", f"eidproxy:{{gate}}:{line}", permit.id)))  # type: ignore[attr-defined]
                 assert ends[0] < ends[1]
-            await reached(lambda: claims[1].place()[0] == 1)
-            for claim in reversed(claims):
-                gate.leave(claim)
+            await reached(lambda: permits[1].place()[0] == 1)
+            for permit in reversed(permits):
+                gate.leave(permit)
 
     asyncio.run(twice())
 
@@ -533,10 +534,10 @@ def test_a_key_is_gone(store: Store, key: str) -> None:
             store.command("DEL", f"eidproxy:{{gate}}:{key}")
             one.leave(holder)
             await reached(lambda: not one._releases, 0.25)  # type: ignore[attr-defined]
-            claim = other.request(Priority.BACKGROUND)
+            permit = other.request(Priority.BACKGROUND)
             async with asyncio.timeout(LEASE):
-                await claim.granted()
-            other.leave(claim)
+                await permit.granted()
+            other.leave(permit)
 
     asyncio.run(lose())
 
@@ -575,8 +576,8 @@ def test_the_connection_is_closed_before_the_slot_is_given_back(store: Store) ->
     async def lose() -> list[str]:
         order: list[str] = []
         async with gates("redis", store) as [gate]:
-            claim: Any = gate.request(Priority.FOREGROUND)
-            await claim.granted()
+            permit: Any = gate.request(Priority.FOREGROUND)
+            await permit.granted()
             loop, link = asyncio.get_running_loop(), gate._link  # type: ignore[attr-defined]
             send = link._round_trip
 
@@ -586,8 +587,8 @@ def test_the_connection_is_closed_before_the_slot_is_given_back(store: Store) ->
 
             link._round_trip = sending
             # What a transport does when it is aborted.
-            claim.lost = lambda _reason: loop.call_soon(order.append, "closed")
-            loop.call_soon(gate._lose, claim)  # type: ignore[attr-defined]
+            permit.lost = lambda _reason: loop.call_soon(order.append, "closed")
+            loop.call_soon(gate._lose, permit)  # type: ignore[attr-defined]
             await link.call("enter", "", "").reply
             await reached(lambda: not gate._releases)  # type: ignore[attr-defined]
         return order
@@ -604,9 +605,9 @@ def test_a_caller_that_leaves_while_the_link_connects(store: Store) -> None:
             await link._hang_up()
             store.signal(signal.SIGSTOP)  # it accepts, and does not greet
             try:
-                claim = gate.request(Priority.FOREGROUND)
+                permit = gate.request(Priority.FOREGROUND)
                 await reached(lambda: link._connection is not None)
-                gate.leave(claim)
+                gate.leave(permit)
             finally:
                 store.signal(signal.SIGCONT)
             assert await gate.available()

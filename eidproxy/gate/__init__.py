@@ -1,8 +1,8 @@
 """The gate: at most `capacity` requests of `daily` at the router at once, in the order `admission` decides.
 
 `Gate` is what a relay needs of any gate: `local.LocalGate` keeps it in the process, `shared.RedisGate` in a store that
-replicas share. A relay asks with `request`, waits on the pass it gets, and calls `leave` exactly where it closes its
-upstream connection: leaving frees a slot or a place, whatever the pass holds at that instant.
+replicas share. A relay asks with `request`, waits on the permit it gets, and calls `leave` exactly where it closes its
+upstream connection: leaving frees a slot or a place, whatever the permit holds at that instant.
 """
 
 from collections.abc import Callable
@@ -42,8 +42,8 @@ class GateStatistics(NamedTuple):
     mean_hold_seconds: float | None
 
 
-class Pass(Protocol):
-    """One request's claim on a slot."""
+class Permit(Protocol):
+    """One request's permit: a slot that it holds or waits for."""
 
     lost: Callable[[str], None] | None
     """Called with a reason when a slot that was granted is taken away; it is no longer held then."""
@@ -70,14 +70,14 @@ class Pass(Protocol):
 class Gate(Protocol):
     """What a relay, the metrics and the operator's views need of a gate."""
 
-    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> Pass:
+    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> Permit:
         """Ask for a slot. Raises Refusal `gate_queue_full` or `draining` when that is known at once.
 
         `moved` is called, at most once a tick, when the place in the queue may have changed.
         """
 
-    def leave(self, claim: Pass) -> None:
-        """Give back what the pass holds, a slot or a place. Never waits; leaving twice does nothing."""
+    def leave(self, permit: Permit) -> None:
+        """Give back what the permit holds, a slot or a place. Never waits; leaving twice does nothing."""
 
     def drain(self) -> None:
         """Turn away all who wait and all who come."""

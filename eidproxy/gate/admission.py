@@ -15,7 +15,7 @@ from eidproxy.vocabulary import Priority
 
 
 class Ticket:
-    """One request's claim on a slot. `number` is its order of arrival; times are seconds of the caller's clock."""
+    """One request in the queue. `number` is its order of arrival; times are seconds of the caller's clock."""
 
     __slots__ = ("arrived_at", "granted_at", "left", "number", "priority")
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 from eidproxy.countdown import Countdown
 from eidproxy.errors import Refusal
-from eidproxy.gate import GateStatistics, Holder, MeanHold, Pass, Waiter
+from eidproxy.gate import GateStatistics, Holder, MeanHold, Permit, Waiter
 from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.metrics import Metrics
 from eidproxy.vocabulary import Priority, WaitOutcome
 
 
-class LocalPass:
+class LocalPermit:
     """A pass of `LocalGate`."""
 
     __slots__ = ("_gate", "_turn", "lost", "settling", "ticket")
@@ -25,20 +25,20 @@ class LocalPass:
 
     @property
     def granted_at_once(self) -> bool:
-        """See `Pass.granted_at_once`."""
+        """See `Permit.granted_at_once`."""
         return self._turn is None
 
     async def granted(self) -> None:
-        """See `Pass.granted`."""
+        """See `Permit.granted`."""
         if self._turn is not None:
             await self._turn
 
     def holds(self) -> bool:
-        """See `Pass.holds`."""
+        """See `Permit.holds`."""
         return self._gate.holds(self.ticket)
 
     def place(self) -> tuple[int, float | None]:
-        """See `Pass.place`."""
+        """See `Permit.place`."""
         return self._gate.place(self.ticket)
 
 
@@ -56,14 +56,14 @@ class LocalGate:
         self._metrics = metrics
         self._waits = Countdown(wait_timeout_seconds, self._expire, patient=True)
         self._holds = Countdown(max_hold_seconds, self._take_back)
-        self._passes: dict[int, LocalPass] = {}
+        self._permits: dict[int, LocalPermit] = {}
         self._watchers: dict[int, Callable[[], None]] = {}
         self._mean_hold = MeanHold()
         self._draining = False
         self._news_due = False
         self._loop = asyncio.get_running_loop()
 
-    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> LocalPass:
+    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> LocalPermit:
         """See `Gate.request`."""
         if self._draining:
             self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
@@ -73,36 +73,36 @@ class LocalGate:
             self._metrics.gate_wait[priority, WaitOutcome.FULL].observe(0)
             raise self._full()
         if displaced is not None:
-            self._turn_away(self._passes[displaced.number], WaitOutcome.FULL, self._full())
-        claim = self._passes[ticket.number] = LocalPass(self, ticket)
+            self._turn_away(self._permits[displaced.number], WaitOutcome.FULL, self._full())
+        permit = self._permits[ticket.number] = LocalPermit(self, ticket)
         try:
             if ticket.granted_at is not None:
-                self._begin_hold(claim)
+                self._begin_hold(permit)
             else:
-                claim._turn = self._loop.create_future()
-                self._waits.start(claim)
+                permit._turn = self._loop.create_future()
+                self._waits.start(permit)
                 if moved is not None:
                     self._watchers[ticket.number] = moved
                 self._tell_waiters()
         except BaseException:
-            self.leave(claim)  # nobody gets the claim, so nobody else could
+            self.leave(permit)  # nobody gets the permit, so nobody else could
             raise
-        return claim
+        return permit
 
-    def leave(self, claim: Pass) -> None:
+    def leave(self, permit: Permit) -> None:
         """See `Gate.leave`."""
-        assert isinstance(claim, LocalPass)  # noqa: S101  # a gate is only given back its own passes
-        ticket, now = claim.ticket, self._loop.time()
-        if ticket.number not in self._passes:
+        assert isinstance(permit, LocalPermit)  # noqa: S101  # a gate is only given back its own permits
+        ticket, now = permit.ticket, self._loop.time()
+        if ticket.number not in self._permits:
             return
         # The slot goes on first, and whom it goes to is woken first: what is only counted must not come between.
         granted = self._queue.leave(ticket, now)
-        del self._passes[ticket.number]
+        del self._permits[ticket.number]
         self._watchers.pop(ticket.number, None)
-        self._waits.stop(claim)
-        self._holds.stop(claim)
+        self._waits.stop(permit)
+        self._holds.stop(permit)
         for runner in granted:
-            self._grant(self._passes[runner.number])
+            self._grant(self._permits[runner.number])
         self._tell_waiters()
         if ticket.granted_at is not None:
             self._mean_hold.add(now - ticket.granted_at)
@@ -115,7 +115,7 @@ class LocalGate:
         self._draining = True
         for priority in Priority:
             for ticket in list(self._queue.line(priority)):
-                self._turn_away(self._passes[ticket.number], WaitOutcome.DRAINING, Refusal("draining"))
+                self._turn_away(self._permits[ticket.number], WaitOutcome.DRAINING, Refusal("draining"))
 
     def holds(self, ticket: Ticket) -> bool:
         """Whether it has a slot now."""
@@ -133,7 +133,7 @@ class LocalGate:
         return GateStatistics(
             slots=self._queue.capacity,
             in_use=len(self._queue.holders),
-            settling=sum(self._passes[number].settling for number in self._queue.holders),
+            settling=sum(self._permits[number].settling for number in self._queue.holders),
             queue_limit=self._queue.max_waiting,
             depth={priority: len(line) for priority, line in lines.items()},
             oldest_wait_seconds={p: now - line[0].arrived_at if line else 0.0 for p, line in lines.items()},
@@ -144,7 +144,7 @@ class LocalGate:
         """See `Gate.holders`."""
         now = self._loop.time()
         return [
-            Holder(ticket.priority, now - ticket.granted_at, self._passes[number].settling)
+            Holder(ticket.priority, now - ticket.granted_at, self._permits[number].settling)
             for number, ticket in self._queue.holders.items()
             if ticket.granted_at is not None
         ]
@@ -171,42 +171,42 @@ class LocalGate:
         wait = self._mean_hold.wait(self._queue.waiting + 1, self._queue.capacity)
         return Refusal("gate_queue_full", retry_seconds=wait)
 
-    def _grant(self, claim: LocalPass) -> None:
-        if claim._turn is not None and not claim._turn.done():
-            claim._turn.set_result(None)
-        self._waits.stop(claim)
-        self._watchers.pop(claim.ticket.number, None)
-        self._begin_hold(claim)
+    def _grant(self, permit: LocalPermit) -> None:
+        if permit._turn is not None and not permit._turn.done():
+            permit._turn.set_result(None)
+        self._waits.stop(permit)
+        self._watchers.pop(permit.ticket.number, None)
+        self._begin_hold(permit)
 
-    def _begin_hold(self, claim: LocalPass) -> None:
-        ticket = claim.ticket
-        self._holds.start(claim)
+    def _begin_hold(self, permit: LocalPermit) -> None:
+        ticket = permit.ticket
+        self._holds.start(permit)
         waited = self._loop.time() - ticket.arrived_at
         self._metrics.gate_wait[ticket.priority, WaitOutcome.GRANTED].observe(waited)
 
-    def _expire(self, claim: LocalPass) -> None:
+    def _expire(self, permit: LocalPermit) -> None:
         wait = self._mean_hold.wait(max(self._queue.waiting, 1), self._queue.capacity)
-        self._turn_away(claim, WaitOutcome.EXPIRED, Refusal("gate_wait_timeout", retry_seconds=wait))
+        self._turn_away(permit, WaitOutcome.EXPIRED, Refusal("gate_wait_timeout", retry_seconds=wait))
 
-    def _turn_away(self, claim: LocalPass, outcome: WaitOutcome, refusal: Refusal) -> None:
+    def _turn_away(self, permit: LocalPermit, outcome: WaitOutcome, refusal: Refusal) -> None:
         """End a wait with a refusal. The place is given up here, so that nobody waits behind a ghost."""
-        ticket, now = claim.ticket, self._loop.time()
-        self._passes.pop(ticket.number, None)
+        ticket, now = permit.ticket, self._loop.time()
+        self._permits.pop(ticket.number, None)
         self._watchers.pop(ticket.number, None)
-        self._waits.stop(claim)
+        self._waits.stop(permit)
         self._queue.leave(ticket, now)
-        if claim._turn is not None and not claim._turn.done():
-            claim._turn.set_exception(refusal)
-            claim._turn.exception()  # a waiter that left in this very tick never looks
+        if permit._turn is not None and not permit._turn.done():
+            permit._turn.set_exception(refusal)
+            permit._turn.exception()  # a waiter that left in this very tick never looks
         self._tell_waiters()
         self._metrics.gate_wait[ticket.priority, outcome].observe(now - ticket.arrived_at)
 
-    def _take_back(self, claim: LocalPass) -> None:
+    def _take_back(self, permit: LocalPermit) -> None:
         """The watchdog: a holder that outlived its own deadline is a bug, and must not become an outage."""
         self._metrics.forced_releases.inc()
-        self.leave(claim)
-        if claim.lost is not None:
-            claim.lost("internal_error")
+        self.leave(permit)
+        if permit.lost is not None:
+            permit.lost("internal_error")
 
     def _tell_waiters(self) -> None:
         """Let those who asked know, once a tick, that places may have changed."""

@@ -20,7 +20,7 @@ import httpx
 
 from eidproxy.config import GateSettings
 from eidproxy.errors import Refusal
-from eidproxy.gate import GateStatistics, Holder, Pass, Waiter
+from eidproxy.gate import GateStatistics, Holder, Permit, Waiter
 from eidproxy.gate.address import gate_address
 from eidproxy.gate.link import Call, GuardedConnection, Link, Reply, addresses
 from eidproxy.metrics import Metrics
@@ -115,7 +115,7 @@ def call_seconds(lease_seconds: float) -> float:
     return min(CALL_SECONDS, lease_seconds / 4)
 
 
-class RedisPass:
+class RedisPermit:
     """A pass of `RedisGate`."""
 
     __slots__ = (
@@ -164,15 +164,15 @@ class RedisPass:
     granted_at_once = False
 
     async def granted(self) -> None:
-        """See `Pass.granted`."""
+        """See `Permit.granted`."""
         await self.turn
 
     def holds(self) -> bool:
-        """See `Pass.holds`."""
+        """See `Permit.holds`."""
         return self._gate.holds(self)
 
     def place(self) -> tuple[int, float | None]:
-        """See `Pass.place`. The position is 0 until the server has told it."""
+        """See `Permit.place`. The position is 0 until the server has told it."""
         position = 0 if self.granted_at is not None else self.position
         return position, self._gate.wait(position)
 
@@ -205,9 +205,9 @@ class RedisGate:
         self._loop = asyncio.get_running_loop()
         self._replica = secrets.token_hex(8)
         self._arrivals = 0
-        self._passes: dict[str, RedisPass] = {}
-        self._lines: dict[Priority, dict[str, RedisPass]] = {priority: {} for priority in Priority}
-        self._holders: dict[str, RedisPass] = {}
+        self._permits: dict[str, RedisPermit] = {}
+        self._lines: dict[Priority, dict[str, RedisPermit]] = {priority: {} for priority in Priority}
+        self._holders: dict[str, RedisPermit] = {}
         self._releases: dict[str, tuple[int, float]] = {}
         """What the store has not confirmed as given back: its token, and when its lease ends by itself."""
         self._releasing: set[str] = set()
@@ -228,46 +228,46 @@ class RedisGate:
 
     # What a relay asks for
 
-    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> RedisPass:
+    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> RedisPermit:
         """See `Gate.request`. Whether the queue is full is known only to the server."""
         if self._draining:
             self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
             raise Refusal("draining")
         self._arrivals += 1
-        claim = RedisPass(self, f"{self._replica}:{self._arrivals}", priority, self._loop.time())
-        claim.moved = moved
-        claim.expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, claim)
-        claim.unanswered = self._loop.call_later(self._lease.call, self._unavailable, claim)
-        self._passes[claim.id] = self._lines[priority][claim.id] = claim
-        claim.entering = self._link.call("enter", claim.id, priority)
-        claim.entering.reply.add_done_callback(partial(self._entered, claim))
-        return claim
+        permit = RedisPermit(self, f"{self._replica}:{self._arrivals}", priority, self._loop.time())
+        permit.moved = moved
+        permit.expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, permit)
+        permit.unanswered = self._loop.call_later(self._lease.call, self._unavailable, permit)
+        self._permits[permit.id] = self._lines[priority][permit.id] = permit
+        permit.entering = self._link.call("enter", permit.id, priority)
+        permit.entering.reply.add_done_callback(partial(self._entered, permit))
+        return permit
 
-    def leave(self, claim: Pass) -> None:
+    def leave(self, permit: Permit) -> None:
         """See `Gate.leave`."""
-        assert isinstance(claim, RedisPass)  # noqa: S101  # a gate is only given back its own passes
-        if claim.id not in self._passes:
+        assert isinstance(permit, RedisPermit)  # noqa: S101  # a gate is only given back its own permits
+        if permit.id not in self._permits:
             return
         now = self._loop.time()
-        if claim.granted_at is not None:
-            self._metrics.gate_hold[claim.priority].observe(now - claim.granted_at)
+        if permit.granted_at is not None:
+            self._metrics.gate_hold[permit.priority].observe(now - permit.granted_at)
         else:
-            self._metrics.gate_wait[claim.priority, WaitOutcome.CANCELLED].observe(now - claim.arrived_at)
-        self._forget(claim)
-        self._release(claim)
+            self._metrics.gate_wait[permit.priority, WaitOutcome.CANCELLED].observe(now - permit.arrived_at)
+        self._forget(permit)
+        self._release(permit)
 
     def drain(self) -> None:
         """See `Gate.drain`."""
         self._draining = True
         for priority in Priority:
-            for claim in list(self._lines[priority].values()):
-                self._turn_away(claim, Refusal("draining"), WaitOutcome.DRAINING)
+            for permit in list(self._lines[priority].values()):
+                self._turn_away(permit, Refusal("draining"), WaitOutcome.DRAINING)
 
-    def holds(self, claim: RedisPass) -> bool:
-        """See `Pass.holds`. What was granted before a pause may have been given on during it."""
-        if claim.id in self._holders and claim.fence_at <= self._loop.time():
-            self._lose(claim)
-        return claim.id in self._holders
+    def holds(self, permit: RedisPermit) -> bool:
+        """See `Permit.holds`. What was granted before a pause may have been given on during it."""
+        if permit.id in self._holders and permit.fence_at <= self._loop.time():
+            self._lose(permit)
+        return permit.id in self._holders
 
     def wait(self, position: int) -> float | None:
         """Seconds until the waiter at a position has a slot, by the mean of all replicas' holds."""
@@ -283,10 +283,10 @@ class RedisGate:
         return GateStatistics(
             slots=self._capacity,
             in_use=len(self._holders),
-            settling=sum(claim.settling for claim in self._holders.values()),
+            settling=sum(permit.settling for permit in self._holders.values()),
             queue_limit=self._max_waiting,
             depth={priority: len(line) for priority, line in self._lines.items()},
-            oldest_wait_seconds={p: now - claim.arrived_at if claim else 0.0 for p, claim in oldest.items()},
+            oldest_wait_seconds={p: now - permit.arrived_at if permit else 0.0 for p, permit in oldest.items()},
             mean_hold_seconds=self._mean_hold_seconds,
         )
 
@@ -294,16 +294,17 @@ class RedisGate:
         """See `Gate.holders`."""
         now = self._loop.time()
         return [
-            Holder(claim.priority, now - (claim.granted_at or now), claim.settling) for claim in self._holders.values()
+            Holder(permit.priority, now - (permit.granted_at or now), permit.settling)
+            for permit in self._holders.values()
         ]
 
     def waiters(self) -> list[Waiter]:
         """See `Gate.waiters`."""
         now = self._loop.time()
         waiters = [
-            Waiter(claim.priority, max(claim.position, 1), now - claim.arrived_at)
+            Waiter(permit.priority, max(permit.position, 1), now - permit.arrived_at)
             for line in self._lines.values()
-            for claim in line.values()
+            for permit in line.values()
         ]
         return sorted(waiters, key=lambda waiter: waiter.position)
 
@@ -319,8 +320,8 @@ class RedisGate:
     async def aclose(self) -> None:
         """See `Gate.aclose`. What was given back shall be free for the others at once, not after the lease."""
         self.drain()
-        for claim in list(self._holders.values()):
-            self.leave(claim)
+        for permit in list(self._holders.values()):
+            self.leave(permit)
         give_up_at = self._loop.time() + _CLOSE_SECONDS
         while self._releases and self._loop.time() < give_up_at:  # noqa: ASYNC110  # only while the process stops
             await asyncio.sleep(0.01)
@@ -350,154 +351,154 @@ class RedisGate:
         if not up:
             self._round_within(self._lease.poll)
 
-    def _entered(self, claim: RedisPass, done: "asyncio.Future[Reply]") -> None:
-        if claim.id not in self._passes or done.cancelled():
+    def _entered(self, permit: RedisPermit, done: "asyncio.Future[Reply]") -> None:
+        if permit.id not in self._permits or done.cancelled():
             return
         if done.exception() is not None:
-            self._unavailable(claim)
+            self._unavailable(permit)
             return
         sent_at, (mean, state, number, token, position) = done.result()
         self._learn_mean(mean)
-        if claim.unanswered is not None:
-            claim.unanswered.cancel()
+        if permit.unanswered is not None:
+            permit.unanswered.cancel()
         if state == b"full":
             refusal = Refusal("gate_queue_full", retry_seconds=self.wait(position))
-            self._turn_away(claim, refusal, WaitOutcome.FULL, place=False)
+            self._turn_away(permit, refusal, WaitOutcome.FULL, place=False)
             return
-        self._apply(claim, sent_at, state, number, token, position)
+        self._apply(permit, sent_at, state, number, token, position)
         if state == b"waits":
             # A caller that is told its place follows it from now on.
-            self._round_within(0 if claim.moved is not None and not self._following else self._lease.poll)
+            self._round_within(0 if permit.moved is not None and not self._following else self._lease.poll)
 
-    def _renew(self, claims: list[RedisPass]) -> Call:
+    def _renew(self, permits: list[RedisPermit]) -> Call:
         arguments: list[str | int] = []
-        for claim in claims:
-            arguments += (claim.id, claim.priority, claim.number, claim.token)
+        for permit in permits:
+            arguments += (permit.id, permit.priority, permit.number, permit.token)
         call = self._link.call("renew", *arguments)
-        call.reply.add_done_callback(partial(self._renewed, claims))
+        call.reply.add_done_callback(partial(self._renewed, permits))
         return call
 
-    def _renewed(self, claims: list[RedisPass], done: "asyncio.Future[Reply]") -> None:
+    def _renewed(self, permits: list[RedisPermit], done: "asyncio.Future[Reply]") -> None:
         if done.cancelled() or done.exception() is not None:
             self._whole_round_at = 0.0  # the next round tries again; the fence stands
             return
         sent_at, (mean, *reports) = done.result()
         self._learn_mean(mean)
-        for index, claim in enumerate(claims):
-            if claim.id in self._passes:
-                self._apply(claim, sent_at, *reports[index * _REPORT : (index + 1) * _REPORT])
+        for index, permit in enumerate(permits):
+            if permit.id in self._permits:
+                self._apply(permit, sent_at, *reports[index * _REPORT : (index + 1) * _REPORT])
 
-    def _apply(self, claim: RedisPass, sent_at: float, state: bytes, number: int, token: int, position: int) -> None:
-        """Take what the server says of a pass. Its lease was begun anew no earlier than `sent_at`."""
+    def _apply(self, permit: RedisPermit, sent_at: float, state: bytes, number: int, token: int, position: int) -> None:
+        """Take what the server says of a permit. Its lease was begun anew no earlier than `sent_at`."""
         now = self._loop.time()
         if state == b"gone":
-            if claim.granted_at is None and claim.priority is Priority.BACKGROUND and claim.fence_at > now:
+            if permit.granted_at is None and permit.priority is Priority.BACKGROUND and permit.fence_at > now:
                 # Its lease was good, so it was displaced, and the message that says so is slower or lost.
-                self._displaced(claim)
+                self._displaced(permit)
             else:
-                self._lose(claim)
+                self._lose(permit)
             return
-        claim.number = number
+        permit.number = number
         fence_at = sent_at + self._lease.hold
         if fence_at <= now:
-            self._lose(claim)  # the answer lay unread while this process stood still: what it says may be over
+            self._lose(permit)  # the answer lay unread while this process stood still: what it says may be over
             return
-        if claim.fence is not None:
-            claim.fence.cancel()
-        claim.fence_at = fence_at
-        claim.fence = self._loop.call_at(fence_at, self._lose, claim)
+        if permit.fence is not None:
+            permit.fence.cancel()
+        permit.fence_at = fence_at
+        permit.fence = self._loop.call_at(fence_at, self._lose, permit)
         if state == b"holds":
-            claim.token = token
-            if claim.granted_at is None:
-                self._begin_hold(claim, now)
-        elif position != claim.position:
-            claim.position = position
-            if claim.moved is not None:
-                claim.moved()
+            permit.token = token
+            if permit.granted_at is None:
+                self._begin_hold(permit, now)
+        elif position != permit.position:
+            permit.position = position
+            if permit.moved is not None:
+                permit.moved()
 
-    def _begin_hold(self, claim: RedisPass, now: float) -> None:
-        claim.granted_at = now
-        claim.moved = None
-        if claim.expiry is not None:
-            claim.expiry.cancel()
-        del self._lines[claim.priority][claim.id]
-        self._holders[claim.id] = claim
-        self._metrics.gate_wait[claim.priority, WaitOutcome.GRANTED].observe(now - claim.arrived_at)
-        claim.watchdog = self._loop.call_later(self._max_hold_seconds, self._take_back, claim)
-        if not claim.turn.done():
-            claim.turn.set_result(None)
+    def _begin_hold(self, permit: RedisPermit, now: float) -> None:
+        permit.granted_at = now
+        permit.moved = None
+        if permit.expiry is not None:
+            permit.expiry.cancel()
+        del self._lines[permit.priority][permit.id]
+        self._holders[permit.id] = permit
+        self._metrics.gate_wait[permit.priority, WaitOutcome.GRANTED].observe(now - permit.arrived_at)
+        permit.watchdog = self._loop.call_later(self._max_hold_seconds, self._take_back, permit)
+        if not permit.turn.done():
+            permit.turn.set_result(None)
         self._round_within(self._lease.round)
 
     def _learn_mean(self, microseconds: int) -> None:
         if microseconds >= 0:
             self._mean_hold_seconds = microseconds / 1e6
 
-    # How a pass ends
+    # How a permit ends
 
-    def _expire(self, claim: RedisPass) -> None:
-        refusal = Refusal("gate_wait_timeout", retry_seconds=self.wait(max(claim.position, 1)))
-        self._turn_away(claim, refusal, WaitOutcome.EXPIRED)
+    def _expire(self, permit: RedisPermit) -> None:
+        refusal = Refusal("gate_wait_timeout", retry_seconds=self.wait(max(permit.position, 1)))
+        self._turn_away(permit, refusal, WaitOutcome.EXPIRED)
 
-    def _displaced(self, claim: RedisPass) -> None:
-        refusal = Refusal("gate_queue_full", retry_seconds=self.wait(max(claim.position, 1)))
-        self._turn_away(claim, refusal, WaitOutcome.FULL, place=False)
+    def _displaced(self, permit: RedisPermit) -> None:
+        refusal = Refusal("gate_queue_full", retry_seconds=self.wait(max(permit.position, 1)))
+        self._turn_away(permit, refusal, WaitOutcome.FULL, place=False)
 
-    def _unavailable(self, claim: RedisPass) -> None:
-        self._turn_away(claim, Refusal("gate_unavailable"), None)
+    def _unavailable(self, permit: RedisPermit) -> None:
+        self._turn_away(permit, Refusal("gate_unavailable"), None)
 
-    def _lose(self, claim: RedisPass) -> None:
+    def _lose(self, permit: RedisPermit) -> None:
         """The lease is over or was not renewed in time: stop, and only then tell the server."""
-        if claim.granted_at is None:
-            self._unavailable(claim)
+        if permit.granted_at is None:
+            self._unavailable(permit)
             return
         self._metrics.lease_lost.inc()
-        self._metrics.gate_hold[claim.priority].observe(self._loop.time() - claim.granted_at)
-        self._stop(claim, "gate_unavailable")
+        self._metrics.gate_hold[permit.priority].observe(self._loop.time() - permit.granted_at)
+        self._stop(permit, "gate_unavailable")
 
-    def _take_back(self, claim: RedisPass) -> None:
+    def _take_back(self, permit: RedisPermit) -> None:
         """The watchdog: see `LocalGate`."""
         self._metrics.forced_releases.inc()
-        self._stop(claim, "internal_error")
+        self._stop(permit, "internal_error")
 
-    def _stop(self, claim: RedisPass, reason: str) -> None:
-        self._forget(claim)
-        if claim.lost is not None:
-            claim.lost(reason)
-        self._release(claim)
+    def _stop(self, permit: RedisPermit, reason: str) -> None:
+        self._forget(permit)
+        if permit.lost is not None:
+            permit.lost(reason)
+        self._release(permit)
 
     def _turn_away(
-        self, claim: RedisPass, refusal: Refusal, outcome: WaitOutcome | None, *, place: bool = True
+        self, permit: RedisPermit, refusal: Refusal, outcome: WaitOutcome | None, *, place: bool = True
     ) -> None:
         """End a wait with a refusal. `place` tells whether the server may hold one for it."""
-        if claim.id not in self._passes:
+        if permit.id not in self._permits:
             return
         if outcome is not None:
-            self._metrics.gate_wait[claim.priority, outcome].observe(self._loop.time() - claim.arrived_at)
-        self._forget(claim)
+            self._metrics.gate_wait[permit.priority, outcome].observe(self._loop.time() - permit.arrived_at)
+        self._forget(permit)
         if place:
-            self._release(claim)
-        if not claim.turn.done():
-            claim.turn.set_exception(refusal)
-            claim.turn.exception()  # a waiter that left in this very tick never looks
+            self._release(permit)
+        if not permit.turn.done():
+            permit.turn.set_exception(refusal)
+            permit.turn.exception()  # a waiter that left in this very tick never looks
 
-    def _forget(self, claim: RedisPass) -> None:
-        del self._passes[claim.id]
-        self._lines[claim.priority].pop(claim.id, None)
-        self._holders.pop(claim.id, None)
-        claim.moved = None
-        for timer in (claim.unanswered, claim.expiry, claim.fence, claim.watchdog):
+    def _forget(self, permit: RedisPermit) -> None:
+        del self._permits[permit.id]
+        self._lines[permit.priority].pop(permit.id, None)
+        self._holders.pop(permit.id, None)
+        permit.moved = None
+        for timer in (permit.unanswered, permit.expiry, permit.fence, permit.watchdog):
             if timer is not None:
                 timer.cancel()
 
-    def _release(self, claim: RedisPass) -> None:
-        """Have the server take back what it may hold for a pass, as soon as it can be reached."""
-        if claim.entering is not None and not claim.entering.sent:
-            claim.entering.reply.cancel()
+    def _release(self, permit: RedisPermit) -> None:
+        """Have the server take back what it may hold for a permit, as soon as it can be reached."""
+        if permit.entering is not None and not permit.entering.sent:
+            permit.entering.reply.cancel()
             return
-        self._releases[claim.id] = claim.token, self._loop.time() + self._lease.seconds
-        self._releasing.add(claim.id)
+        self._releases[permit.id] = permit.token, self._loop.time() + self._lease.seconds
+        self._releasing.add(permit.id)
         # A transport that is aborted is closed in the next turn of the loop. The link may be about to send in this one.
-        self._loop.call_soon(self._send_release, claim.id, claim.token)
+        self._loop.call_soon(self._send_release, permit.id, permit.token)
 
     def _send_release(self, number: str, token: int) -> None:
         self._releasing.add(number)
@@ -535,18 +536,19 @@ class RedisGate:
         waiting = any(self._lines.values()) or self._releases or not self._up
         self._round_within(self._lease.poll if waiting else self._lease.round)
 
-    def _due(self, now: float) -> list[RedisPass]:
-        """Which passes to renew now: all of them each third of a lease; in between holders, our next in line, and those
-        whose callers are told their places.
+    def _due(self, now: float) -> list[RedisPermit]:
+        """Return the permits to renew now: all of them once in each third of a lease.
+
+        In between only holders, our next in line, and those whose callers are told their places.
         """
-        claims = self._passes
+        permits = self._permits
         if now >= self._whole_round_at - 0.001:
             self._whole_round_at = now + self._lease.round
         else:
             heads = [number for line in self._lines.values() for number in itertools.islice(line, self._capacity)]
-            told = [claim.id for claim in claims.values() if claim.moved is not None]
-            claims = {number: claims[number] for number in (*self._holders, *heads, *told)}
-        return [claim for claim in claims.values() if claim.number]
+            told = [permit.id for permit in permits.values() if permit.moved is not None]
+            permits = {number: permits[number] for number in (*self._holders, *heads, *told)}
+        return [permit for permit in permits.values() if permit.number]
 
     def _round_ended(self, _done: "asyncio.Future[Reply]") -> None:
         self._renewing = False
@@ -587,7 +589,7 @@ class RedisGate:
 
         The store sends each move to every replica that listens, and with a thousand of them that delays the grant.
         """
-        wanted = any(claim.moved is not None for line in self._lines.values() for claim in line.values())
+        wanted = any(permit.moved is not None for line in self._lines.values() for permit in line.values())
         connection = self._subscription
         if connection is not None and wanted is not self._following:
             self._following = wanted
@@ -597,15 +599,15 @@ class RedisGate:
 
     def _hear(self, words: str) -> None:
         word, _, number = words.partition(" ")
-        claim = self._passes.get(number)
+        permit = self._permits.get(number)
         if word == "moved":
-            if any(claim.moved is not None for claim in self._passes.values()):
+            if any(permit.moved is not None for permit in self._permits.values()):
                 self._round_within(0)
-        elif word == "full" and claim is not None:
-            self._displaced(claim)
+        elif word == "full" and permit is not None:
+            self._displaced(permit)
         elif word == "granted":
-            if claim is not None:
-                self._renew([claim])
+            if permit is not None:
+                self._renew([permit])
             elif number not in self._releases:
                 # A call that was given up reached the server all the same.
                 self._releases[number] = 0, self._loop.time() + self._lease.seconds

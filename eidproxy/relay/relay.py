@@ -24,7 +24,7 @@ from eidproxy.errors import (
     reason_of_status,
     router_retry_seconds,
 )
-from eidproxy.gate import Gate, Pass
+from eidproxy.gate import Gate, Permit
 from eidproxy.inbound.chat import ChatRequest
 from eidproxy.inbound.connection import Connection
 from eidproxy.logs import Event, Log
@@ -115,13 +115,13 @@ class Relay:
 
     __slots__ = (
         "_answer",
-        "_claim",
         "_doublings",
         "_exchange",
         "_has_aimed",
         "_job",
         "_loop",
         "_passage",
+        "_permit",
         "_progress",
         "_request",
         "_retry_seconds",
@@ -156,7 +156,7 @@ class Relay:
         self._answer = Answer(connection, stream, self._splice, self._times, mode, created)
         tells = job.tells_progress and request.stream
         self._progress = Progress(self._loop, self._answer.tell, self._place) if tells else None
-        self._claim: Pass | None = None
+        self._permit: Permit | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._passage: Passage | None = None
@@ -194,12 +194,12 @@ class Relay:
                 raise self._wedged()
             if self.mode is Mode.DAILY:
                 moved = self._on_moved if self._progress is not None else None
-                claim = self.services.gate.request(self._job.priority, moved)
-                claim.lost = self._on_slot_lost
-                self._claim = claim
+                permit = self.services.gate.request(self._job.priority, moved)
+                permit.lost = self._on_slot_lost
+                self._permit = permit
             if self._progress is not None:
                 self._answer.begin()
-            if self._claim is None or self._claim.granted_at_once:
+            if self._permit is None or self._permit.granted_at_once:
                 if self._reach_router():
                     return
             else:
@@ -222,8 +222,8 @@ class Relay:
     async def _run(self) -> None:
         """Wait for the slot, then for the connection, whichever is not to be had at once; callbacks do the rest."""
         try:
-            if self._times.granted is None and self._claim is not None:
-                await self._claim.granted()
+            if self._times.granted is None and self._permit is not None:
+                await self._permit.granted()
                 if self._reach_router():
                     return
             exchange = await self.services.upstream.connect(self._exchange)
@@ -281,7 +281,7 @@ class Relay:
         assert request is not None  # noqa: S101  # a relay sends once
         services = self.services
         message = services.upstream.request(request.body)
-        if self._claim is not None and not self._claim.holds():
+        if self._permit is not None and not self._permit.holds():
             return  # the process stood still since the grant, and somebody else may have the slot: `lost` was called
         now = self._splice.last_sent_at = self._loop.time()
         if self._passage is None or not self._guard.send(self._passage, now):
@@ -450,7 +450,7 @@ class Relay:
             self._progress.queued()
 
     def _place(self) -> tuple[int, float | None]:
-        return (0, None) if self._claim is None else self._claim.place()
+        return (0, None) if self._permit is None else self._permit.place()
 
     def pause(self) -> None:
         """The caller reads too slowly: stop reading from the router until it has caught up."""
@@ -631,7 +631,7 @@ class Relay:
 
         left = self._times.deadline - self._loop.time()
         try:
-            self._settlement = self.services.settlements.keep(self._claim, close, left)
+            self._settlement = self.services.settlements.keep(self._permit, close, left)
             if self._settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
                 self._leave_guard(is_silent)  # the next request is the trial, whatever is kept of this one
         except Exception as error:  # noqa: BLE001  # what is not kept is given back
@@ -651,9 +651,9 @@ class Relay:
             del self._splice.relay
 
     def _leave_gate(self) -> None:
-        if self._claim is not None:
-            self.services.gate.leave(self._claim)
-            self._claim.lost = None
+        if self._permit is not None:
+            self.services.gate.leave(self._permit)
+            self._permit.lost = None
 
     def _cancel_timers(self) -> None:
         clocks = self.services.clocks

@@ -7,7 +7,7 @@ its own deadline. The operator chooses what is worth more (contract, 6, `gate.af
 import asyncio
 from collections.abc import Callable
 
-from eidproxy.gate import Gate, Pass
+from eidproxy.gate import Gate, Permit
 from eidproxy.metrics import Metrics
 from eidproxy.vocabulary import AfterLeave, SettleEnd
 
@@ -15,11 +15,11 @@ from eidproxy.vocabulary import AfterLeave, SettleEnd
 class Settlement:
     """One slot that is kept, until `finish`."""
 
-    __slots__ = ("_began_at", "_claim", "_close", "_keeper", "_timer")
+    __slots__ = ("_began_at", "_close", "_keeper", "_permit", "_timer")
 
-    def __init__(self, keeper: "Settlements", claim: Pass | None, close: Callable[[], None]) -> None:
+    def __init__(self, keeper: "Settlements", permit: Permit | None, close: Callable[[], None]) -> None:
         self._keeper = keeper
-        self._claim = claim
+        self._permit = permit
         self._close = close
         self._timer: asyncio.TimerHandle | None = None
         self._began_at = keeper.loop.time()
@@ -34,16 +34,16 @@ class Settlement:
         try:
             self._close()
         finally:  # whatever fails, the slot goes on
-            if self._claim is not None:
-                self._claim.lost = None
-                self._keeper.gate.leave(self._claim)
+            if self._permit is not None:
+                self._permit.lost = None
+                self._keeper.gate.leave(self._permit)
             self._keeper.metrics.gate_settle[end].observe(self._keeper.loop.time() - self._began_at)
 
     def _begin(self, seconds: float, end: SettleEnd) -> None:
         self._timer = self._keeper.loop.call_later(seconds, self.finish, end)
-        if self._claim is not None:
-            self._claim.settling = True
-            self._claim.lost = self._lose
+        if self._permit is not None:
+            self._permit.settling = True
+            self._permit.lost = self._lose
 
     def _lose(self, _reason: str) -> None:
         """The slot was taken away, by a lease that ran out or the watchdog: there is nothing to wait for any more."""
@@ -62,21 +62,21 @@ class Settlements:
         self._settle_seconds = settle_seconds
         self._draining = False
 
-    def keep(self, claim: Pass | None, close: Callable[[], None], seconds_left: float) -> Settlement | None:
+    def keep(self, permit: Permit | None, close: Callable[[], None], seconds_left: float) -> Settlement | None:
         """Keep what a departed caller had, instead of closing and leaving. None: nothing is kept, do both at once.
 
         To be asked when a caller left after its request was written and before the first event. `close` resets the
         router's connection: it is called here with `settle`, else before the slot is given back. `seconds_left` are
         those until the wall clock. With `first_event` the connection stays open, and its owner calls `finish` with
-        FIRST_EVENT when the first data event came or the router ended the answer. A `deep` request has no claim, so
+        FIRST_EVENT when the first data event came or the router ended the answer. A `deep` request has no permit, so
         only `first_event` means anything for it.
         """
         if self._after_leave is AfterLeave.RELEASE or self._draining or seconds_left <= 0:
             return None
         closes_now = self._after_leave is AfterLeave.SETTLE
-        if closes_now and claim is None:
+        if closes_now and permit is None:
             return None
-        settlement = Settlement(self, claim, _closed if closes_now else close)
+        settlement = Settlement(self, permit, _closed if closes_now else close)
         self.running.add(settlement)
         if self._settle_seconds <= seconds_left:
             settlement._begin(self._settle_seconds, SettleEnd.ELAPSED)
