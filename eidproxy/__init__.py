@@ -31,7 +31,7 @@ The map, in the order in which a request meets the parts:
     egress                  where connections may lead
     errors, vocabulary      the table of reasons; the closed sets
     metrics, logs, record   what is counted and written of a request; status, history: what `/status` tells
-    countdown, keepalive    many waits, one timer; TCP's own; hints: what an operator can do
+    timeouts, keepalive     many waits, one timer; TCP's own; hints: what an operator can do
 
 Pure (values in, values out; no I/O, no clock): vocabulary, repair, errors, http1, chat, sse, chunk, dialect,
 tool_calls, sanitize, completion, stream, admission, silence, wedge, egress, hints.

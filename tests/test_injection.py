@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from eidproxy import app, countdown, endpoints, gate, logs, metrics
+from eidproxy import app, endpoints, gate, logs, metrics, timeouts
 from eidproxy.app import Application
 from eidproxy.config import load
 from eidproxy.gate import admission, local
@@ -41,7 +41,7 @@ PATH: list[type] = [
         completion.Completion,
         connection.Connection,
     ),
-    *(connection.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, countdown.Countdown),
+    *(connection.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, timeouts.TimeoutQueue),
     *(idle.IdleConnections, idle._Idle),
     *(
         metrics.Count,
@@ -76,7 +76,7 @@ PURE = {
         "Relay._close_upstream",
     ),
     *("Connection.connection_lost", "Connection.connection_made", "Relay._detach", "Roster.depart"),
-    *("Countdown._sweep", "Countdown.stop", "Wire.abort"),
+    *("TimeoutQueue._sweep", "TimeoutQueue.stop", "Wire.abort"),
     *("IdleConnections._outlast", "IdleConnections._refuse", "IdleConnections.close", "IdleConnections.doubt"),
     *("IdleConnections.drop",),
 }

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Callable
 
-from eidproxy.countdown import Countdown
 from eidproxy.errors import Refusal
 from eidproxy.gate import GateStatistics, Holder, MeanHold, Permit, Waiter
 from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.metrics import Metrics
+from eidproxy.timeouts import TimeoutQueue
 from eidproxy.vocabulary import Priority, WaitOutcome
 
 
@@ -54,8 +54,8 @@ class LocalGate:
     ) -> None:
         self._queue = queue
         self._metrics = metrics
-        self._waits = Countdown(wait_timeout_seconds, self._expire, patient=True)
-        self._holds = Countdown(max_hold_seconds, self._take_back)
+        self._waits = TimeoutQueue(wait_timeout_seconds, self._expire, patient=True)
+        self._holds = TimeoutQueue(max_hold_seconds, self._take_back)
         self._permits: dict[int, LocalPermit] = {}
         self._watchers: dict[int, Callable[[], None]] = {}
         self._mean_hold = MeanHold()

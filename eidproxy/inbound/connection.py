@@ -26,9 +26,9 @@ from email.utils import formatdate
 from enum import IntEnum, auto
 from typing import Protocol, cast
 
-from eidproxy.countdown import Countdown, PatientTimer
 from eidproxy.errors import Refusal
 from eidproxy.inbound.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
+from eidproxy.timeouts import PatientTimer, TimeoutQueue
 
 _FLUSH_SECONDS = 30.0
 """How long a caller may take to read an answer that has no wall clock of its own."""
@@ -111,7 +111,7 @@ class Roster:
         self.lent_bytes = 0
         """What slow readers were lent for their answers."""
         self._waiting = {
-            state: Countdown(seconds, Connection.expire, patient=True) for state, seconds in _PATIENCE.items()
+            state: TimeoutQueue(seconds, Connection.expire, patient=True) for state, seconds in _PATIENCE.items()
         }
         self._date = b""
         self._date_second = 0

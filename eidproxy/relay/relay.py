@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import httpx
 
-from eidproxy.countdown import Countdown
 from eidproxy.errors import (
     DEADLINES,
     FINAL_STATUSES,
@@ -41,6 +40,7 @@ from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import Passage, WedgeGuard
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
+from eidproxy.timeouts import TimeoutQueue
 from eidproxy.vocabulary import Mode, Phase, Priority, SettleEnd, StreamEnd, Surface
 
 _TAIL_SECONDS = 5.0
@@ -75,11 +75,11 @@ class RelayClocks:
     def __init__(self, limits: RelayLimits) -> None:
         silence = limits.silence
         first_check = min(limits.keepalive_seconds, silence.read_timeout, silence.first_event)
-        self.deadline = Countdown(silence.deadline, Relay.on_wall_clock)
-        self.probe = Countdown(_PROBE_SECONDS, Relay.probe)
-        self.silence = Countdown(first_check, Relay.check_silence)
-        self.tail = Countdown(_TAIL_SECONDS, Relay.on_tail_silence, patient=True)
-        self.refusal = Countdown(_REFUSAL_SECONDS, Relay.on_tail_silence, patient=True)
+        self.deadline = TimeoutQueue(silence.deadline, Relay.on_wall_clock)
+        self.probe = TimeoutQueue(_PROBE_SECONDS, Relay.probe)
+        self.silence = TimeoutQueue(first_check, Relay.check_silence)
+        self.tail = TimeoutQueue(_TAIL_SECONDS, Relay.on_tail_silence, patient=True)
+        self.refusal = TimeoutQueue(_REFUSAL_SECONDS, Relay.on_tail_silence, patient=True)
 
 
 class RelayServices(NamedTuple):

@@ -17,8 +17,8 @@ first such byte nothing is kept any more.
 
 import asyncio
 
-from eidproxy.countdown import Countdown
 from eidproxy.router.wire import Wire
+from eidproxy.timeouts import TimeoutQueue
 
 _MOST = 32
 """How many are kept. Each is a descriptor that no caller stands behind; see `server.connection_limit`."""
@@ -51,7 +51,7 @@ class IdleConnections:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._idle = Countdown(seconds, self._outlast, patient=True)
+        self._idle = TimeoutQueue(seconds, self._outlast, patient=True)
         self._unanswered = 0
 
     def keep(self, wire: Wire) -> None:

@@ -15,7 +15,6 @@ from typing import Any, Protocol, cast
 import httptools
 import httpx
 
-from eidproxy.countdown import PatientTimer, patience, second_look
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 from eidproxy.hints import Hint, hint
 from eidproxy.keepalive import enable_keepalive
@@ -23,6 +22,7 @@ from eidproxy.router.idle import IdleConnections
 from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.shortcut import READ_BYTES, Shortcut
 from eidproxy.router.wire import Poller, Readers, Wire, has_unread, reset_on_close
+from eidproxy.timeouts import PatientTimer, patience, second_look
 
 _MAX_HEAD_BYTES = 64 * 1024
 """Of a head, or a trailer. Four times what a caller may send us: routers add headers for all they know.

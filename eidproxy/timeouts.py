@@ -22,7 +22,7 @@ def second_look(late: float, seconds: float) -> float:
     return min(late, seconds) if late > STANDSTILL_SECONDS else 0.0
 
 
-class Countdown(Generic[Item]):
+class TimeoutQueue(Generic[Item]):
     """Calls `expired(item)` for each item that is not stopped within `seconds` of its start.
 
     Who starts first ends first, so a dictionary in order of entry is in order of time too, and one timer of the loop

@@ -1,4 +1,4 @@
-"""countdown: who is called when, and who is not."""
+"""timeouts: who is called when, and who is not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eidproxy.countdown import Countdown, PatientTimer, patience
+from eidproxy.timeouts import PatientTimer, TimeoutQueue, patience
 from tests.loops import played
 
 SECONDS = 0.02
@@ -32,25 +32,25 @@ class Ended:
 async def test_each_ends_in_time_and_in_order() -> None:
     loop = asyncio.get_running_loop()
     ended = Ended(3)
-    countdown = Countdown(SECONDS, ended)
+    queue = TimeoutQueue(SECONDS, ended)
     began = loop.time()
     for item in "abc":
-        countdown.start(item)
-    assert countdown.first() == "a"
+        queue.start(item)
+    assert queue.first() == "a"
     await ended.all.wait()
     assert ended.items == ["a", "b", "c"]
     assert loop.time() - began >= SECONDS - 0.002  # the loop counts in milliseconds
-    assert countdown.first() is None
+    assert queue.first() is None
 
 
 @played
 async def test_who_is_stopped_is_not_called_and_holds_nobody_up() -> None:
     ended = Ended(1)
-    countdown = Countdown(SECONDS, ended)
-    countdown.start("stopped")
-    countdown.start("goes on")
-    countdown.stop("stopped")
-    countdown.stop("never began")
+    queue = TimeoutQueue(SECONDS, ended)
+    queue.start("stopped")
+    queue.start("goes on")
+    queue.stop("stopped")
+    queue.stop("never began")
     await ended.all.wait()
     assert ended.items == ["goes on"]
 
@@ -63,12 +63,12 @@ async def test_begun_anew_it_ends_anew() -> None:
     def again(item: str) -> None:
         ended(item)
         if not ended.all.is_set():
-            countdown.start(item)
+            queue.start(item)
 
-    countdown = Countdown(SECONDS, again)
-    countdown.start("a")
-    countdown.stop("a")
-    countdown.start("a")
+    queue = TimeoutQueue(SECONDS, again)
+    queue.start("a")
+    queue.stop("a")
+    queue.start("a")
     await ended.all.wait()
     assert ended.items == ["a", "a"]
 
@@ -84,16 +84,16 @@ async def test_one_that_fails_does_not_stop_the_clock_of_the_others() -> None:
             raise ValueError
         ended(item)
 
-    countdown = Countdown(SECONDS, expired)
-    countdown.start("fails")
-    countdown.start("goes on")
+    queue = TimeoutQueue(SECONDS, expired)
+    queue.start("fails")
+    queue.start("goes on")
     await ended.all.wait()
     assert [type(context["exception"]) for context in told] == [ValueError]
 
 
 def test_it_is_built_inside_a_loop() -> None:
     with pytest.raises(RuntimeError):
-        Countdown(1, print)
+        TimeoutQueue(1, print)
 
 
 # --- With a clock of our own -------------------------------------------------------------------------------------
@@ -152,12 +152,12 @@ def test_one_that_starts_inside_a_sweep_puts_off_nobody() -> None:
     def expired(item: str) -> None:
         ended.append((item, loop.now))
         if item == "a":
-            countdown.start("c")
+            queue.start("c")
 
-    countdown: Countdown[str] = Countdown(10.0, expired, loop=loop)
-    countdown.start("a")
+    queue: TimeoutQueue[str] = TimeoutQueue(10.0, expired, loop=loop)
+    queue.start("a")
     loop.run(101.0)
-    countdown.start("b")
+    queue.start("b")
     loop.run(200.0)
     assert ended == [("a", 110.0), ("b", 111.0), ("c", 120.0)]
 
@@ -165,16 +165,16 @@ def test_one_that_starts_inside_a_sweep_puts_off_nobody() -> None:
 def test_a_patient_wait_looks_once_more_after_a_standstill() -> None:
     loop: Any = Loop()
     ended: list[tuple[str, float]] = []
-    countdown: Countdown[str] = Countdown(10.0, lambda item: ended.append((item, loop.now)), patient=True, loop=loop)
+    queue: TimeoutQueue[str] = TimeoutQueue(10.0, lambda item: ended.append((item, loop.now)), patient=True, loop=loop)
     for item in ("silent", "spoke"):
-        countdown.start(item)
+        queue.start(item)
     loop.run(112.5, at_once=True)
     assert ended == []
-    countdown.stop("spoke")  # its bytes lay in the kernel and were read now
+    queue.stop("spoke")  # its bytes lay in the kernel and were read now
     loop.run(130.0)
     assert ended == [("silent", 115.0)]  # as much later as the clock was late
     # Not twice, and not for the little by which a busy loop is late.
-    countdown.start("anew")
+    queue.start("anew")
     loop.run(140.05, at_once=True)
     assert ended[1:] == [("anew", 140.05)]
 
@@ -182,8 +182,8 @@ def test_a_patient_wait_looks_once_more_after_a_standstill() -> None:
 def test_a_long_standstill_is_worth_one_wait_at_most() -> None:
     loop: Any = Loop()
     ended: list[float] = []
-    countdown: Countdown[str] = Countdown(10.0, lambda _: ended.append(loop.now), patient=True, loop=loop)
-    countdown.start("a")
+    queue: TimeoutQueue[str] = TimeoutQueue(10.0, lambda _: ended.append(loop.now), patient=True, loop=loop)
+    queue.start("a")
     loop.run(4000.0, at_once=True)
     assert ended == []
     loop.run(5000.0)
@@ -193,8 +193,8 @@ def test_a_long_standstill_is_worth_one_wait_at_most() -> None:
 def test_the_wall_clock_has_no_patience() -> None:
     loop: Any = Loop()
     ended: list[float] = []
-    countdown: Countdown[str] = Countdown(10.0, lambda _: ended.append(loop.now), loop=loop)
-    countdown.start("a")
+    queue: TimeoutQueue[str] = TimeoutQueue(10.0, lambda _: ended.append(loop.now), loop=loop)
+    queue.start("a")
     loop.run(150.0, at_once=True)
     assert ended == [150.0]
 
