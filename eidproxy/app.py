@@ -31,7 +31,7 @@ from eidproxy.gate.admission import AdmissionQueue
 from eidproxy.gate.local import LocalGate
 from eidproxy.history import History
 from eidproxy.inbound.chat import Model
-from eidproxy.inbound.connection import Roster
+from eidproxy.inbound.connection import Connections
 from eidproxy.inbound.server import Server, connection_limit, spare_descriptors
 from eidproxy.logs import Event, Log
 from eidproxy.metrics import INTERVALS, Metrics, loop_lag_sampler
@@ -212,7 +212,7 @@ class Application:
         self.guards = {mode: WedgeGuard(wedge_after, retry_seconds, self._loop.time()) for mode in Mode}
         self.metrics.upstream_states = self._upstream_states
         self.running: set[Relay] = set()
-        self.roster = Roster(connection_limit(0 if self.upstream.shortcuts is None else spare_descriptors()))
+        self.connections = Connections(connection_limit(0 if self.upstream.shortcuts is None else spare_descriptors()))
         silence = SilenceLimits(
             settings.router.first_event_seconds,
             settings.router.first_event_seconds_per_kib,
@@ -252,7 +252,7 @@ class Application:
             buffer_bytes=settings.stream.buffer_bytes,
             chat=ChatSurface(settings.chat, models) if settings.chat.enabled else None,
         )
-        self.server = Server(self.endpoints, self, self.roster)
+        self.server = Server(self.endpoints, self, self.connections)
         self._background: set[asyncio.Task[None]] = set()
 
     # server.Process
@@ -308,7 +308,7 @@ class Application:
         self.log.state(Event.STOPPED)
 
     def _owed(self) -> bool:
-        return any(connection.owes_answer for connection in self.roster.connections)
+        return any(connection.owes_answer for connection in self.connections.open)
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         while not reached():  # noqa: ASYNC110  # only while the process stops

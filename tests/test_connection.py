@@ -12,7 +12,7 @@ import uvloop
 
 from eidproxy.errors import Refusal
 from eidproxy.inbound import connection as module
-from eidproxy.inbound.connection import Connection, Roster, State
+from eidproxy.inbound.connection import Connection, Connections, State
 from eidproxy.inbound.http1 import RequestHead
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -89,11 +89,11 @@ class Service:
 class Stage:
     """One connection."""
 
-    def __init__(self, roster: Roster | None = None, service: Service | None = None) -> None:
+    def __init__(self, connections: Connections | None = None, service: Service | None = None) -> None:
         self.service = service or Service()
-        self.roster = roster or Roster(100)
+        self.connections = connections or Connections(100)
         self.transport = Transport()
-        self.connection = Connection(self.service, self.roster, asyncio.get_running_loop())
+        self.connection = Connection(self.service, self.connections, asyncio.get_running_loop())
         self.connection.connection_made(self.transport)
         self.departed = 0
 
@@ -234,7 +234,7 @@ def test_drain(state: State, then: State, statuses: list[int]) -> None:
     def test() -> None:
         stage = Stage()
         stage.bring(state)
-        stage.roster.drain()
+        stage.connections.drain()
         assert (stage.state, stage.statuses()) == (then, statuses)
         if state is S.IDLE:
             stage.connection.data_received(GET)
@@ -281,8 +281,8 @@ def test_a_lost_connection_leaves_nothing() -> None:
         stage.bring(state)
         stage.connection.connection_lost(None)
         assert stage.state is S.CLOSED
-        assert not stage.roster.connections
-        assert (stage.roster.unfinished_bytes, stage.roster.lent_bytes) == (0, 0)
+        assert not stage.connections.open
+        assert (stage.connections.unfinished_bytes, stage.connections.lent_bytes) == (0, 0)
         assert stage.departed == (state is S.BUSY)
         stage.answer()
         assert stage.state is S.CLOSED
@@ -310,16 +310,16 @@ def body_of(size: int) -> bytes:
 
 @played
 def test_the_body_that_has_been_arriving_longest_makes_room() -> None:
-    roster, service = Roster(100_000), Service()
+    connections, service = Connections(100_000), Service()
     stages = []
     for number in range(200):
-        stage = Stage(roster, service)
+        stage = Stage(connections, service)
         stages.append(stage)
         stage.connection.data_received(body_of(MIB))
         for _ in range(15):
             stage.connection.data_received(b"x" * 65_536)
-        assert roster.unfinished_bytes <= module.MAX_UNFINISHED_BYTES
-        assert roster.unfinished_bytes >= min((number + 1) * 15 * 65_536, module.MAX_UNFINISHED_BYTES - 2 * MIB)
+        assert connections.unfinished_bytes <= module.MAX_UNFINISHED_BYTES
+        assert connections.unfinished_bytes >= min((number + 1) * 15 * 65_536, module.MAX_UNFINISHED_BYTES - 2 * MIB)
     refused = [stage for stage in stages if stage.state is S.LINGERING]
     assert refused == stages[: len(refused)]  # in the order in which they began
     assert [stage.statuses() for stage in refused] == [[503]] * len(refused)
@@ -330,7 +330,7 @@ def test_the_body_that_has_been_arriving_longest_makes_room() -> None:
     assert stages[-1].state is S.BUSY
     for stage in stages:
         stage.connection.connection_lost(None)
-    assert roster.unfinished_bytes == 0
+    assert connections.unfinished_bytes == 0
 
 
 @played
@@ -340,18 +340,18 @@ def test_what_is_counted_is_what_is_allocated() -> None:
     stage.connection.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
     for _ in range(1000):
         stage.connection.data_received(b"1\r\nx\r\n")
-    assert 1000 <= stage.roster.unfinished_bytes < 1400
+    assert 1000 <= stage.connections.unfinished_bytes < 1400
     stage.connection.data_received(b"0\r\n\r\n")
     assert stage.service.asked == [("/", b"x" * 1000)]
-    assert stage.roster.unfinished_bytes == 0
+    assert stage.connections.unfinished_bytes == 0
 
 
 @played
 def test_slow_readers_share_what_is_lent() -> None:
-    roster, service = Roster(1000), Service()
+    connections, service = Connections(1000), Service()
     stages, paused = [], []
     for number in range(200):
-        stage = Stage(roster, service)
+        stage = Stage(connections, service)
         stages.append(stage)
         stage.bring(S.BUSY)
         stage.connection.writing_paused = lambda number=number: paused.append(number)
@@ -359,7 +359,7 @@ def test_slow_readers_share_what_is_lent() -> None:
         assert stage.transport.high == 65_536
         stage.transport.unsent = 70_000
         stage.connection.pause_writing()
-    assert roster.lent_bytes <= module.MAX_LENT_BYTES
+    assert connections.lent_bytes <= module.MAX_LENT_BYTES
     lenders = len(stages) - len(paused)
     assert lenders == module.MAX_LENT_BYTES // (MIB - 65_536)
     assert paused == list(range(lenders, 200))
@@ -381,7 +381,7 @@ def test_slow_readers_share_what_is_lent() -> None:
     assert 199 not in paused
     for stage in stages:
         stage.connection.connection_lost(None)
-    assert roster.lent_bytes == 0
+    assert connections.lent_bytes == 0
 
 
 @played
@@ -394,4 +394,4 @@ def test_a_buffer_smaller_than_the_share_is_kept_to() -> None:
     stage.connection.writing_paused = lambda: told.append("paused")
     assert stage.transport.high == 1000
     stage.connection.pause_writing()
-    assert (told, stage.roster.lent_bytes) == (["paused"], 0)
+    assert (told, stage.connections.lent_bytes) == (["paused"], 0)

@@ -41,7 +41,7 @@ PATH: list[type] = [
         completion.Completion,
         connection.Connection,
     ),
-    *(connection.Roster, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, timeouts.TimeoutQueue),
+    *(connection.Connections, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, timeouts.TimeoutQueue),
     *(idle.IdleConnections, idle._Idle),
     *(
         metrics.Count,
@@ -75,7 +75,7 @@ PURE = {
         "LocalPermit.__init__",
         "Relay._close_upstream",
     ),
-    *("Connection.connection_lost", "Connection.connection_made", "Relay._detach", "Roster.depart"),
+    *("Connection.connection_lost", "Connection.connection_made", "Relay._detach", "Connections.depart"),
     *("TimeoutQueue._sweep", "TimeoutQueue.stop", "Wire.abort"),
     *("IdleConnections._outlast", "IdleConnections._refuse", "IdleConnections.close", "IdleConnections.doubt"),
     *("IdleConnections.drop",),
@@ -184,7 +184,7 @@ class Stage:
                 "running": len(application.running),
                 "in progress": sum(abs(count) for count in application.metrics.in_progress.values()),
                 "router sockets": self.router.open_sockets,
-                "connections": len(application.roster.connections),
+                "connections": len(application.connections.open),
             }
             if not any(left.values()):
                 return
@@ -244,7 +244,7 @@ async def play(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         environment["EIDPROXY_ROUTER_KEEP_IDLE_SECONDS"] = "0.02"
         application = Application(load(None, environment, {}).settings)
         listener = await loop.create_server(
-            lambda: Connection(application.endpoints, application.roster, loop), "127.0.0.1", 0
+            lambda: Connection(application.endpoints, application.connections, loop), "127.0.0.1", 0
         )
         closing.callback(listener.close)
         stage = Stage(router, application, listener.sockets[0].getsockname()[1])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any, cast
 
-from eidproxy.inbound.connection import Roster
+from eidproxy.inbound.connection import Connections
 from eidproxy.inbound.server import Server
 from tests.harness import ROOT
 from tests.loops import played
@@ -50,7 +50,7 @@ def listening() -> socket.socket:
 @played
 async def test_the_first_stop_drains_with_the_listener_open() -> None:
     house = House()
-    server, sock = Server(cast(Any, house), house, Roster(10)), listening()
+    server, sock = Server(cast(Any, house), house, Connections(10)), listening()
     port = sock.getsockname()[1]
     serving = asyncio.create_task(server.serve([sock]))
     await house.serving.wait()
@@ -67,7 +67,7 @@ async def test_the_first_stop_drains_with_the_listener_open() -> None:
 @played
 async def test_the_second_stop_ends_at_once() -> None:
     house = House()
-    server = Server(cast(Any, house), house, Roster(10))
+    server = Server(cast(Any, house), house, Connections(10))
     serving = asyncio.create_task(server.serve([listening()]))
     await house.serving.wait()
     server.stop()

@@ -95,7 +95,7 @@ _PATIENCE = {State.IDLE: 15.0, State.HEAD: 5.0, State.BODY: 10.0, State.LINGERIN
 """How long a connection waits for its caller in each state, in seconds."""
 
 
-class Roster:
+class Connections:
     """All connections, the timeouts of those that are owed no answer, and what they hold in memory together.
 
     Who is owed no answer may be closed: when its time is up, or when the place is needed, longest-waiting first.
@@ -103,7 +103,7 @@ class Roster:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.connections: set[Connection] = set()
+        self.open: set[Connection] = set()
         self.draining = False
         """Whether no request is taken any more after those at hand."""
         self.unfinished_bytes = 0
@@ -116,29 +116,29 @@ class Roster:
         self._date = b""
         self._date_second = 0
 
-    def arrive(self, connection: "Connection") -> None:
+    def add(self, connection: "Connection") -> None:
         """Take a new connection in, at the cost of the one that has waited longest when there are too many."""
-        self.connections.add(connection)
-        if len(self.connections) > self.limit:
+        self.open.add(connection)
+        if len(self.open) > self.limit:
             firsts = [first for line in self._waiting.values() if (first := line.first()) is not None]
             min(firsts, key=lambda first: first.since, default=connection).abort()
 
-    def depart(self, connection: "Connection") -> None:
-        """A connection is gone."""
-        self.connections.discard(connection)
+    def remove(self, connection: "Connection") -> None:
+        """Forget a connection that is gone."""
+        self.open.discard(connection)
 
-    def enter(self, connection: "Connection", state: State) -> None:
-        """A connection waits for its caller."""
+    def start_timeout(self, connection: "Connection", state: State) -> None:
+        """Bound how long a connection may stay in a state in which it waits for its caller."""
         self._waiting[state].start(connection)
 
-    def leave(self, connection: "Connection", state: State) -> None:
-        """A connection waits no longer."""
+    def stop_timeout(self, connection: "Connection", state: State) -> None:
+        """Stop that clock: the state was left."""
         self._waiting[state].stop(connection)
 
     def drain(self) -> None:
         """The server stops: take no request after those at hand, and turn those away that are not whole."""
         self.draining = True
-        for connection in list(self.connections):
+        for connection in list(self.open):
             connection.drain()
 
     def hold(self, more_bytes: int) -> None:
@@ -171,6 +171,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_buffer",
         "_chunked",
+        "_connections",
         "_flush_timer",
         "_head",
         "_held",
@@ -178,7 +179,6 @@ class Connection(asyncio.Protocol):
         "_is_paused",
         "_keep_alive",
         "_loan",
-        "_roster",
         "_service",
         "_state",
         "_transport",
@@ -191,9 +191,9 @@ class Connection(asyncio.Protocol):
         "writing_resumed",
     )
 
-    def __init__(self, service: Service, roster: Roster, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, service: Service, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
         self._service = service
-        self._roster = roster
+        self._connections = connections
         self.loop = loop
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._state = State.CLOSED
@@ -232,7 +232,7 @@ class Connection(asyncio.Protocol):
         try:
             self._transport.set_write_buffer_limits(high=min(self._service.buffer_bytes, _OWN_BUFFER_BYTES))
             self._wait(State.IDLE)
-            self._roster.arrive(self)
+            self._connections.add(self)
         except BaseException:
             self._transport.abort()  # uvloop would keep it, unread
             raise
@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
             self._forget_request()
             self._give_back_loan()
         finally:
-            self._roster.depart(self)
+            self._connections.remove(self)
             self._leave()
 
     def eof_received(self) -> None:
@@ -284,7 +284,7 @@ class Connection(asyncio.Protocol):
         if self._state is not State.BUSY:
             return
         size = self._service.buffer_bytes - _OWN_BUFFER_BYTES
-        if size > 0 and not self._loan and self._roster.lend(size):
+        if size > 0 and not self._loan and self._connections.lend(size):
             self._loan = size  # the transport says no more until it has caught up: `write_chunk` looks itself
             self._look_at_buffer()
         else:
@@ -311,7 +311,7 @@ class Connection(asyncio.Protocol):
             self.writing_paused()
 
     def _give_back_loan(self) -> None:
-        self._roster.lent_bytes -= self._loan
+        self._connections.lent_bytes -= self._loan
         self._loan = 0
 
     # Reading a request
@@ -338,7 +338,7 @@ class Connection(asyncio.Protocol):
         try:
             head = self._head = parse_head(data)
             self.request_id = _request_id(head)
-            self._keep_alive = head.keep_alive and not self._roster.draining
+            self._keep_alive = head.keep_alive and not self._connections.draining
             self._is_head_request = head.method == "HEAD"
             max_body_bytes = self._service.admit(head)
             if head.content_length > max_body_bytes:
@@ -379,7 +379,7 @@ class Connection(asyncio.Protocol):
         else:
             allocated = body.__alloc__()  # as it grows it takes more than its length
             more, self._held = allocated - self._held, allocated
-            self._roster.hold(more)
+            self._connections.hold(more)
 
     def _dispatch(self, head: RequestHead, body: bytes) -> None:
         self._forget_request()
@@ -418,7 +418,7 @@ class Connection(asyncio.Protocol):
         if self._buffer:
             self._buffer = bytearray()
         if self._held:
-            self._roster.unfinished_bytes -= self._held
+            self._connections.unfinished_bytes -= self._held
             self._held = 0
 
     # Answering
@@ -449,7 +449,7 @@ class Connection(asyncio.Protocol):
         return (
             b"HTTP/1.1 200 OK\r\nDate: %b\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
             b"Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nX-Request-Id: %b\r\n%b"
-            b"Transfer-Encoding: chunked\r\n\r\n" % (self._roster.date(), self.request_id.encode(), timing)
+            b"Transfer-Encoding: chunked\r\n\r\n" % (self._connections.date(), self.request_id.encode(), timing)
         )
 
     def write_chunk(self, data: bytes) -> None:
@@ -498,7 +498,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _answer(self, status: int, headers: Headers, body: bytes) -> bytes:
-        lines, caching = [_STATUS_LINES[status], b"Date: %b\r\n" % self._roster.date()], b"no-store"
+        lines, caching = [_STATUS_LINES[status], b"Date: %b\r\n" % self._connections.date()], b"no-store"
         for name, value in headers:
             if name == b"Cache-Control":
                 caching = value
@@ -579,11 +579,11 @@ class Connection(asyncio.Protocol):
         self._unwait()
         self._state = state
         self.since = self.loop.time()
-        self._roster.enter(self, state)
+        self._connections.start_timeout(self, state)
 
     def _unwait(self) -> None:
         if self._state in _PATIENCE:
-            self._roster.leave(self, self._state)
+            self._connections.stop_timeout(self, self._state)
 
 
 def _random_ids() -> Iterator[str]:

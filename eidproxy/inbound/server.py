@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import uvicorn
 
-from eidproxy.inbound.connection import Connection, Roster, Service
+from eidproxy.inbound.connection import Connection, Connections, Service
 from eidproxy.keepalive import enable_keepalive
 
 BACKLOG = 2048
@@ -51,9 +51,9 @@ class Server(uvicorn.Server):
     The first `stop` drains while the listener stays open, the second ends at once.
     """
 
-    def __init__(self, service: Service, process: Process, roster: Roster) -> None:
+    def __init__(self, service: Service, process: Process, connections: Connections) -> None:
         def connect(_loop: asyncio.AbstractEventLoop, **_: Any) -> Connection:
-            return Connection(service, roster, asyncio.get_running_loop())
+            return Connection(service, connections, asyncio.get_running_loop())
 
         super().__init__(
             uvicorn.Config(
@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
             )
         )
         self._process = process
-        self._roster = roster
+        self._connections = connections
         self._ended = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
 
@@ -104,7 +104,7 @@ class Server(uvicorn.Server):
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._process.drained())
             self._draining.add_done_callback(lambda _: self._end())
-            self._roster.drain()
+            self._connections.drain()
             self._process.drain()
         else:
             self._draining.cancel()
@@ -121,7 +121,7 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         await self._process.stopped()
-        for connection in list(self._roster.connections):
+        for connection in list(self._connections.open):
             connection.close()
         for sock in sockets or []:
             sock.close()
