@@ -1,6 +1,6 @@
 /* The events of a stream that are all alike, passed on without the interpreter (DESIGN, 73).
  *
- * A `Poller` asks the epoll of `wire.EpollPoller` which of the router's sockets can be read. For a socket that is armed
+ * A `Poller` asks the epoll of `transport.EpollPoller` which of the router's sockets can be read. For a socket that is armed
  * it does more: it reads, takes the chunks apart, finds in each event what stands before and after its text, and writes
  * the text with two other strings round it to the caller. Those four strings are a template that Python proved for this
  * one stream, with the types of the closed schema. Nothing is decided here. The events of a read are passed on together,
@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #define READ_BYTES 65536  /* as in shortcut.py */
-#define MAX_READY 64      /* as _READY_AT_ONCE in wire.py */
+#define MAX_READY 64      /* as _READY_AT_ONCE in transport.py */
 #define MAX_BOUNDS 32
 #define MAX_REST 4096     /* what waits for more is looked at anew each time: a longer one is left to the parser */
 #define MAX_SIZE_DIGITS 6 /* of a chunk: more is left to the parser */

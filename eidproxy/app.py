@@ -42,8 +42,8 @@ from eidproxy.relay.wedge import GuardStatistics, WedgeGuard
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.resolver import Resolver
 from eidproxy.router.shortcut import IS_BUILT
+from eidproxy.router.transport import SplicePoller
 from eidproxy.router.upstream import EgressBlocked, Upstream
-from eidproxy.router.wire import SplicePoller
 from eidproxy.site import CHAT_POLICY, chat_routes, framed_by_own, live_route
 from eidproxy.status import (
     ROW_SECONDS,

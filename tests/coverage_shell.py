@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 FILES = """
     test_cli test_config test_departures test_gate_outside test_shared test_gate_replicas test_logs test_proxy
-    test_resolver test_shutdown test_surface test_tokens test_top test_wire
+    test_resolver test_shutdown test_surface test_tokens test_top test_transport
 """
 """Those that start eidproxy, or run a part of its shell, and take seconds."""
 

@@ -25,8 +25,8 @@ import uvloop
 from eidproxy.egress import EgressPolicy
 from eidproxy.router import upstream
 from eidproxy.router.resolver import Resolver
+from eidproxy.router.transport import TcpTransport
 from eidproxy.router.upstream import EgressBlocked, Upstream
-from eidproxy.router.wire import Wire
 from tests.callers import at_rest, check_refusal
 from tests.cost import Beside
 from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, until
@@ -91,14 +91,14 @@ def run_schedule(
 
         proxy = Upstream("router.test", port, EgressPolicy(), connect_timeout=2, resolver=Resolver(lookup))
 
-        class Watched(Wire):
+        class Watched(TcpTransport):
             """A wire, with an eye on what is dialled."""
 
             def __init__(self, loop: Any, protocol: Any, address: str, port: int) -> None:
                 dialled.append(address)
                 super().__init__(loop, protocol, address, port)
 
-        monkeypatch.setattr(upstream, "Wire", Watched)
+        monkeypatch.setattr(upstream, "TcpTransport", Watched)
         for _ in range(count):
             try:
                 exchange = await proxy.connect(proxy.dial())

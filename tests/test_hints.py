@@ -35,18 +35,18 @@ def test_anything_else_is_no_hint(platform: str, code: int | None, elapsed: floa
 
 REFUSING_MAC = """
 import socket, sys
-import eidproxy.router.upstream, eidproxy.router.wire
+import eidproxy.router.upstream, eidproxy.router.transport
 
 class Platform:
     platform = "{platform}"
 
-class Refusing(eidproxy.router.wire.Wire):
+class Refusing(eidproxy.router.transport.TcpTransport):
     __slots__ = ()
     def __init__(self, *_):
         raise OSError(65, "No route to host")
 
 eidproxy.router.upstream.sys = Platform
-eidproxy.router.upstream.Wire = Refusing
+eidproxy.router.upstream.TcpTransport = Refusing
 """
 
 

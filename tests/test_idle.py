@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from eidproxy.router.idle import IdleConnections
-from eidproxy.router.wire import Readers, Wire
+from eidproxy.router.transport import Readers, TcpTransport
 from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, told, until
 from tests.upstream import (
     DONE,
@@ -185,11 +185,11 @@ def test_what_lies_unread_when_the_time_is_over_earns_no_trust(left_open: bool) 
 
     async def outlast() -> bool:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            wire = Wire(Readers(asyncio.get_running_loop()), asyncio.Protocol(), *server.getsockname())
+            transport = TcpTransport(Readers(asyncio.get_running_loop()), asyncio.Protocol(), *server.getsockname())
             router_side, _ = server.accept()
-            wire.open()
+            transport.open()
             connections = IdleConnections(0.001)
-            connections.keep(wire)
+            connections.keep(transport)
             if not left_open:
                 router_side.close()
             time.sleep(0.01)  # noqa: ASYNC251  # the loop stands still, so the timer is due

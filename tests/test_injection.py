@@ -25,7 +25,7 @@ from eidproxy.gate import admission, local
 from eidproxy.inbound import connection
 from eidproxy.inbound.connection import Connection
 from eidproxy.relay import answer, chunk, completion, progress, relay, sanitize, splice, sse, stream
-from eidproxy.router import idle, upstream, wire
+from eidproxy.router import idle, transport, upstream
 from tests.harness import CHAT, chat, request_bytes
 from tests.tools import size as amount
 from tests.upstream import Router, Stall, status
@@ -41,7 +41,14 @@ PATH: list[type] = [
         completion.Completion,
         connection.Connection,
     ),
-    *(connection.Connections, sse.EventParser, upstream.Exchange, upstream.Upstream, wire.Wire, timeouts.TimeoutQueue),
+    *(
+        connection.Connections,
+        sse.EventParser,
+        upstream.Exchange,
+        upstream.Upstream,
+        transport.TcpTransport,
+        timeouts.TimeoutQueue,
+    ),
     *(idle.IdleConnections, idle._Idle),
     *(
         metrics.Count,

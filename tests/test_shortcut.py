@@ -18,7 +18,7 @@ from eidproxy.metrics import INTERVALS
 from eidproxy.relay.chunk import Frames, Template
 from eidproxy.relay.splice import Splice
 from eidproxy.router.shortcut import IS_BUILT, Passed, Shortcut, Shortcuts
-from eidproxy.router.wire import EpollPoller, SplicePoller
+from eidproxy.router.transport import EpollPoller, SplicePoller
 from tests.fuzz import shortcuts
 from tests.fuzz.shortcuts import HEAD, Line, Outcome
 from tests.harness import CHAT, Proxy, RawClient, chat, impatient, parse_sse, request_bytes, sample, told, until
@@ -429,14 +429,14 @@ def test_telling_fails_and_the_connection_is_closed() -> None:
         def fails(_: object) -> None:
             raise LookupError
 
-        cast(Any, line.wire)._shortcut._tell = fails
+        cast(Any, line.transport)._shortcut._tell = fails
         line.far.sendall(USUAL[5])
         line.until_read()
         assert line.loop.faults == []
         line.far.sendall(STRANGE["the end"])
         line.until_read()
         assert [type(fault) for fault in line.loop.faults] == [LookupError]
-        assert line.wire.is_closing()
+        assert line.transport.is_closing()
         assert line.relay.over == "ReadError"
 
 

@@ -17,7 +17,7 @@ first such byte nothing is kept any more.
 
 import asyncio
 
-from eidproxy.router.wire import Wire
+from eidproxy.router.transport import TcpTransport
 from eidproxy.timeouts import TimeoutQueue
 
 _MOST = 32
@@ -30,11 +30,11 @@ _MOST_UNANSWERED = 2
 class _Idle(asyncio.Protocol):
     """Listens to one kept connection."""
 
-    __slots__ = ("_connections", "wire")
+    __slots__ = ("_connections", "transport")
 
-    def __init__(self, connections: "IdleConnections", wire: Wire) -> None:
+    def __init__(self, connections: "IdleConnections", transport: TcpTransport) -> None:
         self._connections = connections
-        self.wire = wire
+        self.transport = transport
 
     def data_received(self, data: bytes) -> None:  # noqa: ARG002
         self._connections.distrust()
@@ -54,29 +54,29 @@ class IdleConnections:
         self._idle = TimeoutQueue(seconds, self._outlast, patient=True)
         self._unanswered = 0
 
-    def keep(self, wire: Wire) -> None:
+    def keep(self, transport: TcpTransport) -> None:
         """Keep a connection whose answer is over: for the next request, or only to see what the router does with it."""
         if len(self._idle) < (_MOST if self.is_trusted else 1):
-            idle = _Idle(self, wire)
-            wire.hand_over(idle)
+            idle = _Idle(self, transport)
+            transport.hand_over(idle)
             try:
                 self._idle.start(idle)
             except BaseException:
                 self._idle.stop(idle)
                 raise
         else:
-            wire.abort()
+            transport.abort()
 
-    def take(self) -> Wire | None:
+    def take(self) -> TcpTransport | None:
         """The newest connection that can be used, which is kept no longer. None when there is none."""
         idle = self._idle.last() if self.is_trusted else None
         if idle is None:
             return None
-        if idle.wire.unread() or not idle.wire.is_sound:
+        if idle.transport.unread() or not idle.transport.is_sound:
             self._refuse(idle)
             return None
         self._idle.stop(idle)
-        return idle.wire
+        return idle.transport
 
     def answered(self) -> None:
         """A request on a connection that had waited was answered."""
@@ -93,7 +93,7 @@ class IdleConnections:
     def drop(self, idle: _Idle) -> None:
         """Close one connection, which the router closed."""
         self._idle.stop(idle)
-        idle.wire.abort()
+        idle.transport.abort()
         self.doubt()
 
     def doubt(self) -> None:
@@ -110,23 +110,23 @@ class IdleConnections:
         """Close all."""
         while (idle := self._idle.last()) is not None:
             self._idle.stop(idle)
-            idle.wire.abort()
+            idle.transport.abort()
 
     def _outlast(self, idle: _Idle) -> None:
         """Close one whose time is over: the router left it open, unless that is still to be read."""
         try:
-            if idle.wire.unread() or not idle.wire.is_sound:
+            if idle.transport.unread() or not idle.transport.is_sound:
                 self._refuse(idle)
             else:
                 self.is_trusted = self.seconds > 0
         finally:
-            idle.wire.abort()
+            idle.transport.abort()
 
     def _refuse(self, idle: _Idle) -> None:
         """Have what lies unread on a connection read and judged, and close it."""
         self._idle.stop(idle)
         try:
             self.doubt()
-            idle.wire.read_on()
+            idle.transport.read_on()
         finally:
-            idle.wire.abort()
+            idle.transport.abort()

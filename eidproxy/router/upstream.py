@@ -21,7 +21,7 @@ from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.idle import IdleConnections
 from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.shortcut import READ_BYTES, Shortcut
-from eidproxy.router.wire import Poller, Readers, Wire, has_unread, reset_on_close
+from eidproxy.router.transport import Poller, Readers, TcpTransport, has_unread, reset_on_close
 from eidproxy.timeouts import PatientTimer, patience, second_look
 
 _MAX_HEAD_BYTES = 64 * 1024
@@ -40,7 +40,7 @@ _MOST_LOOKS = 20
 """How often that is waited for in one silence: a second in all, in which a loop reads what 200 streams left unread."""
 
 _BIG_READ_BYTES = 64 * 1024
-"""After a longer read others have a turn. Only TLS has such: the loop reads up to 32 times in a row, a `Wire` once."""
+"""After a longer read others have a turn. Only with TLS: there the loop reads up to 32 times in a row, ours once."""
 
 
 class EgressBlocked(Exception):
@@ -124,7 +124,7 @@ class Exchange(asyncio.Protocol):
         self._looked_for: float | None = None
         self._looks = 0
         self._is_put_off_for: float | None = None
-        self.dialling: Wire | None = None
+        self.dialling: TcpTransport | None = None
         """The connection that is not yet there."""
         self.first_byte_at: float | None = None
         self.is_cut = False
@@ -158,7 +158,7 @@ class Exchange(asyncio.Protocol):
         # Whatever refers back is let go, so that an exchange is freed where it ends and not when the collector runs.
         self._sink = self._parser = self._transport = self.dialling = self.on_unanswered = None
         self._over = True
-        if isinstance(transport, Wire):
+        if isinstance(transport, TcpTransport):
             transport.abort(reset=reset)
         elif transport is not None:
             if reset and not transport.is_closing():
@@ -171,18 +171,18 @@ class Exchange(asyncio.Protocol):
         if self.first_byte_at is None and self.on_unanswered is not None:
             self.on_unanswered()
 
-    def release(self) -> Wire | None:
+    def release(self) -> TcpTransport | None:
         """Let go of a connection that can carry another request; None when it cannot.
 
         To be asked about an answer that is whole by its content. The message must be whole too, with nothing behind it:
         while its last chunk is on the way, the router may count the request as one that still runs.
         """
-        wire = self._transport
-        if not (self._over and self._keeps_alive and isinstance(wire, Wire) and wire.is_sound):
+        transport = self._transport
+        if not (self._over and self._keeps_alive and isinstance(transport, TcpTransport) and transport.is_sound):
             return None
         self._stop_write_clock()
         self._sink = self._parser = self._transport = self.on_unanswered = None
-        return wire
+        return transport
 
     def second_look(self, due: float, now: float, seconds: float) -> float:
         """How much longer to wait before a silence is punished that ended when it was `due`; 0 when it is one.
@@ -210,7 +210,7 @@ class Exchange(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._paused or self._over:
             return False
-        if isinstance(transport, Wire):
+        if isinstance(transport, TcpTransport):
             return transport.unread()
         return not transport.is_closing() and has_unread(_descriptor(transport))
 
@@ -219,7 +219,7 @@ class Exchange(asyncio.Protocol):
 
         In a flood no read ends with a chunk: with `aims` the next one is aimed at the end of one.
         """
-        if not isinstance(self._transport, Wire) or self._paused or self._over or self._coding is None:
+        if not isinstance(self._transport, TcpTransport) or self._paused or self._over or self._coding is None:
             return None
         if self._between_chunks:
             return self._transport.shortcut()
@@ -228,12 +228,12 @@ class Exchange(asyncio.Protocol):
 
     def end_shortcut(self) -> None:
         """Have everything told that was passed on past the interpreter, and what follows pass through it."""
-        if isinstance(self._transport, Wire):
+        if isinstance(self._transport, TcpTransport):
             self._transport.end_shortcut()
 
     def probe(self) -> None:
         """Have the kernel ask the router whether it is still there."""
-        if isinstance(self._transport, Wire):
+        if isinstance(self._transport, TcpTransport):
             self._transport.probe()
         elif self._transport is not None and not self._transport.is_closing():
             enable_keepalive(self._transport.get_extra_info("socket"))
@@ -310,7 +310,7 @@ class Exchange(asyncio.Protocol):
 
     def _aim(self, data: bytes, last_bytes: int) -> None:
         """Have the next read end with the chunk whose first `last_bytes` end `data`, if its size is seen there."""
-        shortcut = self._transport.shortcut() if isinstance(self._transport, Wire) else None
+        shortcut = self._transport.shortcut() if isinstance(self._transport, TcpTransport) else None
         before = data[: len(data) - last_bytes]
         begin = before.rfind(b"\n", 0, -2) + 1
         if shortcut is None or self._chunk_ended or not begin or before[-2:] != b"\r\n":
@@ -529,32 +529,32 @@ class Upstream:
 
         Its address was judged and its peer checked when it was made, and neither can change.
         """
-        wire = self._idle.take()
-        if wire is None:
+        transport = self._idle.take()
+        if transport is None:
             return None
         try:
             exchange = Exchange(self._loop, self._write_timeout)
             exchange.on_unanswered = self._idle.unanswered
-            wire.hand_over(exchange)
-            exchange.connection_made(wire)
+            transport.hand_over(exchange)
+            exchange.connection_made(transport)
         except BaseException:
-            wire.abort()
+            transport.abort()
             raise
         return exchange
 
     def finish(self, exchange: Exchange) -> None:
         """End an exchange whose answer is whole: keep its connection if that is sound, else close it."""
-        wire: Wire | None = None
+        transport: TcpTransport | None = None
         try:
             if exchange.on_unanswered is not None:
                 self._idle.answered()
                 self._checked(True)
-            wire = exchange.release() if self._idle.seconds else None
-            if wire is not None:
-                self._idle.keep(wire)
+            transport = exchange.release() if self._idle.seconds else None
+            if transport is not None:
+                self._idle.keep(transport)
                 return
         except BaseException:
-            (wire or exchange).abort()
+            (transport or exchange).abort()
             raise
         exchange.abort()
 
@@ -574,13 +574,13 @@ class Upstream:
             raise EgressBlocked(self._literal[0])
         began_at = self._loop.time()
         try:
-            exchange, wire = self._begin(self.host)
+            exchange, transport = self._begin(self.host)
             try:
-                peer = wire.peer()
+                peer = transport.peer()
                 if peer is not None:
-                    self._connected(exchange, wire, self.host, peer)
+                    self._connected(exchange, transport, self.host, peer)
             except BaseException:
-                wire.abort()
+                transport.abort()
                 raise
         except OSError as error:
             self._checked(False)
@@ -634,28 +634,28 @@ class Upstream:
                 self._explain(error, address, began_at)
         raise httpx.ConnectError("the router refuses connections")
 
-    def _begin(self, address: str) -> tuple[Exchange, Wire]:
+    def _begin(self, address: str) -> tuple[Exchange, TcpTransport]:
         exchange = Exchange(self._loop, self._write_timeout)
-        exchange.dialling = wire = Wire(self._readers, exchange, address, self.port)
-        return exchange, wire
+        exchange.dialling = transport = TcpTransport(self._readers, exchange, address, self.port)
+        return exchange, transport
 
     async def _connect_to(self, address: str, exchange: Exchange) -> Exchange:
-        wire = exchange.dialling
-        if wire is not None:
+        transport = exchange.dialling
+        if transport is not None:
             try:
-                await wire.connected()
-                self._connected(exchange, wire, address, wire.peer())
+                await transport.connected()
+                self._connected(exchange, transport, address, transport.peer())
             except BaseException:
-                wire.abort()
+                transport.abort()
                 raise
         return exchange
 
-    def _connected(self, exchange: Exchange, wire: Wire, address: str, peer: Any) -> None:
+    def _connected(self, exchange: Exchange, transport: TcpTransport, address: str, peer: Any) -> None:
         """Judge the peer of a connection that is there, and let it be used."""
-        self._check_peer(address, peer, wire.local())
+        self._check_peer(address, peer, transport.local())
         self._checked(True)
         exchange.dialling = None
-        wire.open()
+        transport.open()
 
     async def _connect_securely(self, address: str) -> Exchange:
         exchange = Exchange(self._loop, self._write_timeout)

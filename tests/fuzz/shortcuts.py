@@ -29,8 +29,8 @@ from eidproxy.metrics import INTERVALS, StreamCounters
 from eidproxy.relay.splice import Splice
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
+from eidproxy.router.transport import EpollPoller, Poller, Readers, SplicePoller, TcpTransport
 from eidproxy.router.upstream import Exchange
-from eidproxy.router.wire import EpollPoller, Poller, Readers, SplicePoller, Wire
 from tests.fuzz.mutation import broken
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -263,14 +263,14 @@ class Line:
         self.exchange = Exchange(readers.loop, 1.0)
         self.relay = _Relay(self.loop, self.caller, self.exchange)
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.wire = Wire(readers, self.exchange, *listener.getsockname())
+            self.transport = TcpTransport(readers, self.exchange, *listener.getsockname())
             self.far, _ = listener.accept()
         self.far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.wire.open()
+        self.transport.open()
         self.exchange.start(b"", self.relay.splice)
         self._serve = cast(Any, readers)._serve
         self._poll = select.poll()
-        self._poll.register(cast(Any, self.wire)._descriptor, select.POLLIN)
+        self._poll.register(cast(Any, self.transport)._descriptor, select.POLLIN)
 
     @property
     def paused(self) -> bool:
@@ -281,7 +281,7 @@ class Line:
         """Turns of the loop, until nothing lies unread."""
         while True:
             self.loop.turn()
-            if self.wire.is_closing() or self.paused:
+            if self.transport.is_closing() or self.paused:
                 return
             if self._poll.poll(0):
                 self._serve()

@@ -1,4 +1,4 @@
-"""wire: what asyncio promises of a transport, and that a close is a close at once."""
+"""transport: what asyncio promises of a transport, and that a close is a close at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from functools import partial
 
 import pytest
 
-from eidproxy.router import wire as wire_module
-from eidproxy.router.wire import EpollPoller, Readers, SelectorPoller, Wire
+from eidproxy.router import transport as wire_module
+from eidproxy.router.transport import EpollPoller, Readers, SelectorPoller, TcpTransport
 from tests.loops import played
 
 
@@ -64,17 +64,17 @@ def _poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @contextmanager
-def joined() -> Iterator[tuple[Wire, Heard, socket.socket]]:
-    """A wire that talks, what is heard on it, and the socket at its other end."""
+def joined() -> Iterator[tuple[TcpTransport, Heard, socket.socket]]:
+    """A transport that talks, what is heard on it, and the socket at its other end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         heard = Heard()
-        wire = Wire(Readers(asyncio.get_running_loop()), heard, *listener.getsockname())
+        transport = TcpTransport(Readers(asyncio.get_running_loop()), heard, *listener.getsockname())
         far, address = listener.accept()
         with far:
-            assert (wire.peer(), wire.local()) == (listener.getsockname(), address)
-            wire.open()
-            yield wire, heard, far
-            wire.abort()
+            assert (transport.peer(), transport.local()) == (listener.getsockname(), address)
+            transport.open()
+            yield transport, heard, far
+            transport.abort()
 
 
 def reset(far: socket.socket) -> None:
@@ -84,24 +84,24 @@ def reset(far: socket.socket) -> None:
 
 @played
 async def test_it_talks_and_hears_the_end() -> None:
-    with joined() as (wire, heard, far):
-        wire.write(b"ping")
+    with joined() as (transport, heard, far):
+        transport.write(b"ping")
         assert far.recv(10) == b"ping"
         far.send(b"pong")
         await heard.until(lambda: heard.data == b"pong")
         far.close()
         await heard.until(lambda: "lost" in heard.words)
         assert heard.words == ["made", "eof", "lost"]
-        assert wire.is_closing()
+        assert transport.is_closing()
         assert heard.lost is None
 
 
 @played
 async def test_what_the_peer_does_not_take_is_kept_and_told() -> None:
-    with joined() as (wire, heard, far):
-        wire.write(b"x" * 8_000_000)
+    with joined() as (transport, heard, far):
+        transport.write(b"x" * 8_000_000)
         assert heard.words == ["made", "paused"]
-        wire.write(b"y")
+        transport.write(b"y")
         loop = asyncio.get_running_loop()
         far.setblocking(False)
         got = b""
@@ -113,31 +113,31 @@ async def test_what_the_peer_does_not_take_is_kept_and_told() -> None:
 
 @played
 async def test_paused_it_reads_nothing_and_then_all() -> None:
-    with joined() as (wire, heard, far):
-        wire.pause_reading()
+    with joined() as (transport, heard, far):
+        transport.pause_reading()
         far.send(b"x" * 1000)
-        wire.write(b"a turn of the loop")
+        transport.write(b"a turn of the loop")
         await asyncio.get_running_loop().run_in_executor(None, far.recv, 100)
         assert heard.data == b""
-        wire.resume_reading()
+        transport.resume_reading()
         await heard.until(lambda: len(heard.data) == 1000)
 
 
 @played
 async def test_an_abort_closes_there_and_then() -> None:
-    with joined() as (wire, heard, far):
-        wire.abort()
+    with joined() as (transport, heard, far):
+        transport.abort()
         assert far.recv(1) == b""  # it would block for good
-        assert wire.is_closing()
-        wire.write(b"x")
-        wire.resume_reading()
-        wire.abort()
+        assert transport.is_closing()
+        transport.write(b"x")
+        transport.resume_reading()
+        transport.abort()
         assert heard.words == ["made"]
 
 
 @played
 async def test_a_reset_is_told_with_what_came_before_it() -> None:
-    with joined() as (_wire, heard, far):
+    with joined() as (_transport, heard, far):
         far.send(b"x" * 60_000)
         reset(far)
         await heard.until(lambda: "lost" in heard.words)
@@ -148,7 +148,7 @@ async def test_a_reset_is_told_with_what_came_before_it() -> None:
 
 @played
 async def test_a_reset_in_a_silence_is_told() -> None:
-    with joined() as (_wire, heard, far):
+    with joined() as (_transport, heard, far):
         far.send(b"x")
         await heard.until(lambda: heard.data == b"x")
         reset(far)
@@ -158,19 +158,19 @@ async def test_a_reset_in_a_silence_is_told() -> None:
 
 @played
 async def test_a_reset_while_it_writes_is_told() -> None:
-    with joined() as (wire, heard, far):
-        wire.write(b"x" * 8_000_000)
+    with joined() as (transport, heard, far):
+        transport.write(b"x" * 8_000_000)
         reset(far)
         await heard.until(lambda: "lost" in heard.words)
         assert isinstance(heard.lost, OSError)
-        assert wire.is_closing()
+        assert transport.is_closing()
 
 
 @played
 async def test_a_protocol_that_fails_is_told_of_and_closed() -> None:
     told: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
-    with joined() as (wire, heard, far):
+    with joined() as (transport, heard, far):
 
         def fails(data: bytes) -> None:
             raise ValueError
@@ -179,18 +179,18 @@ async def test_a_protocol_that_fails_is_told_of_and_closed() -> None:
         far.send(b"x")
         await heard.until(lambda: "lost" in heard.words)
         assert heard.lost in told
-        assert wire.is_closing()
+        assert transport.is_closing()
 
 
 @played
 async def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         where = listener.getsockname()
-    wire = Wire(Readers(asyncio.get_running_loop()), Heard(), *where)
-    assert wire.peer() is None
+    transport = TcpTransport(Readers(asyncio.get_running_loop()), Heard(), *where)
+    assert transport.peer() is None
     with pytest.raises(ConnectionRefusedError):
-        await wire.connected()
-    wire.abort()
+        await transport.connected()
+    transport.abort()
 
 
 @played
@@ -198,10 +198,10 @@ async def test_an_abort_while_it_connects() -> None:
     """A listener whose backlog is full takes no more: who waits for it can be called off."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, socket.socket() as first:
         first.connect(listener.getsockname())
-        wire = Wire(Readers(asyncio.get_running_loop()), Heard(), *listener.getsockname())
-        waiting = asyncio.ensure_future(wire.connected())
+        transport = TcpTransport(Readers(asyncio.get_running_loop()), Heard(), *listener.getsockname())
+        waiting = asyncio.ensure_future(transport.connected())
         await asyncio.sleep(0)
-        wire.abort()
+        transport.abort()
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()
@@ -214,35 +214,35 @@ async def test_what_one_wire_hears_may_close_another_that_is_ready_too() -> None
     class Closer(Heard):
         """Closes the others when it hears anything."""
 
-        own: Wire
+        own: TcpTransport
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            for wire in wires:
-                if wire is not self.own:
-                    wire.abort()
+            for transport in transports:
+                if transport is not self.own:
+                    transport.abort()
 
     readers = Readers(asyncio.get_running_loop())
-    wires: list[Wire] = []
+    transports: list[TcpTransport] = []
     heards: list[Closer] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fars = []
         for _ in range(3):
             heard = Closer()
-            heard.own = Wire(readers, heard, *listener.getsockname())
+            heard.own = TcpTransport(readers, heard, *listener.getsockname())
             heards.append(heard)
-            wires.append(heard.own)
+            transports.append(heard.own)
             fars.append(listener.accept()[0])
-        for wire in wires:
-            wire.open()
+        for transport in transports:
+            transport.open()
         for far in fars:
             far.send(b"x")  # within this turn of the loop: all three are ready at the next look
         await heards[0].until(lambda: any(heard.data for heard in heards))
         await asyncio.sleep(0)
         assert sorted(heard.data for heard in heards) == [b"", b"", b"x"]
-        assert sorted(wire.is_closing() for wire in wires) == [False, True, True]
-        for wire, far in zip(wires, fars, strict=True):
-            wire.abort()
+        assert sorted(transport.is_closing() for transport in transports) == [False, True, True]
+        for transport, far in zip(transports, fars, strict=True):
+            transport.abort()
             far.close()
 
 
@@ -254,17 +254,17 @@ def _heard(heard: Heard) -> bool:
 async def test_more_than_a_look_finds_are_all_served() -> None:
     readers = Readers(asyncio.get_running_loop())
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
-        heards, wires, fars = [], [], []
+        heards, transports, fars = [], [], []
         for _ in range(200):
             heards.append(Heard())
-            wires.append(Wire(readers, heards[-1], *listener.getsockname()))
+            transports.append(TcpTransport(readers, heards[-1], *listener.getsockname()))
             fars.append(listener.accept()[0])
-            wires[-1].open()
+            transports[-1].open()
         for far in fars:
             far.send(b"x")
         await asyncio.gather(*(heard.until(partial(_heard, heard)) for heard in heards))
-        for wire, far in zip(wires, fars, strict=True):
-            wire.abort()
+        for transport, far in zip(transports, fars, strict=True):
+            transport.abort()
             far.close()
 
 
@@ -288,13 +288,13 @@ async def test_a_turn_has_an_end_and_each_has_its_turn() -> None:
     fars_of: dict[Flood, socket.socket] = {}
     loop = asyncio.get_running_loop()
     readers = Readers(loop, clock=lambda: now)
-    wires = []
+    transports = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(10):
             heard = Flood()
-            wires.append(Wire(readers, heard, *listener.getsockname()))
+            transports.append(TcpTransport(readers, heard, *listener.getsockname()))
             fars_of[heard] = listener.accept()[0]
-            wires[-1].open()
+            transports[-1].open()
         for far in fars_of.values():
             far.send(b"x")
         while len(turns) < 200:
@@ -305,31 +305,31 @@ async def test_a_turn_has_an_end_and_each_has_its_turn() -> None:
         assert len(served) > 100
         counts = [served.count(far) for far in fars_of.values()]
         assert max(counts) - min(counts) <= 1, counts
-        for wire in wires:
-            wire.abort()
+        for transport in transports:
+            transport.abort()
         for far in fars_of.values():
             far.close()
 
 
 @played
 async def test_what_is_unread_can_be_asked_for() -> None:
-    with joined() as (wire, heard, far):
-        assert not wire.unread()
+    with joined() as (transport, heard, far):
+        assert not transport.unread()
         far.send(b"x")
-        assert wire.unread()  # before any turn of the loop
+        assert transport.unread()  # before any turn of the loop
         await heard.until(lambda: heard.data == b"x")
-        assert not wire.unread()
+        assert not transport.unread()
         far.close()
-        assert wire.unread()  # the end counts
-        wire.abort()
-        assert not wire.unread()
+        assert transport.unread()  # the end counts
+        transport.abort()
+        assert not transport.unread()
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_the_peer_of_an_abort_hears_an_end_or_a_reset(is_reset: bool) -> None:
     async def test() -> None:
-        with joined() as (wire, _, far):
-            wire.abort(reset=is_reset)
+        with joined() as (transport, _, far):
+            transport.abort(reset=is_reset)
             if is_reset:
                 with pytest.raises(ConnectionResetError):
                     far.recv(1)

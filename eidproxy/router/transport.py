@@ -150,7 +150,7 @@ class Readers:
         """Raises OSError when there is no descriptor left."""
         self.loop = loop
         self._clock = clock
-        self._wires: dict[int, Wire] = {}
+        self._transports: dict[int, TcpTransport] = {}
         self._ready: deque[int] = deque()
         self._is_due = False
         """The next turn of the loop serves what is left of this one, and the loop's own call is for nothing."""
@@ -159,19 +159,19 @@ class Readers:
         self._find, self._now = self._poller.ready, loop.time
         loop.add_reader(self._poller.fileno(), self._serve)
 
-    def add(self, descriptor: int, wire: "Wire") -> None:
-        """Tell this wire whenever there is something to read: bytes, the end, or an error. Raises OSError."""
+    def add(self, descriptor: int, transport: "TcpTransport") -> None:
+        """Tell this transport whenever there is something to read: bytes, the end, or an error. Raises OSError."""
         self._poller.add(descriptor)
-        self._wires[descriptor] = wire
+        self._transports[descriptor] = transport
 
     def remove(self, descriptor: int) -> None:
         """Wait no longer for a socket that stays open."""
-        del self._wires[descriptor]
+        del self._transports[descriptor]
         self._poller.remove(descriptor)
 
     def forget(self, descriptor: int) -> None:
         """A socket is about to be closed, which takes it out of the selector."""
-        del self._wires[descriptor]
+        del self._transports[descriptor]
         self._poller.forget(descriptor)
 
     def _serve(self) -> bool:
@@ -189,15 +189,15 @@ class Readers:
             if not found:  # what a shortcut passes on is not told of
                 return False
             ready.extend(found)
-        wires, clock = self._wires, self._clock
+        transports, clock = self._transports, self._clock
         end = clock() + _TURN_SECONDS
         try:
             while ready:
                 # One that was closed since is not there any more; or its number belongs to a new socket, which then has
                 # nothing to read.
                 descriptor = ready.popleft()
-                if descriptor in wires:
-                    wires[descriptor].read(descriptor)
+                if descriptor in transports:
+                    transports[descriptor].read(descriptor)
                     if clock() >= end:
                         break
         finally:
@@ -214,7 +214,7 @@ class Readers:
             self.loop.call_soon(self._serve_rest)
 
 
-class Wire(asyncio.Transport):
+class TcpTransport(asyncio.Transport):
     """One connection. Calls its protocol as asyncio's transports do, but `abort()` leads to no `connection_lost()`."""
 
     __slots__ = (
@@ -402,7 +402,7 @@ class Wire(asyncio.Transport):
     # Callbacks
 
     def read(self, descriptor: int) -> None:
-        """There is something to read from this descriptor, which is this wire's."""
+        """There is something to read from this descriptor, which is this transport's."""
         shortcut = self._shortcut
         try:
             data = os.read(descriptor, READ_BYTES) if shortcut is None else shortcut.read()
