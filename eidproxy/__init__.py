@@ -11,7 +11,7 @@ The map, in the order in which a request meets the parts:
     surface, tokens, site   the chat surface; who may use it; what a browser loads
     gate/                   the slots
         admission, local    the queue discipline; the gate in the process
-        shared, link        the gate in a store (gate.lua), and the connection to it; address: where that is
+        shared              the gate in a store (gate.lua); store_client: the connection to it; address: where that is
     router/                 the router's side
         upstream, resolver  an exchange and how to reach it; names; reasons: what its faults mean
         transport, idle     over TCP; connections that wait for the next request

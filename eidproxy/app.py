@@ -120,7 +120,7 @@ def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
     gate = settings.gate
     if gate.url is not None:
         # Imported here, so that who has no shared gate needs no client for its store.
-        from eidproxy.gate.shared import RedisGate, build_link
+        from eidproxy.gate.shared import RedisGate, build_client
 
         def changed(error: Exception | None) -> None:
             if isinstance(error, EgressBlocked):
@@ -131,7 +131,7 @@ def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
                 log.alarm(Event.GATE_UNAVAILABLE, error=type(error).__name__)
 
         return RedisGate(
-            build_link(gate),
+            build_client(gate),
             metrics,
             capacity=gate.capacity,
             max_waiting=gate.max_waiting,

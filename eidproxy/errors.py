@@ -170,7 +170,7 @@ MAX_RETRY_SECONDS = 60
 """The most that `Retry-After` says (contract, 5)."""
 
 
-class Said(str):
+class RouterReason(str):
     """A reason that is the router's own word, and none of the five that have a row of their own.
 
     It may be spelled like a reason of ours (`unauthorized`, `draining`, `client_gone`) and still is an error of the
@@ -183,7 +183,7 @@ class Said(str):
 class Refusal(Exception):
     """A request that is answered with an error of the table.
 
-    `reason` is a key of `RULES`, `router_http_<status>` or a `Said` word within the alphabet `[a-z0-9_]{1,64}`.
+    `reason` is a key of `RULES`, `router_http_<status>` or a `RouterReason` word within the alphabet `[a-z0-9_]{1,64}`.
     `param` names the field at fault, where that is safe to repeat, and `hint` is one more sentence of ours.
     `retry_seconds` is the advice of a reason whose rule is `Retry.LATER`; `allow` names the methods that a path does
     take. `is_final` marks a refusal of the router that waiting does not mend.
@@ -251,7 +251,7 @@ class Refusal(Exception):
 
 def rule(reason: str) -> Rule:
     """The row of a reason; a router's own word has the row of any router error."""
-    return _ROUTER_RULE if isinstance(reason, Said) else RULES.get(reason, _ROUTER_RULE)
+    return _ROUTER_RULE if isinstance(reason, RouterReason) else RULES.get(reason, _ROUTER_RULE)
 
 
 def retry_after(reason: str, seconds: float | None) -> int:
@@ -270,7 +270,7 @@ def router_retry_seconds(value: bytes) -> int | None:
 
 def metric_reason(reason: str) -> str:
     """The label of a reason: a member of `METRIC_REASONS`."""
-    if isinstance(reason, Said):
+    if isinstance(reason, RouterReason):
         return "other"
     if reason in _METRIC_REASONS:
         return reason
@@ -333,7 +333,7 @@ def _usable(word: str | None) -> str | None:
     """A router's word as a reason, or None when it is outside the alphabet."""
     if word is None or not _WORD.fullmatch(word):
         return None
-    return word if word in ROUTER_REASONS else Said(word)
+    return word if word in ROUTER_REASONS else RouterReason(word)
 
 
 def reason_of_status(status: int, body: bytes) -> str | None:

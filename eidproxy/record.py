@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from eidproxy.errors import CLIENT_GONE, Said, metric_reason
+from eidproxy.errors import CLIENT_GONE, RouterReason, metric_reason
 from eidproxy.vocabulary import Outcome, Priority, Surface
 
 
@@ -13,7 +13,7 @@ class RequestRecord(Struct, kw_only=True, gc=False):
     surface: Surface
     mode: str
     reason: str | None = None
-    """What the caller was told; None for a whole answer. A router's own word is a `Said`."""
+    """What the caller was told; None for a whole answer. A router's own word is a `RouterReason`."""
     status: int
     seconds: float
     """From the request's first byte to its end."""
@@ -35,7 +35,7 @@ class RequestRecord(Struct, kw_only=True, gc=False):
     @property
     def own_reason(self) -> str:
         """The reason if it is a word of ours: a router's may look like one. Empty for none."""
-        return "" if self.reason is None or isinstance(self.reason, Said) else self.reason
+        return "" if self.reason is None or isinstance(self.reason, RouterReason) else self.reason
 
     @property
     def outcome(self) -> Outcome:

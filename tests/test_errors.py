@@ -17,7 +17,7 @@ from eidproxy.errors import (
     STREAM_ENDS,
     Refusal,
     Retry,
-    Said,
+    RouterReason,
     metric_reason,
     reason_in_event,
     reason_of_status,
@@ -144,7 +144,7 @@ def test_retry_after_is_1_to_60_whole_seconds(seconds: float | None, header: int
     ("reason", "seconds"),
     [
         *(("warming", 15), ("upstream_cold", 15), ("editor_busy", 30), ("macbook_unavailable", 60), ("draining", 5)),
-        *(("router_503", 5), ("router_http_500", 5), (Said("warming"), 5), (Said("a_new_word"), 5)),
+        *(("router_503", 5), ("router_http_500", 5), (RouterReason("warming"), 5), (RouterReason("a_new_word"), 5)),
     ],
 )
 def test_the_advice_of_a_reason_when_nothing_better_is_known(reason: str, seconds: int) -> None:
@@ -288,7 +288,7 @@ OURS.remove("internal_error")  # a general word: it is no reason
 def test_a_word_of_ours_in_the_router_s_mouth_is_an_error_of_the_router(word: str) -> None:
     said = reason_of_status(503, json.dumps({"error": {"type": word}}).encode())
     assert said == word
-    assert isinstance(said, Said)
+    assert isinstance(said, RouterReason)
     refusal = Refusal(said)
     assert refusal.status == 503
     assert _headers(refusal) == {"X-Eid-Error-Reason": word, "Retry-After": "5"}
@@ -316,7 +316,7 @@ def test_other_labels(reason: str, label: str) -> None:
 def test_the_five_named_words_have_labels(word: str) -> None:
     reason = reason_in_event(json.dumps({"error": {"type": word}}).encode(), begun=True)
     assert metric_reason(reason) == word
-    assert not isinstance(reason, Said)
+    assert not isinstance(reason, RouterReason)
 
 
 def test_labels_are_a_closed_set() -> None:
@@ -324,7 +324,7 @@ def test_labels_are_a_closed_set() -> None:
     assert set(METRIC_REASONS) == {"none", "client_gone", "router_http", "other", *TABLE}
     for word in ("a", "router_httpx", "x" * 64, *TABLE):
         assert metric_reason(word) in METRIC_REASONS
-        assert metric_reason(Said(word)) in METRIC_REASONS
+        assert metric_reason(RouterReason(word)) in METRIC_REASONS
 
 
 def test_other_tables_speak_of_known_reasons() -> None:

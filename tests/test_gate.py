@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from eidproxy.gate import MeanHold
+from eidproxy.gate import HoldEstimate
 
 
 def test_an_estimate_begins_with_the_first_hold_and_follows_the_newest() -> None:
-    hold = MeanHold()
+    hold = HoldEstimate()
     assert hold.wait(1, 1) is None
     hold.add(10.0)
     assert (hold.wait(1, 1), hold.wait(3, 2)) == (10.0, 15.0)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from eidproxy.router.idle import IdleConnections
-from eidproxy.router.transport import Readers, TcpTransport
+from eidproxy.router.transport import ReadPoller, TcpTransport
 from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, told, until
 from tests.upstream import (
     DONE,
@@ -185,7 +185,7 @@ def test_what_lies_unread_when_the_time_is_over_earns_no_trust(left_open: bool) 
 
     async def outlast() -> bool:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            transport = TcpTransport(Readers(asyncio.get_running_loop()), asyncio.Protocol(), *server.getsockname())
+            transport = TcpTransport(ReadPoller(asyncio.get_running_loop()), asyncio.Protocol(), *server.getsockname())
             router_side, _ = server.accept()
             transport.open()
             connections = IdleConnections(0.001)

@@ -32,7 +32,7 @@ from tests.upstream import Router, Stall, status
 from tests.upstream import stream as stream_script
 
 PATH: list[type] = [
-    *(admission.AdmissionQueue, endpoints.Endpoints, local.LocalGate, local.LocalPermit, gate.MeanHold, logs.Log),
+    *(admission.AdmissionQueue, endpoints.Endpoints, local.LocalGate, local.LocalPermit, gate.HoldEstimate, logs.Log),
     *(
         metrics.StreamCounters,
         metrics.Metrics,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eidproxy.errors import Said
+from eidproxy.errors import RouterReason
 from eidproxy.record import RequestRecord
 from eidproxy.vocabulary import Mode, Outcome, Surface
 
@@ -16,8 +16,8 @@ from eidproxy.vocabulary import Mode, Outcome, Surface
         ("draining", "draining", "draining", Outcome.ERROR),
         ("client_gone", "client_gone", "client_gone", Outcome.CLIENT_GONE),
         ("router_http_429", "router_http", "router_http_429", Outcome.ERROR),
-        (Said("draining"), "other", "", Outcome.ERROR),
-        (Said("client_gone"), "other", "", Outcome.ERROR),
+        (RouterReason("draining"), "other", "", Outcome.ERROR),
+        (RouterReason("client_gone"), "other", "", Outcome.ERROR),
     ],
 )
 def test_a_router_s_word_is_none_of_ours(reason: str | None, label: str, own: str, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""The shared gate in a loop, over a real server: both gates by one suite, the library, leases, the link."""
+"""The shared gate in a loop, over a real server: both gates by one suite, the library, leases, the client."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ if os.environ.get("CI") != "true":
     pytest.importorskip("redis")
 
 from eidproxy.gate import shared
-from eidproxy.gate.link import GuardedConnection, Link
-from eidproxy.gate.shared import RedisGate, build_link
+from eidproxy.gate.shared import RedisGate, build_client
+from eidproxy.gate.store_client import GuardedConnection, StoreClient
 
 LEASE = 1.0
 PATIENT = 20.0
@@ -84,7 +84,7 @@ async def gates(kind: str, store: Store, count: int = 1, **settings: Any) -> Asy
         return
     shared = [
         RedisGate(
-            build_link(GateSettings(url=store.url, lease_seconds=lease, **given)),
+            build_client(GateSettings(url=store.url, lease_seconds=lease, **given)),
             Metrics("test"),
             capacity=given["capacity"],
             max_waiting=given["max_waiting"],
@@ -433,13 +433,13 @@ def test_renewals_that_do_not_arrive(store: Store, fenced: bool, monkeypatch: py
             began = time.monotonic()
             ended: list[float] = []
             first.lost = lambda _reason: ended.append(time.monotonic())
-            link = one._link  # type: ignore[attr-defined]
-            call = link.call
+            client = one._client  # type: ignore[attr-defined]
+            call = client.call
 
             def lossy(function: str, *rest: str | int) -> Any:
                 return call("enter", "", "") if function == "renew" else call(function, *rest)
 
-            monkeypatch.setattr(link, "call", lossy)
+            monkeypatch.setattr(client, "call", lossy)
             monkeypatch.setattr(one, "_renewed", lambda _claims, _done: None)
             async with asyncio.timeout(LEASE * 3):
                 await second.granted()
@@ -511,7 +511,7 @@ def test_asking_again_begins_the_lease_anew(store: Store) -> None:
             for permit, line in zip(permits, ("holders", "leases"), strict=True):
                 ends = []
                 for _ in range(2):
-                    await gate._link.call("enter", permit.id, "foreground").reply  # type: ignore[attr-defined]
+                    await gate._client.call("enter", permit.id, "foreground").reply  # type: ignore[attr-defined]
                     ends.append(float(store.command("ZSCORE", f"eidproxy:{{gate}}:{line}", permit.id)))  # type: ignore[attr-defined]
                 assert ends[0] < ends[1]
             await reached(lambda: permits[1].place()[0] == 1)
@@ -567,29 +567,29 @@ async def _die(gate: Any) -> None:
     """Nothing is heard of it any more."""
     gate._round_timer.cancel()
     gate._round_within = lambda _seconds: None
-    await gate._link.aclose()
+    await gate._client.aclose()
 
 
 def test_the_connection_is_closed_before_the_slot_is_given_back(store: Store) -> None:
-    """Also when the link is about to send other things in the very turn in which a slot is lost."""
+    """Also when the client is about to send other things in the very turn in which a slot is lost."""
 
     async def lose() -> list[str]:
         order: list[str] = []
         async with gates("redis", store) as [gate]:
             permit: Any = gate.request(Priority.FOREGROUND)
             await permit.granted()
-            loop, link = asyncio.get_running_loop(), gate._link  # type: ignore[attr-defined]
-            send = link._round_trip
+            loop, client = asyncio.get_running_loop(), gate._client  # type: ignore[attr-defined]
+            send = client._round_trip
 
             async def sending(connection: Any, batch: list[Any]) -> Any:
                 order.extend(call.function for call in batch if call.function == "leave")
                 return await send(connection, batch)
 
-            link._round_trip = sending
+            client._round_trip = sending
             # What a transport does when it is aborted.
             permit.lost = lambda _reason: loop.call_soon(order.append, "closed")
             loop.call_soon(gate._lose, permit)  # type: ignore[attr-defined]
-            await link.call("enter", "", "").reply
+            await client.call("enter", "", "").reply
             await reached(lambda: not gate._releases)  # type: ignore[attr-defined]
         return order
 
@@ -601,12 +601,12 @@ def test_a_caller_that_leaves_while_the_link_connects(store: Store) -> None:
 
     async def leave() -> None:
         async with gates("redis", store) as [gate]:
-            link = gate._link  # type: ignore[attr-defined]
-            await link._hang_up()
+            client = gate._client  # type: ignore[attr-defined]
+            await client._hang_up()
             store.signal(signal.SIGSTOP)  # it accepts, and does not greet
             try:
                 permit = gate.request(Priority.FOREGROUND)
-                await reached(lambda: link._connection is not None)
+                await reached(lambda: client._connection is not None)
                 gate.leave(permit)
             finally:
                 store.signal(signal.SIGCONT)
@@ -617,7 +617,7 @@ def test_a_caller_that_leaves_while_the_link_connects(store: Store) -> None:
 
 
 def test_a_call_that_was_given_up_does_not_arrive_later() -> None:
-    """The link hangs up so that its kernel forgets what the store has not taken."""
+    """The client hangs up so that its kernel forgets what the store has not taken."""
 
     def store(listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -633,12 +633,12 @@ def test_a_call_that_was_given_up_does_not_arrive_later() -> None:
 
     async def give_up(listener: socket.socket) -> None:
         address = gate_address(f"redis://127.0.0.1:{listener.getsockname()[1]}")
-        link = Link(address, address.egress, (1, 1, 1, 1), call_seconds=0.2, answered=lambda *_: None)
+        client = StoreClient(address, address.egress, (1, 1, 1, 1), call_seconds=0.2, answered=lambda *_: None)
         silent = asyncio.create_task(asyncio.to_thread(store, listener))
         with pytest.raises(TimeoutError):
-            await link.call("enter", "", "").reply
+            await client.call("enter", "", "").reply
         await silent
-        await link.aclose()
+        await client.aclose()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         asyncio.run(give_up(listener))

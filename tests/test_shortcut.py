@@ -363,8 +363,8 @@ def test_an_answer_that_goes_past_is_a_sign_of_life() -> None:
 @contextmanager
 def lines(count: int, clock: Callable[[], float] = time.monotonic) -> Iterator[list[Line]]:
     """Answers of one selector that go past the interpreter."""
-    readers = shortcuts.readers_of(lambda: SplicePoller(INTERVALS, 9), clock)
-    every = [Line(readers, random.Random(1)) for _ in range(count)]
+    read_poller = shortcuts.read_poller_of(lambda: SplicePoller(INTERVALS, 9), clock)
+    every = [Line(read_poller, random.Random(1)) for _ in range(count)]
     try:
         for line in every:
             for data in (HEAD, *USUAL[:4]):
@@ -374,8 +374,8 @@ def lines(count: int, clock: Callable[[], float] = time.monotonic) -> Iterator[l
             assert line.relay.passed == 2
             line.far.sendall(USUAL[4])
             line.until_read()
-        assert readers.shortcuts is not None
-        assert len(readers.shortcuts.running) == count
+        assert read_poller.shortcuts is not None
+        assert len(read_poller.shortcuts.running) == count
         yield every
     finally:
         for line in every:

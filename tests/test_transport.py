@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 
 from eidproxy.router import transport as wire_module
-from eidproxy.router.transport import EpollPoller, Readers, SelectorPoller, TcpTransport
+from eidproxy.router.transport import EpollPoller, ReadPoller, SelectorPoller, TcpTransport
 from tests.loops import played
 
 
@@ -68,7 +68,7 @@ def joined() -> Iterator[tuple[TcpTransport, Heard, socket.socket]]:
     """A transport that talks, what is heard on it, and the socket at its other end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         heard = Heard()
-        transport = TcpTransport(Readers(asyncio.get_running_loop()), heard, *listener.getsockname())
+        transport = TcpTransport(ReadPoller(asyncio.get_running_loop()), heard, *listener.getsockname())
         far, address = listener.accept()
         with far:
             assert (transport.peer(), transport.local()) == (listener.getsockname(), address)
@@ -186,7 +186,7 @@ async def test_a_protocol_that_fails_is_told_of_and_closed() -> None:
 async def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         where = listener.getsockname()
-    transport = TcpTransport(Readers(asyncio.get_running_loop()), Heard(), *where)
+    transport = TcpTransport(ReadPoller(asyncio.get_running_loop()), Heard(), *where)
     assert transport.peer() is None
     with pytest.raises(ConnectionRefusedError):
         await transport.connected()
@@ -198,7 +198,7 @@ async def test_an_abort_while_it_connects() -> None:
     """A listener whose backlog is full takes no more: who waits for it can be called off."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, socket.socket() as first:
         first.connect(listener.getsockname())
-        transport = TcpTransport(Readers(asyncio.get_running_loop()), Heard(), *listener.getsockname())
+        transport = TcpTransport(ReadPoller(asyncio.get_running_loop()), Heard(), *listener.getsockname())
         waiting = asyncio.ensure_future(transport.connected())
         await asyncio.sleep(0)
         transport.abort()
@@ -222,14 +222,14 @@ async def test_what_one_wire_hears_may_close_another_that_is_ready_too() -> None
                 if transport is not self.own:
                     transport.abort()
 
-    readers = Readers(asyncio.get_running_loop())
+    read_poller = ReadPoller(asyncio.get_running_loop())
     transports: list[TcpTransport] = []
     heards: list[Closer] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fars = []
         for _ in range(3):
             heard = Closer()
-            heard.own = TcpTransport(readers, heard, *listener.getsockname())
+            heard.own = TcpTransport(read_poller, heard, *listener.getsockname())
             heards.append(heard)
             transports.append(heard.own)
             fars.append(listener.accept()[0])
@@ -252,12 +252,12 @@ def _heard(heard: Heard) -> bool:
 
 @played
 async def test_more_than_a_look_finds_are_all_served() -> None:
-    readers = Readers(asyncio.get_running_loop())
+    read_poller = ReadPoller(asyncio.get_running_loop())
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         heards, transports, fars = [], [], []
         for _ in range(200):
             heards.append(Heard())
-            transports.append(TcpTransport(readers, heards[-1], *listener.getsockname()))
+            transports.append(TcpTransport(read_poller, heards[-1], *listener.getsockname()))
             fars.append(listener.accept()[0])
             transports[-1].open()
         for far in fars:
@@ -287,12 +287,12 @@ async def test_a_turn_has_an_end_and_each_has_its_turn() -> None:
     turns: list[int] = []
     fars_of: dict[Flood, socket.socket] = {}
     loop = asyncio.get_running_loop()
-    readers = Readers(loop, clock=lambda: now)
+    read_poller = ReadPoller(loop, clock=lambda: now)
     transports = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(10):
             heard = Flood()
-            transports.append(TcpTransport(readers, heard, *listener.getsockname()))
+            transports.append(TcpTransport(read_poller, heard, *listener.getsockname()))
             fars_of[heard] = listener.accept()[0]
             transports[-1].open()
         for far in fars_of.values():

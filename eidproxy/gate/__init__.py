@@ -98,7 +98,7 @@ class Gate(Protocol):
         """Give everything back."""
 
 
-class MeanHold:
+class HoldEstimate:
     """A moving mean of how long slots were held: the ground of every estimate that a caller is told."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from eidproxy.errors import Refusal
-from eidproxy.gate import GateStatistics, Holder, MeanHold, Permit, Waiter
+from eidproxy.gate import GateStatistics, Holder, HoldEstimate, Permit, Waiter
 from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.metrics import Metrics
 from eidproxy.timeouts import TimeoutQueue
@@ -58,7 +58,7 @@ class LocalGate:
         self._holds = TimeoutQueue(max_hold_seconds, self._take_back)
         self._permits: dict[int, LocalPermit] = {}
         self._watchers: dict[int, Callable[[], None]] = {}
-        self._mean_hold = MeanHold()
+        self._hold_estimate = HoldEstimate()
         self._draining = False
         self._news_due = False
         self._loop = asyncio.get_running_loop()
@@ -105,7 +105,7 @@ class LocalGate:
             self._grant(self._permits[runner.number])
         self._tell_waiters()
         if ticket.granted_at is not None:
-            self._mean_hold.add(now - ticket.granted_at)
+            self._hold_estimate.add(now - ticket.granted_at)
             self._metrics.gate_hold[ticket.priority].observe(now - ticket.granted_at)
         else:
             self._metrics.gate_wait[ticket.priority, WaitOutcome.CANCELLED].observe(now - ticket.arrived_at)
@@ -124,7 +124,7 @@ class LocalGate:
     def place(self, ticket: Ticket) -> tuple[int, float | None]:
         """The position of a ticket and the seconds until its slot."""
         position = self._queue.position(ticket, self._loop.time())
-        return position, self._mean_hold.wait(position, self._queue.capacity)
+        return position, self._hold_estimate.wait(position, self._queue.capacity)
 
     def statistics(self) -> GateStatistics:
         """See `Gate.statistics`."""
@@ -137,7 +137,7 @@ class LocalGate:
             queue_limit=self._queue.max_waiting,
             depth={priority: len(line) for priority, line in lines.items()},
             oldest_wait_seconds={p: now - line[0].arrived_at if line else 0.0 for p, line in lines.items()},
-            mean_hold_seconds=self._mean_hold.seconds,
+            mean_hold_seconds=self._hold_estimate.seconds,
         )
 
     def holders(self) -> list[Holder]:
@@ -168,7 +168,7 @@ class LocalGate:
         self.drain()
 
     def _full(self) -> Refusal:
-        wait = self._mean_hold.wait(self._queue.waiting + 1, self._queue.capacity)
+        wait = self._hold_estimate.wait(self._queue.waiting + 1, self._queue.capacity)
         return Refusal("gate_queue_full", retry_seconds=wait)
 
     def _grant(self, permit: LocalPermit) -> None:
@@ -185,7 +185,7 @@ class LocalGate:
         self._metrics.gate_wait[ticket.priority, WaitOutcome.GRANTED].observe(waited)
 
     def _expire(self, permit: LocalPermit) -> None:
-        wait = self._mean_hold.wait(max(self._queue.waiting, 1), self._queue.capacity)
+        wait = self._hold_estimate.wait(max(self._queue.waiting, 1), self._queue.capacity)
         self._turn_away(permit, WaitOutcome.EXPIRED, Refusal("gate_wait_timeout", retry_seconds=wait))
 
     def _turn_away(self, permit: LocalPermit, outcome: WaitOutcome, refusal: Refusal) -> None:

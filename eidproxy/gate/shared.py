@@ -22,7 +22,7 @@ from eidproxy.config import GateSettings
 from eidproxy.errors import Refusal
 from eidproxy.gate import GateStatistics, Holder, Permit, Waiter
 from eidproxy.gate.address import gate_address
-from eidproxy.gate.link import Call, GuardedConnection, Link, Reply, addresses
+from eidproxy.gate.store_client import Call, GuardedConnection, Reply, StoreClient, addresses
 from eidproxy.metrics import Metrics
 from eidproxy.router.upstream import EgressBlocked
 from eidproxy.vocabulary import Priority, WaitOutcome
@@ -47,8 +47,8 @@ _LISTEN_AGAIN_SECONDS = 0.25
 _REPORT = 4  # state, number, token and position of a ticket
 
 
-def build_link(settings: GateSettings) -> Callable[["RedisGate"], Link]:
-    """The link that `gate.url` asks for, once there is a gate to hear of it."""
+def build_client(settings: GateSettings) -> Callable[["RedisGate"], StoreClient]:
+    """The client that `gate.url` asks for, once there is a gate to hear of it."""
     address = gate_address(settings.url or "")
     tls = ssl.create_default_context(cafile=address.ca_file) if address.secure else None
     terms = (
@@ -57,7 +57,7 @@ def build_link(settings: GateSettings) -> Callable[["RedisGate"], Link]:
         settings.max_waiting,
         round(settings.aging_seconds * 1e6),
     )
-    return lambda gate: Link(
+    return lambda gate: StoreClient(
         address,
         address.egress,
         terms,
@@ -83,7 +83,7 @@ async def check_store(settings: GateSettings) -> tuple[list[str], str | None]:
         told = [f"would dial {dialled} port {address.port}" for dialled in found]
     faults: list[Exception | None] = []
     gate = RedisGate(
-        build_link(settings),
+        build_client(settings),
         Metrics("check"),
         capacity=settings.capacity,
         max_waiting=settings.max_waiting,
@@ -184,7 +184,7 @@ class RedisGate:
 
     def __init__(
         self,
-        link: Callable[["RedisGate"], Link],
+        client: Callable[["RedisGate"], StoreClient],
         metrics: Metrics,
         *,
         capacity: int,
@@ -222,7 +222,7 @@ class RedisGate:
         self._following = False
         self._follower: asyncio.Task[None] | None = None
         metrics.gate_backend_up = False
-        self._link = link(self)
+        self._client = client(self)
         self._listener = self._loop.create_task(self._listen())
         self._round()
 
@@ -239,7 +239,7 @@ class RedisGate:
         permit.expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, permit)
         permit.unanswered = self._loop.call_later(self._lease.call, self._unavailable, permit)
         self._permits[permit.id] = self._lines[priority][permit.id] = permit
-        permit.entering = self._link.call("enter", permit.id, priority)
+        permit.entering = self._client.call("enter", permit.id, priority)
         permit.entering.reply.add_done_callback(partial(self._entered, permit))
         return permit
 
@@ -310,7 +310,7 @@ class RedisGate:
 
     async def available(self) -> bool:
         """See `Gate.available`."""
-        call = self._link.call("enter", "", "")
+        call = self._client.call("enter", "", "")
         await asyncio.wait([call.reply], timeout=self._lease.call)
         if not call.reply.done():
             call.reply.cancel()
@@ -331,7 +331,7 @@ class RedisGate:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        await self._link.aclose()
+        await self._client.aclose()
 
     # What the store answers
 
@@ -374,7 +374,7 @@ class RedisGate:
         arguments: list[str | int] = []
         for permit in permits:
             arguments += (permit.id, permit.priority, permit.number, permit.token)
-        call = self._link.call("renew", *arguments)
+        call = self._client.call("renew", *arguments)
         call.reply.add_done_callback(partial(self._renewed, permits))
         return call
 
@@ -497,12 +497,12 @@ class RedisGate:
             return
         self._releases[permit.id] = permit.token, self._loop.time() + self._lease.seconds
         self._releasing.add(permit.id)
-        # A transport that is aborted is closed in the next turn of the loop. The link may be about to send in this one.
+        # An aborted transport is closed in the next turn of the loop, and the client may be about to send in this one.
         self._loop.call_soon(self._send_release, permit.id, permit.token)
 
     def _send_release(self, number: str, token: int) -> None:
         self._releasing.add(number)
-        call = self._link.call("leave", number, token)
+        call = self._client.call("leave", number, token)
         call.reply.add_done_callback(partial(self._released, number))
 
     def _released(self, number: str, done: "asyncio.Future[Reply]") -> None:
@@ -526,7 +526,7 @@ class RedisGate:
                 self._send_release(number, token)
         if not self._renewing:
             self._renewing = True
-            call = self._link.call("enter", "", "")
+            call = self._client.call("enter", "", "")
             due = self._due(now)
             if due:
                 call = self._renew(due)
@@ -566,7 +566,7 @@ class RedisGate:
 
     async def _listen(self) -> None:
         while True:
-            connection = self._link.connection()
+            connection = self._client.connection()
             try:
                 async with asyncio.timeout(self._lease.call):
                     await connection.connect()
@@ -577,7 +577,7 @@ class RedisGate:
                     kind, _, words = await connection.read_response()
                     if kind == b"message":
                         self._hear(words.decode())
-            except Exception:  # noqa: BLE001, S110  # the polls go on, and the link says why
+            except Exception:  # noqa: BLE001, S110  # the polls go on, and the client says why
                 pass
             finally:
                 self._subscription = None

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from eidproxy.errors import CLIENT_GONE, Refusal, Said
+from eidproxy.errors import CLIENT_GONE, Refusal, RouterReason
 from eidproxy.inbound.connection import Connection
 from eidproxy.relay.completion import Completion
 from eidproxy.relay.progress import News
@@ -125,4 +125,4 @@ class Answer:
 
 def is_departure(reason: str) -> bool:
     """Whether the caller left. A word of the router may look like the one for it."""
-    return reason == CLIENT_GONE and not isinstance(reason, Said)
+    return reason == CLIENT_GONE and not isinstance(reason, RouterReason)

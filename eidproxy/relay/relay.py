@@ -19,7 +19,7 @@ from eidproxy.errors import (
     FINAL_STATUSES,
     STREAM_ENDS,
     Refusal,
-    Said,
+    RouterReason,
     reason_of_status,
     router_retry_seconds,
 )
@@ -602,7 +602,7 @@ class Relay:
             self._exchange.abort(reset=True)
 
     def _is_silent_end(self, refusal: Refusal) -> bool:
-        if self._silence is None or isinstance(refusal.reason, Said):
+        if self._silence is None or isinstance(refusal.reason, RouterReason):
             return False
         if self._status not in (None, 200):  # who refuses does not hang
             return False

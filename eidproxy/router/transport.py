@@ -133,7 +133,7 @@ class SelectorPoller:
 default_poller: type[EpollPoller | SelectorPoller] = EpollPoller if hasattr(select, "epoll") else SelectorPoller
 
 
-class Readers:
+class ReadPoller:
     """The sockets that are waited for, in a selector of our own that the loop sees as one descriptor.
 
     The loop's `add_reader` takes seven system calls for each socket, of which three fail, and libuv tells of an error
@@ -224,18 +224,18 @@ class TcpTransport(asyncio.Transport):
         "_descriptor",
         "_loop",
         "_protocol",
-        "_readers",
+        "_read_poller",
         "_reading",
         "_shortcut",
         "_socket",
         "_unsent",
     )
 
-    def __init__(self, readers: Readers, protocol: asyncio.Protocol, address: str, port: int) -> None:
+    def __init__(self, read_poller: ReadPoller, protocol: asyncio.Protocol, address: str, port: int) -> None:
         """Begin to connect to an address literal. Raises OSError."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._loop = readers.loop
-        self._readers = readers
+        self._loop = read_poller.loop
+        self._read_poller = read_poller
         self._protocol = protocol
         # The class in C: that in Python adds a frame to each call, and files and contexts that nobody needs here.
         self._socket = sock = socket.SocketType(family, socket.SOCK_STREAM | _NONBLOCK)
@@ -284,8 +284,8 @@ class TcpTransport(asyncio.Transport):
 
     def shortcut(self) -> Shortcut | None:
         """The way past the interpreter; None where there is none. Who reads, pauses or closes ends it."""
-        if self._shortcut is None and self._readers.shortcuts is not None and self._reading:
-            self._shortcut = Shortcut(self._readers.shortcuts, self._descriptor, self._read_soon)
+        if self._shortcut is None and self._read_poller.shortcuts is not None and self._reading:
+            self._shortcut = Shortcut(self._read_poller.shortcuts, self._descriptor, self._read_soon)
         return self._shortcut
 
     def end_shortcut(self) -> None:
@@ -360,12 +360,12 @@ class TcpTransport(asyncio.Transport):
             try:
                 self.end_shortcut()
             finally:
-                self._readers.remove(self._descriptor)
+                self._read_poller.remove(self._descriptor)
 
     def resume_reading(self) -> None:
         """See asyncio.ReadTransport."""
         if not (self._reading or self._closed):
-            self._readers.add(self._descriptor, self)
+            self._read_poller.add(self._descriptor, self)
             self._reading = True
             if self._shortcut is not None and self._shortcut.has_unread:
                 self._read_soon()
@@ -394,7 +394,7 @@ class TcpTransport(asyncio.Transport):
             if reset:
                 reset_on_close(self._socket)
             if self._reading:
-                self._readers.forget(self._descriptor)
+                self._read_poller.forget(self._descriptor)
             if self._unsent or self._connecting:
                 self._loop.remove_writer(self._descriptor)
             self._socket.close()

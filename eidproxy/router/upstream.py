@@ -21,7 +21,7 @@ from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.idle import IdleConnections
 from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.shortcut import READ_BYTES, Shortcut
-from eidproxy.router.transport import Poller, Readers, TcpTransport, has_unread, reset_on_close
+from eidproxy.router.transport import Poller, ReadPoller, TcpTransport, has_unread, reset_on_close
 from eidproxy.timeouts import PatientTimer, patience, second_look
 
 _MAX_HEAD_BYTES = 64 * 1024
@@ -479,8 +479,8 @@ class Upstream:
         self.own_addresses: frozenset[tuple[str, int]] = frozenset()
         """Where eidproxy itself listens: a router there would be a loop."""
         self._loop = asyncio.get_running_loop()
-        self._readers = Readers(self._loop, poller)
-        self.shortcuts = self._readers.shortcuts
+        self._read_poller = ReadPoller(self._loop, poller)
+        self.shortcuts = self._read_poller.shortcuts
         """Those of all connections; None where there are none."""
         self._tls = tls
         self._connect_timeout = connect_timeout
@@ -636,7 +636,7 @@ class Upstream:
 
     def _begin(self, address: str) -> tuple[Exchange, TcpTransport]:
         exchange = Exchange(self._loop, self._write_timeout)
-        exchange.dialling = transport = TcpTransport(self._readers, exchange, address, self.port)
+        exchange.dialling = transport = TcpTransport(self._read_poller, exchange, address, self.port)
         return exchange, transport
 
     async def _connect_to(self, address: str, exchange: Exchange) -> Exchange:

@@ -29,7 +29,7 @@ from eidproxy.metrics import INTERVALS, StreamCounters
 from eidproxy.relay.splice import Splice
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
-from eidproxy.router.transport import EpollPoller, Poller, Readers, SplicePoller, TcpTransport
+from eidproxy.router.transport import EpollPoller, Poller, ReadPoller, SplicePoller, TcpTransport
 from eidproxy.router.upstream import Exchange
 from tests.fuzz.mutation import broken
 
@@ -257,18 +257,18 @@ def _unchunked(data: bytes) -> bytes:
 class Line:
     """A router, and a caller, and what stands between them. The test sends on `far`."""
 
-    def __init__(self, readers: Readers, rng: random.Random) -> None:
-        self.loop = cast(_Loop, readers.loop)
+    def __init__(self, read_poller: ReadPoller, rng: random.Random) -> None:
+        self.loop = cast(_Loop, read_poller.loop)
         self.caller = _Caller(rng)
-        self.exchange = Exchange(readers.loop, 1.0)
+        self.exchange = Exchange(read_poller.loop, 1.0)
         self.relay = _Relay(self.loop, self.caller, self.exchange)
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.transport = TcpTransport(readers, self.exchange, *listener.getsockname())
+            self.transport = TcpTransport(read_poller, self.exchange, *listener.getsockname())
             self.far, _ = listener.accept()
         self.far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.transport.open()
         self.exchange.start(b"", self.relay.splice)
-        self._serve = cast(Any, readers)._serve
+        self._serve = cast(Any, read_poller)._serve
         self._poll = select.poll()
         self._poll.register(cast(Any, self.transport)._descriptor, select.POLLIN)
 
@@ -304,16 +304,16 @@ class Line:
         self.caller.close()
 
 
-def readers_of(poller: Callable[[], Poller], clock: Callable[[], float] = time.monotonic) -> Readers:
-    """Readers of a loop that nothing runs in."""
-    return Readers(cast(Any, _Loop()), poller, clock)
+def read_poller_of(poller: Callable[[], Poller], clock: Callable[[], float] = time.monotonic) -> ReadPoller:
+    """ReadPoller of a loop that nothing runs in."""
+    return ReadPoller(cast(Any, _Loop()), poller, clock)
 
 
 def run(reads: Sequence[bytes], poller: Callable[[], Poller], seed: int, moods: bool) -> Outcome:
     """What becomes of an answer that comes in these reads. `moods`: the caller takes its time, and somebody looks."""
     rng = random.Random(seed)
-    readers = readers_of(poller)
-    line = Line(readers, rng)
+    read_poller = read_poller_of(poller)
+    line = Line(read_poller, rng)
     relay, exchange = line.relay, line.exchange
     try:
         if moods:
@@ -325,8 +325,8 @@ def run(reads: Sequence[bytes], poller: Callable[[], Poller], seed: int, moods: 
             line.until_read(mood > 0.1)
             if mood < 0.05:
                 exchange.end_shortcut()
-            elif mood < 0.1 and readers.shortcuts is not None:
-                readers.shortcuts.settle()
+            elif mood < 0.1 and read_poller.shortcuts is not None:
+                read_poller.shortcuts.settle()
             if relay.over is not None:
                 break
             line.until_resumed()
@@ -337,7 +337,7 @@ def run(reads: Sequence[bytes], poller: Callable[[], Poller], seed: int, moods: 
         exchange.end_shortcut()
     finally:
         line.close()
-        cast(Any, readers)._poller._epoll.close()
+        cast(Any, read_poller)._poller._epoll.close()
     assert line.loop.faults == []
     stream, counters = relay.stream, relay.counters
     counts = (relay.over, stream.chunks, counters.chunks, counters.bytes, relay.splice.sent_bytes)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eidproxy.gate.link import _KEYS, _library
+from eidproxy.gate.store_client import _KEYS, _library
 from tests.gate.store import Store, Wire
 
 LEASE = 15.0

@@ -1,4 +1,4 @@
-"""The link to the store of a shared gate: where it may lead, one connection in order, the library, a bound on waits.
+"""The client of a shared gate's store: where it may lead, one connection in order, the library, a bound on waits.
 
 Calls go out in the order in which they were made, all that came together in one write. Each carries the run id of the
 server it reaches, so the library knows when it speaks for a server that started anew. Every call may be repeated
@@ -144,7 +144,7 @@ def _library() -> tuple[str, str]:
     return text.replace("eidproxy_gate", name), name
 
 
-class Link:
+class StoreClient:
     """The one way from the gate to its store."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""link: how calls go to a store, and what becomes of them when none is there (see test_shared for one)."""
+"""store_client: how calls go to a store, and what becomes of them when none is there (see test_shared for one)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from redis.exceptions import ConnectionError as StoreUnreachable
 
 from eidproxy.egress import EgressPolicy
-from eidproxy.gate import link
+from eidproxy.gate import store_client
 from eidproxy.gate.address import GateAddress
-from eidproxy.gate.link import GuardedConnection, Link, addresses
+from eidproxy.gate.store_client import GuardedConnection, StoreClient, addresses
 from eidproxy.router.resolver import Resolver
 from eidproxy.router.upstream import EgressBlocked
 from tests.harness import free_port
@@ -21,19 +21,19 @@ from tests.loops import played
 
 def test_the_library_is_named_after_its_text() -> None:
     """So two versions can share a server while one replaces the other."""
-    written = Path(link.__file__).with_name("gate.lua").read_text("utf-8")
-    text, name = link._library()
+    written = Path(store_client.__file__).with_name("gate.lua").read_text("utf-8")
+    text, name = store_client._library()
     assert name == f"eidproxy_gate_{hashlib.sha256(written.encode()).hexdigest()[:12]}"
     assert text.startswith(f"#!lua name={name}")
 
 
 class Answers:
-    """How the calls of a link ended."""
+    """How the calls of a client ended."""
 
     def __init__(self, port: int, call_seconds: float = 5.0) -> None:
         self.ends: list[tuple[str, str | None]] = []
         address = GateAddress(host="127.0.0.1", port=port)
-        self.link = Link(address, EgressPolicy(), (), call_seconds=call_seconds, answered=self.note)
+        self.client = StoreClient(address, EgressPolicy(), (), call_seconds=call_seconds, answered=self.note)
 
     def note(self, function: str, error: Exception | None) -> None:
         self.ends.append((function, None if error is None else type(error).__name__))
@@ -42,13 +42,13 @@ class Answers:
 @played
 async def test_each_call_hears_that_no_store_is_there() -> None:
     answers = Answers(free_port())
-    calls = [answers.link.call("enter"), answers.link.call("leave")]
+    calls = [answers.client.call("enter"), answers.client.call("leave")]
     for call in calls:
         with pytest.raises((OSError, StoreUnreachable)):
             await call.reply
         assert not call.sent
     assert [name for name, _ in answers.ends] == ["enter", "leave"]
-    await answers.link.aclose()
+    await answers.client.aclose()
 
 
 @played
@@ -64,22 +64,22 @@ async def test_a_store_that_says_nothing_has_a_bound_and_is_left() -> None:
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     answers = Answers(server.sockets[0].getsockname()[1], call_seconds=0.05)
     with pytest.raises(TimeoutError):
-        await answers.link.call("enter").reply
+        await answers.client.call("enter").reply
     await gone.wait()
     assert answers.ends == [("enter", "TimeoutError")]
-    await answers.link.aclose()
+    await answers.client.aclose()
     server.close()
 
 
 @played
 async def test_a_call_that_nobody_waits_for_any_more_is_not_sent() -> None:
     answers = Answers(free_port())
-    call = answers.link.call("enter")
+    call = answers.client.call("enter")
     call.reply.cancel()
     with pytest.raises((OSError, StoreUnreachable)):
-        await answers.link.call("renew").reply
+        await answers.client.call("renew").reply
     assert [name for name, _ in answers.ends] == ["renew"]
-    await answers.link.aclose()
+    await answers.client.aclose()
 
 
 @played
