@@ -90,10 +90,10 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
         settings.egress,
         api_key=router.api_key,
         tls=ssl.create_default_context(cafile=router.ca_file) if secure else None,
-        connect_timeout=router.connect_timeout_seconds,
-        write_timeout=router.write_timeout_seconds,
+        connect_timeout_seconds=router.connect_timeout_seconds,
+        write_timeout_seconds=router.write_timeout_seconds,
         # What keeps two replicas apart is that a request's connection ends with its lease (decision 23).
-        keep_idle=0.0 if settings.gate.url else router.keep_idle_seconds,
+        keep_idle_seconds=0.0 if settings.gate.url else router.keep_idle_seconds,
         resolver=resolver,
         poller=partial(SplicePoller, INTERVALS, spare_descriptors()) if accelerator(settings) is None else None,
     )

@@ -317,9 +317,9 @@ def top(once: bool, url: str | None, interval: float, config: Path | None) -> No
 
     The API key, when one is set, is taken from EIDPROXY_SERVER_API_KEY or EIDPROXY_SERVER_API_KEY_FILE.
     """
-    from eidproxy.commands.top import TopError, connect, is_place, show_once, takes_a_view, watch
+    from eidproxy.commands.top import TopError, connect, is_base_url, show_once, takes_a_view, watch
 
-    if url is not None and not is_place(url):
+    if url is not None and not is_base_url(url):
         raise click.BadParameter(
             "must be http:// or https:// and a host, perhaps with a port and a path", param_hint="--url"
         )
@@ -343,11 +343,11 @@ def _duration(_: click.Context, __: click.Parameter, text: str) -> float:
         raise click.BadParameter(str(error)) from None
 
 
-def _place(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
-    from eidproxy.tokens import parse_place
+def _base_url(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
+    from eidproxy.tokens import parse_base_url
 
     try:
-        return None if url is None else parse_place(url)
+        return None if url is None else parse_base_url(url)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -365,7 +365,7 @@ def _place(_: click.Context, __: click.Parameter, url: str | None) -> str | None
 @click.option(
     "--url",
     metavar="URL",
-    callback=_place,
+    callback=_base_url,
     help="where the chat is: print a link that logs in instead of the bare token",
 )
 @click.option("--qr", is_flag=True, help="show the link as a QR code, too, for a phone's camera")

@@ -207,7 +207,7 @@ class Endpoints:
             if connection.state is not State.BUSY:
                 continue  # the caller left
             task = connection.loop.create_task(self._ask_pages(connection, head, body))
-            connection.departed = task.cancel
+            connection.on_disconnect = task.cancel
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         if self._asked:

@@ -150,7 +150,7 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def parse_place(url: str) -> str:
+def parse_base_url(url: str) -> str:
     """The address of an eidproxy or of its edge, without a slash at the end; `/chat` may stand there.
 
     Raises ValueError.

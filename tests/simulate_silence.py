@@ -25,8 +25,12 @@ from eidproxy.relay.silence import SilenceClock, SilenceLimits
 from eidproxy.relay.wedge import Passage, WedgeGuard
 from eidproxy.vocabulary import Priority, UpstreamState
 
-DEFAULTS = SilenceLimits(first_event=90.0, first_event_per_kib=4.0, read_timeout=120.0, deadline=300.0)
-FIXED = SilenceLimits(first_event=120.0, first_event_per_kib=0.0, read_timeout=120.0, deadline=300.0)
+DEFAULTS = SilenceLimits(
+    first_event_seconds=90.0, first_event_seconds_per_kib=4.0, read_timeout_seconds=120.0, deadline_seconds=300.0
+)
+FIXED = SilenceLimits(
+    first_event_seconds=120.0, first_event_seconds_per_kib=0.0, read_timeout_seconds=120.0, deadline_seconds=300.0
+)
 """One read timeout for whatever comes."""
 
 WAIT_TIMEOUT = 300.0
@@ -158,7 +162,7 @@ class House:
         if self.guard.state is UpstreamState.WEDGED:
             self.sent_while_wedged.add(job)
             self.most_trials = max(self.most_trials, len(self.sent_while_wedged))
-        deadline_at = now + self.limits.deadline
+        deadline_at = now + self.limits.deadline_seconds
         job.clock = self._clock(
             self.limits,
             job.size,
@@ -292,7 +296,7 @@ def computing(
         arrivals = max(arrivals, timeline.now)
         for work in works:
             end = work.job.end or ""
-            counts["over" if work.seconds > limits.deadline else end] += 1
+            counts["over" if work.seconds > limits.deadline_seconds else end] += 1
     return Verdict(
         answered=counts["ok"],
         cut=counts["upstream_silent"] + counts["router_ReadTimeout"],

@@ -131,7 +131,7 @@ class Stage:
             self.answer()
         else:
             self.connection.data_received(GET)
-            self.connection.departed = self.leave
+            self.connection.on_disconnect = self.leave
             if state is State.FLUSHING:
                 self.transport.unsent = 100_000
                 self.answer()

@@ -89,7 +89,7 @@ def run_schedule(
             answers[:] = schedule(next(numbers), choose)
             return list(answers)
 
-        proxy = Upstream("router.test", port, EgressPolicy(), connect_timeout=2, resolver=Resolver(lookup))
+        proxy = Upstream("router.test", port, EgressPolicy(), connect_timeout_seconds=2, resolver=Resolver(lookup))
 
         class Watched(TcpTransport):
             """A wire, with an eye on what is dialled."""

@@ -277,14 +277,14 @@ class Ours:
 
     @asynccontextmanager
     async def slot(self, job: int, priority: Priority) -> AsyncIterator[None]:
-        permit = self.gate.request(priority)
+        permit = self.gate.acquire(priority)
         assert isinstance(permit, LocalPermit)
         self._jobs[permit.ticket.number] = job
         try:
             await permit.granted()
             yield
         finally:
-            self.gate.leave(permit)
+            self.gate.release(permit)
             self.just_granted = next((self._jobs[number] for number in self.queue.holders), None)
 
 
@@ -403,14 +403,14 @@ async def _turns(count: int = 3) -> None:
 def test_a_waiter_that_expires_while_it_is_cancelled_leaves_nothing() -> None:
     async def main() -> None:
         gate, _ = _gate(wait_timeout_seconds=0.0)
-        holder, waiter = gate.request(F), gate.request(F)
+        holder, waiter = gate.acquire(F), gate.acquire(F)
         task = asyncio.ensure_future(waiter.granted())
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises((Refusal, asyncio.CancelledError)):
             await task
-        gate.leave(waiter)
-        gate.leave(holder)
+        gate.release(waiter)
+        gate.release(holder)
         assert gate.statistics().in_use == 0
         assert sum(gate.statistics().depth.values()) == 0
 
@@ -420,12 +420,12 @@ def test_a_waiter_that_expires_while_it_is_cancelled_leaves_nothing() -> None:
 def test_a_wait_that_ran_out_is_refused() -> None:
     async def main() -> None:
         gate, _ = _gate(wait_timeout_seconds=0.01)
-        holder, waiter = gate.request(F), gate.request(F)
+        holder, waiter = gate.acquire(F), gate.acquire(F)
         with pytest.raises(Refusal, match="gate_wait_timeout"):
             await waiter.granted()
-        gate.leave(waiter)
+        gate.release(waiter)
         assert sum(gate.statistics().depth.values()) == 0
-        gate.leave(holder)
+        gate.release(holder)
         assert gate.statistics().in_use == 0
 
     asyncio.run(main())
@@ -436,13 +436,13 @@ def test_a_grant_in_the_tick_in_which_the_wait_runs_out_is_one_of_both() -> None
         metrics = Metrics("test")
         for _ in range(200):
             gate, _ = _gate(metrics, wait_timeout_seconds=0.0005)
-            holder, waiter = gate.request(F), gate.request(F)
+            holder, waiter = gate.acquire(F), gate.acquire(F)
             task = asyncio.ensure_future(waiter.granted())
-            asyncio.get_running_loop().call_later(0.0005, gate.leave, holder)
+            asyncio.get_running_loop().call_later(0.0005, gate.release, holder)
             outcome = (await asyncio.gather(task, return_exceptions=True))[0]
             assert outcome is None or (isinstance(outcome, Refusal) and outcome.reason == "gate_wait_timeout")
-            gate.leave(waiter)
-            gate.leave(holder)
+            gate.release(waiter)
+            gate.release(holder)
             assert gate.statistics().in_use == 0
             assert sum(gate.statistics().depth.values()) == 0
 
@@ -452,17 +452,17 @@ def test_a_grant_in_the_tick_in_which_the_wait_runs_out_is_one_of_both() -> None
 def test_a_displaced_waiter_is_told_and_the_slot_goes_on() -> None:
     async def main() -> None:
         gate, _ = _gate()
-        holder, background, _other = gate.request(F), gate.request(B), gate.request(F)
+        holder, background, _other = gate.acquire(F), gate.acquire(B), gate.acquire(F)
         task = asyncio.ensure_future(background.granted())
         await _turns()
-        foreground = gate.request(F)
+        foreground = gate.acquire(F)
         with pytest.raises(Refusal, match="gate_queue_full"):
             await task
-        gate.leave(background)
-        gate.leave(_other)
-        gate.leave(holder)
+        gate.release(background)
+        gate.release(_other)
+        gate.release(holder)
         await asyncio.wait_for(foreground.granted(), 1)
-        gate.leave(foreground)
+        gate.release(foreground)
         assert gate.statistics().in_use == 0
 
     asyncio.run(main())
@@ -471,15 +471,15 @@ def test_a_displaced_waiter_is_told_and_the_slot_goes_on() -> None:
 def test_a_slot_held_too_long_is_taken_back() -> None:
     async def main() -> None:
         gate, metrics = _gate(max_hold_seconds=0.01)
-        holder, waiter = gate.request(F), gate.request(F)
+        holder, waiter = gate.acquire(F), gate.acquire(F)
         lost: list[str] = []
-        holder.lost = lost.append
+        holder.on_revoked = lost.append
         await asyncio.wait_for(waiter.granted(), 1)
         assert lost == ["internal_error"]
         assert gate.statistics().in_use == 1
-        gate.leave(holder)
+        gate.release(holder)
         assert gate.statistics().in_use == 1
-        gate.leave(waiter)
+        gate.release(waiter)
         assert gate.statistics().in_use == 0
         assert b"eidproxy_gate_forced_releases_total 1.0" in metrics.expose("")[0]
 
@@ -489,17 +489,17 @@ def test_a_slot_held_too_long_is_taken_back() -> None:
 def test_a_drain_turns_away_those_who_wait_and_those_who_come() -> None:
     async def main() -> None:
         gate, _ = _gate()
-        holder, waiter = gate.request(F), gate.request(B)
+        holder, waiter = gate.acquire(F), gate.acquire(B)
         task = asyncio.ensure_future(waiter.granted())
         await _turns()
         gate.drain()
         with pytest.raises(Refusal, match="draining"):
             await task
         with pytest.raises(Refusal, match="draining"):
-            gate.request(F)
-        gate.leave(waiter)
+            gate.acquire(F)
+        gate.release(waiter)
         assert gate.statistics().in_use == 1
-        gate.leave(holder)
+        gate.release(holder)
         assert gate.statistics().in_use == 0
 
     asyncio.run(main())

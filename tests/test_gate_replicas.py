@@ -391,7 +391,7 @@ def test_a_slot_that_was_lost_before_the_request_was_sent(
 
 def test_control_a_slot_that_nobody_asks_for_again(router: Router, store: Store, tmp_path: Path) -> None:
     """The same without the last look at the lease: the checker sees the second inference, and says whose it was."""
-    unasked = "RedisPermit.holds = lambda permit: True"
+    unasked = "RedisPermit.is_held = lambda permit: True"
     with halts(router, store, tmp_path / "armed", unasked, MOMENTS["the request is about to be sent"]) as (
         first,
         second,

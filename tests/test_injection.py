@@ -64,7 +64,7 @@ PATH: list[type] = [
 GIVING_BACK = {
     "AdmissionQueue.leave",
     "LocalGate._grant",
-    "LocalGate.leave",
+    "LocalGate.release",
     "Relay._leave_gate",
     "Relay.conclude",
     "Relay.on_disconnect",

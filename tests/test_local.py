@@ -24,37 +24,41 @@ def new_gate(capacity: int = 1, max_waiting: int = 2) -> LocalGate:
 @played_virtually
 async def test_what_the_operator_sees() -> None:
     gate = new_gate()
-    first, later, sooner = gate.request(F), gate.request(B), gate.request(F)
+    first, later, sooner = gate.acquire(F), gate.acquire(B), gate.acquire(F)
     first.settling = True
     await asyncio.sleep(3.0)
     assert gate.holders() == [Holder(F, 3.0, settling=True)]
     assert gate.waiters() == [Waiter(F, 1, 3.0), Waiter(B, 2, 3.0)]
-    assert (first.place(), sooner.place(), later.place()) == ((0, None), (1, None), (2, None))
+    assert (first.queue_position(), sooner.queue_position(), later.queue_position()) == (
+        (0, None),
+        (1, None),
+        (2, None),
+    )
     statistics = gate.statistics()
     assert (statistics.slots, statistics.in_use, statistics.settling, statistics.queue_limit) == (1, 1, 1, 2)
     assert statistics.depth == {F: 1, B: 1}
     assert statistics.oldest_wait_seconds == {F: 3.0, B: 3.0}
-    gate.leave(first)
+    gate.release(first)
     await sooner.granted()
-    assert (sooner.holds(), later.holds()) == (True, False)
+    assert (sooner.is_held(), later.is_held()) == (True, False)
     assert gate.statistics().mean_hold_seconds == 3.0
-    assert later.place() == (1, 3.0)
+    assert later.queue_position() == (1, 3.0)
     assert await gate.available()
 
 
 @played_virtually
 async def test_who_watches_is_told_once_a_tick() -> None:
     gate, told = new_gate(max_waiting=10), list[int]()
-    first = gate.request(F)
-    gate.request(B, lambda: told.append(1))
-    others = [gate.request(F) for _ in range(3)]
+    first = gate.acquire(F)
+    gate.acquire(B, lambda: told.append(1))
+    others = [gate.acquire(F) for _ in range(3)]
     await asyncio.sleep(0)
     assert told == [1]
     for other in others:
-        gate.leave(other)
+        gate.release(other)
     await asyncio.sleep(0)
     assert told == [1, 1]
-    gate.leave(first)
+    gate.release(first)
     await asyncio.sleep(0)
     assert told == [1, 1], "who has a slot has no place that could change"
 
@@ -62,38 +66,38 @@ async def test_who_watches_is_told_once_a_tick() -> None:
 @played_virtually
 async def test_leaving_twice_gives_back_once() -> None:
     gate = new_gate()
-    first, second, third = gate.request(F), gate.request(F), gate.request(F)
-    gate.leave(first)
-    gate.leave(first)
+    first, second, third = gate.acquire(F), gate.acquire(F), gate.acquire(F)
+    gate.release(first)
+    gate.release(first)
     await second.granted()
-    assert not third.holds()
+    assert not third.is_held()
 
 
 @played_virtually
 async def test_a_full_gate_says_when_to_come_back() -> None:
     gate = new_gate(max_waiting=0)
-    first = gate.request(F)
+    first = gate.acquire(F)
     with pytest.raises(Refusal, match="gate_queue_full") as caught:
-        gate.request(F)
+        gate.acquire(F)
     assert caught.value.retry_seconds is None
     await asyncio.sleep(8.0)
-    gate.leave(first)
-    gate.request(F)
+    gate.release(first)
+    gate.acquire(F)
     with pytest.raises(Refusal, match="gate_queue_full") as caught:
-        gate.request(F)
+        gate.acquire(F)
     assert caught.value.retry_seconds == 8.0
 
 
 @played_virtually
 async def test_a_slot_that_is_held_too_long_is_taken_back_and_its_holder_told() -> None:
     gate, lost = new_gate(), list[str]()
-    first = gate.request(F)
-    first.lost = lost.append
+    first = gate.acquire(F)
+    first.on_revoked = lost.append
     await asyncio.sleep(10.0)
-    second = gate.request(F)
+    second = gate.acquire(F)
     await second.granted()
     assert lost == ["internal_error"]
-    assert not first.holds()
+    assert not first.is_held()
     assert gate._metrics.forced_releases.value == 1
     assert gate._metrics.gate_hold[F].sum == pytest.approx(305.0)
 
@@ -101,20 +105,20 @@ async def test_a_slot_that_is_held_too_long_is_taken_back_and_its_holder_told() 
 @played_virtually
 async def test_waits_are_counted_by_how_they_ended() -> None:
     gate = new_gate(max_waiting=1)
-    first = gate.request(F)
-    expired = gate.request(F)
+    first = gate.acquire(F)
+    expired = gate.acquire(F)
     await asyncio.sleep(300.0)
     with pytest.raises(Refusal, match="gate_wait_timeout"):
         await expired.granted()
-    gate.leave(gate.request(F))
-    displaced = gate.request(B)
-    gate.request(F)
+    gate.release(gate.acquire(F))
+    displaced = gate.acquire(B)
+    gate.acquire(F)
     with pytest.raises(Refusal, match="gate_queue_full"):
         await displaced.granted()
     gate.drain()
     with pytest.raises(Refusal, match="draining"):
-        gate.request(F)
-    gate.leave(first)
+        gate.acquire(F)
+    gate.release(first)
     counts = {key: sum(series.counts) for key, series in gate._metrics.gate_wait.items() if sum(series.counts)}
     assert counts == {
         (F, WaitOutcome.GRANTED): 1,

@@ -46,7 +46,7 @@ class House:
         if settlement is None:
             self.close()
             if permit is not None:
-                self.gate.leave(permit)
+                self.gate.release(permit)
         return settlement
 
     def ends(self) -> dict[str, int]:
@@ -68,7 +68,7 @@ async def turn_of(permit: Permit) -> float:
 @played_virtually
 async def test_release_keeps_nothing() -> None:
     house = House(AfterLeave.RELEASE)
-    holder, waiter = house.gate.request(F), house.gate.request(F)
+    holder, waiter = house.gate.acquire(F), house.gate.acquire(F)
     await asyncio.sleep(5)
     assert house.departed(holder) is None
     assert await turn_of(waiter) == 5.0
@@ -78,13 +78,13 @@ async def test_release_keeps_nothing() -> None:
 @played_virtually
 async def test_settle_closes_at_once_and_keeps_the_slot() -> None:
     house = House(AfterLeave.SETTLE)
-    holder, waiter = house.gate.request(F), house.gate.request(F)
+    holder, waiter = house.gate.acquire(F), house.gate.acquire(F)
     await asyncio.sleep(5)
     house.departed(holder)
     assert house.closed == [5.0]
     assert [one.settling for one in house.gate.holders()] == [True]
     assert house.gate.statistics().settling == 1
-    assert waiter.place()[0] == 1
+    assert waiter.queue_position()[0] == 1
     assert await turn_of(waiter) == 25.0
     assert house.closed == [5.0]
     assert house.gate.statistics().settling == 0
@@ -95,7 +95,7 @@ async def test_settle_closes_at_once_and_keeps_the_slot() -> None:
 @played_virtually
 async def test_first_event_keeps_the_router_until_it_speaks() -> None:
     house = House(AfterLeave.FIRST_EVENT)
-    holder, waiter = house.gate.request(F), house.gate.request(F)
+    holder, waiter = house.gate.acquire(F), house.gate.acquire(F)
     await asyncio.sleep(5)
     settlement = house.departed(holder)
     assert settlement is not None
@@ -112,7 +112,7 @@ async def test_first_event_keeps_the_router_until_it_speaks() -> None:
 @played_virtually
 async def test_first_event_waits_no_longer_than_it_may() -> None:
     house = House(AfterLeave.FIRST_EVENT)
-    holder, waiter = house.gate.request(F), house.gate.request(F)
+    holder, waiter = house.gate.acquire(F), house.gate.acquire(F)
     house.departed(holder)
     assert await turn_of(waiter) == 20.0
     assert house.closed == [20.0]
@@ -124,15 +124,15 @@ def test_the_wall_clock_bounds_it_and_the_watchdog_has_nothing_to_do(after_leave
     @played_virtually
     async def test() -> None:
         house = House(after_leave, settle_seconds=1000.0)
-        holder, waiter = house.gate.request(F), house.gate.request(F)
+        holder, waiter = house.gate.acquire(F), house.gate.acquire(F)
         await asyncio.sleep(290)
         house.departed(holder, seconds_left=10.0)
         assert await turn_of(waiter) == 300.0
         assert house.ends() == {"deadline": 1}
-        house.gate.leave(waiter)
+        house.gate.release(waiter)
         await asyncio.sleep(1000)
         assert house.forced == 0
-        assert house.departed(house.gate.request(F), seconds_left=0.0) is None
+        assert house.departed(house.gate.acquire(F), seconds_left=0.0) is None
         assert house.gate.statistics().in_use == 0
 
     test()
@@ -143,7 +143,7 @@ def test_a_drain_releases_at_once(after_leave: AfterLeave) -> None:
     @played_virtually
     async def test() -> None:
         house = House(after_leave, capacity=2)
-        one, two = house.gate.request(F), house.gate.request(F)
+        one, two = house.gate.acquire(F), house.gate.acquire(F)
         house.departed(one)
         house.gate.drain()
         house.settlements.drain()
@@ -159,15 +159,15 @@ def test_a_drain_releases_at_once(after_leave: AfterLeave) -> None:
 @played_virtually
 async def test_the_next_waiter_leaves_meanwhile() -> None:
     house = House(AfterLeave.SETTLE)
-    holder, next_waiter, last = (house.gate.request(F) for _ in range(3))
+    holder, next_waiter, last = (house.gate.acquire(F) for _ in range(3))
     house.departed(holder)
     await asyncio.sleep(10)
-    house.gate.leave(next_waiter)
+    house.gate.release(next_waiter)
     assert await turn_of(last) == 20.0
     house.departed(last)
-    newcomer = house.gate.request(F)
+    newcomer = house.gate.acquire(F)
     assert await turn_of(newcomer) == 40.0
-    house.gate.leave(newcomer)
+    house.gate.release(newcomer)
     assert house.gate.statistics().in_use == 0
 
 
@@ -177,12 +177,12 @@ async def test_a_slot_that_is_taken_away_ends_it() -> None:
     house = House(AfterLeave.FIRST_EVENT, settle_seconds=1000.0)
     house.gate = LocalGate(AdmissionQueue(1, 100, 60.0), house.metrics, 300.0, max_hold_seconds=8.0)
     house.settlements.gate = house.gate
-    holder, waiter = house.gate.request(F), house.gate.request(F)
+    holder, waiter = house.gate.acquire(F), house.gate.acquire(F)
     house.departed(holder)
     assert await turn_of(waiter) == 8.0
     assert house.closed == [8.0]
     assert house.settlements.running == set()
-    house.gate.leave(waiter)
+    house.gate.release(waiter)
     assert house.gate.statistics().in_use == 0
 
 
@@ -206,11 +206,11 @@ async def test_a_connection_that_cannot_be_closed_keeps_no_slot() -> None:
     for after_leave in (AfterLeave.SETTLE, AfterLeave.FIRST_EVENT):
         house = House(after_leave)
         asyncio.get_running_loop().set_exception_handler(lambda _, __: None)
-        holder, waiter = house.gate.request(F), house.gate.request(F)
+        holder, waiter = house.gate.acquire(F), house.gate.acquire(F)
         try:
             house.settlements.keep(holder, close, DEADLINE)
         except OSError:
-            house.gate.leave(holder)
+            house.gate.release(holder)
         began = house.loop.time()
         assert await turn_of(waiter) in (began, began + 20.0)
         await asyncio.sleep(30)
@@ -244,7 +244,7 @@ async def _storm(after_leave: AfterLeave, seed: int, callers: int) -> tuple[Mach
     async def caller() -> None:
         await asyncio.sleep(rng.random() * callers * 4)
         try:
-            permit = house.gate.request(rng.choice(list(Priority)))
+            permit = house.gate.acquire(rng.choice(list(Priority)))
         except Refusal:
             return
         assert isinstance(permit, LocalPermit)
@@ -252,10 +252,10 @@ async def _storm(after_leave: AfterLeave, seed: int, callers: int) -> tuple[Mach
         done, _ = await asyncio.wait({waits}, timeout=rng.choice([None, None, 0.0, rng.random() * 30]))
         if not done or waits.exception() is not None:
             waits.cancel()
-            house.gate.leave(permit)
+            house.gate.release(permit)
             return
         if rng.random() < 0.1:  # gone at the instant of the grant: nothing was sent
-            house.gate.leave(permit)
+            house.gate.release(permit)
             return
         prefill = rng.random() * 10
         machine.post(prefill)
@@ -263,7 +263,7 @@ async def _storm(after_leave: AfterLeave, seed: int, callers: int) -> tuple[Mach
         stays = rng.random() * 15
         if stays >= prefill:
             await asyncio.sleep(stays)
-            house.gate.leave(permit)
+            house.gate.release(permit)
             return
         await asyncio.sleep(stays)
         settlement = house.departed(permit, begun + DEADLINE - house.loop.time())

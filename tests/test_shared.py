@@ -96,11 +96,11 @@ async def gates(kind: str, store: Store, count: int = 1, **settings: Any) -> Asy
     ]
     try:
         while True:  # a new store waits a lease; what an earlier test left goes
-            first = shared[0].request(Priority.FOREGROUND)
+            first = shared[0].acquire(Priority.FOREGROUND)
             with contextlib.suppress(Refusal):
                 async with asyncio.timeout(30):
                     await first.granted()
-                shared[0].leave(first)
+                shared[0].release(first)
                 break
         yield list(shared)
     finally:
@@ -140,7 +140,7 @@ async def reached(state: Callable[[], object], seconds: float = 30.0) -> None:
 
 async def settled(permits: list[Permit]) -> None:
     """Until all of them know their place in the queue."""
-    await reached(lambda: all(permit.place()[0] > 0 for permit in permits))
+    await reached(lambda: all(permit.queue_position()[0] > 0 for permit in permits))
 
 
 async def in_order(gate: Gate, permits: list[Permit]) -> list[int]:
@@ -157,7 +157,7 @@ async def in_order(gate: Gate, permits: list[Permit]) -> list[int]:
         for _ in permits:
             order.append(await turns.get())
             assert turns.empty()
-            gate.leave(permits[order[-1]])
+            gate.release(permits[order[-1]])
         await asyncio.gather(*tasks)
     return order
 
@@ -178,17 +178,17 @@ def count(gate: Any, priority: Priority, outcome: WaitOutcome) -> int:
 @played
 async def test_classes_and_places(kind: str, store: Store) -> None:
     async with gates(kind, store) as [gate]:
-        holder = gate.request(Priority.FOREGROUND)
+        holder = gate.acquire(Priority.FOREGROUND)
         await holder.granted()
-        line = [gate.request(priority) for priority in (Priority.BACKGROUND, Priority.FOREGROUND) * 3]
+        line = [gate.acquire(priority) for priority in (Priority.BACKGROUND, Priority.FOREGROUND) * 3]
         await settled(line)
-        await reached(lambda: [permit.place()[0] for permit in line] == [4, 1, 5, 2, 6, 3])
+        await reached(lambda: [permit.queue_position()[0] for permit in line] == [4, 1, 5, 2, 6, 3])
         assert [waiter.position for waiter in gate.waiters()] == [1, 2, 3, 4, 5, 6]
         states = gate.statistics()
         assert (states.in_use, states.depth) == (1, {Priority.FOREGROUND: 3, Priority.BACKGROUND: 3})
-        gate.leave(line[1])
-        gate.leave(line[1])
-        gate.leave(holder)
+        gate.release(line[1])
+        gate.release(line[1])
+        gate.release(holder)
         assert await in_order(gate, [line[0], *line[2:]]) == [2, 4, 0, 1, 3]
         states = gate.statistics()
         assert (states.in_use, states.depth) == (0, {Priority.FOREGROUND: 0, Priority.BACKGROUND: 0})
@@ -199,32 +199,32 @@ async def test_classes_and_places(kind: str, store: Store) -> None:
 @played
 async def test_who_has_waited_long_counts_as_foreground(kind: str, store: Store) -> None:
     async with gates(kind, store, aging_seconds=0.3) as [gate]:
-        holder = gate.request(Priority.FOREGROUND)
+        holder = gate.acquire(Priority.FOREGROUND)
         await holder.granted()
-        line = [gate.request(priority) for priority in (Priority.FOREGROUND, Priority.BACKGROUND)]
+        line = [gate.acquire(priority) for priority in (Priority.FOREGROUND, Priority.BACKGROUND)]
         await settled(line)
         await asyncio.sleep(0.35)  # the age itself is what is tested
-        line += [gate.request(priority) for priority in (Priority.FOREGROUND, Priority.BACKGROUND)]
+        line += [gate.acquire(priority) for priority in (Priority.FOREGROUND, Priority.BACKGROUND)]
         await settled(line)
-        await reached(lambda: [permit.place()[0] for permit in line[2:]] == [3, 4])
-        gate.leave(holder)
+        await reached(lambda: [permit.queue_position()[0] for permit in line[2:]] == [3, 4])
+        gate.release(holder)
         assert await in_order(gate, line) == [0, 1, 2, 3]
 
 
 @played
 async def test_a_full_queue(kind: str, store: Store) -> None:
     async with gates(kind, store, max_waiting=2) as [gate]:
-        holder = gate.request(Priority.FOREGROUND)
+        holder = gate.acquire(Priority.FOREGROUND)
         await holder.granted()
-        line = [gate.request(Priority.BACKGROUND) for _ in range(2)]
+        line = [gate.acquire(Priority.BACKGROUND) for _ in range(2)]
         await settled(line)
         for displaced in reversed(line):
-            newcomer = gate.request(Priority.FOREGROUND)
+            newcomer = gate.acquire(Priority.FOREGROUND)
             assert await refused(displaced) == "gate_queue_full"
             await settled([newcomer])
         for priority in Priority:
             with pytest.raises(Refusal) as full:
-                await gate.request(priority).granted()
+                await gate.acquire(priority).granted()
             assert full.value.reason == "gate_queue_full"
         assert count(gate, Priority.BACKGROUND, WaitOutcome.FULL) == 3
         assert gate.statistics().depth == {Priority.FOREGROUND: 2, Priority.BACKGROUND: 0}
@@ -233,36 +233,36 @@ async def test_a_full_queue(kind: str, store: Store) -> None:
 @played
 async def test_clocks(kind: str, store: Store) -> None:
     async with gates(kind, store, wait_timeout_seconds=0.3, max_hold_seconds=0.8) as [gate]:
-        holder = gate.request(Priority.FOREGROUND)
+        holder = gate.acquire(Priority.FOREGROUND)
         await holder.granted()
         lost: list[str] = []
-        holder.lost = lost.append
-        waiter = gate.request(Priority.FOREGROUND)
-        assert (holder.holds(), waiter.holds()) == (True, False)
+        holder.on_revoked = lost.append
+        waiter = gate.acquire(Priority.FOREGROUND)
+        assert (holder.is_held(), waiter.is_held()) == (True, False)
         assert await refused(waiter) == "gate_wait_timeout"
         await reached(lambda: lost)
-        assert not holder.holds()
+        assert not holder.is_held()
         assert lost == ["internal_error"]
-        successor = gate.request(Priority.BACKGROUND)
+        successor = gate.acquire(Priority.BACKGROUND)
         await successor.granted()
-        gate.leave(holder)
+        gate.release(holder)
         assert gate.statistics().in_use == 1
 
 
 @played
 async def test_draining(kind: str, store: Store) -> None:
     async with gates(kind, store) as [gate]:
-        holder = gate.request(Priority.FOREGROUND)
+        holder = gate.acquire(Priority.FOREGROUND)
         await holder.granted()
-        line = [gate.request(priority) for priority in Priority]
+        line = [gate.acquire(priority) for priority in Priority]
         await settled(line)
-        line.append(gate.request(Priority.FOREGROUND))
+        line.append(gate.acquire(Priority.FOREGROUND))
         gate.drain()
         assert [await refused(permit) for permit in line] == ["draining"] * 3
         with pytest.raises(Refusal):
-            gate.request(Priority.FOREGROUND)
+            gate.acquire(Priority.FOREGROUND)
         assert gate.statistics().in_use == 1
-        gate.leave(holder)
+        gate.release(holder)
 
 
 @played
@@ -271,24 +271,24 @@ async def test_a_slot_that_settles_outlives_its_lease(kind: str, store: Store) -
     async with gates(kind, store, 2) as shared:
         gate, other = shared[0], shared[-1]
         settlements = Settlements(gate, Metrics("test"), AfterLeave.SETTLE, LEASE * 2.5)
-        holder = gate.request(Priority.FOREGROUND)
+        holder = gate.acquire(Priority.FOREGROUND)
         await holder.granted()
         lost: list[str] = []
-        holder.lost = lost.append
+        holder.on_revoked = lost.append
         closed: list[float] = []
         clock = asyncio.get_running_loop().time
         assert settlements.keep(holder, lambda: closed.append(clock()), 300.0) is not None
         assert len(closed) == 1
         assert ([one.settling for one in gate.holders()], gate.statistics().settling) == ([True], 1)
-        waiter = other.request(Priority.FOREGROUND)
-        gone = other.request(Priority.FOREGROUND)
+        waiter = other.acquire(Priority.FOREGROUND)
+        gone = other.acquire(Priority.FOREGROUND)
         await settled([waiter, gone])
-        other.leave(gone)
+        other.release(gone)
         await waiter.granted()
         assert clock() - closed[0] >= LEASE * 2.5 - 0.01
         assert lost == []
         assert gate.statistics().settling == 0
-        other.leave(waiter)
+        other.release(waiter)
 
 
 @played
@@ -296,17 +296,17 @@ async def test_a_slot_that_settles_is_released_by_a_drain(kind: str, store: Stor
     async with gates(kind, store, 2) as shared:
         gate, other = shared[0], shared[-1]
         settlements = Settlements(gate, Metrics("test"), AfterLeave.FIRST_EVENT, 300.0)
-        holder = gate.request(Priority.FOREGROUND)
+        holder = gate.acquire(Priority.FOREGROUND)
         await holder.granted()
         settlements.keep(holder, lambda: None, 300.0)
-        waiter = other.request(Priority.FOREGROUND)
+        waiter = other.acquire(Priority.FOREGROUND)
         await settled([waiter])
         if kind == "redis":  # a drain of the one gate would turn its own waiter away
             gate.drain()
         settlements.drain()
         await waiter.granted()
         assert gate.statistics().in_use == (gate is other)
-        other.leave(waiter)
+        other.release(waiter)
 
 
 @played
@@ -314,16 +314,16 @@ async def test_a_slot_that_settles_and_is_taken_away(kind: str, store: Store) ->
     """By the watchdog here: the router is closed, and the slot is not given back a second time."""
     async with gates(kind, store, max_hold_seconds=0.5) as [gate]:
         settlements = Settlements(gate, Metrics("test"), AfterLeave.FIRST_EVENT, 300.0)
-        holder = gate.request(Priority.FOREGROUND)
+        holder = gate.acquire(Priority.FOREGROUND)
         await holder.granted()
         closed: list[bool] = []
         settlements.keep(holder, lambda: closed.append(True), 300.0)
-        waiter = gate.request(Priority.FOREGROUND)
+        waiter = gate.acquire(Priority.FOREGROUND)
         await waiter.granted()
         assert closed == [True]
         assert settlements.running == set()
         assert gate.statistics().in_use == 1
-        gate.leave(waiter)
+        gate.release(waiter)
 
 
 @pytest.mark.parametrize("capacity", [1, 3])
@@ -337,8 +337,8 @@ def test_storm(kind: str, capacity: int, store: Store, seed: int, patient: None)
     async def caller(gate: Gate, number: int) -> None:
         nonlocal most, stayed, served
         await asyncio.sleep(choose.random())
-        permit = gate.request(choose.choice(list(Priority)))
-        permit.lost = lambda _reason: held.discard(number)
+        permit = gate.acquire(choose.choice(list(Priority)))
+        permit.on_revoked = lambda _reason: held.discard(number)
         give_up = choose.choice([None, None, 0, choose.random() * 0.01, choose.random()])
         try:
             async with asyncio.timeout(give_up):
@@ -349,13 +349,13 @@ def test_storm(kind: str, capacity: int, store: Store, seed: int, patient: None)
         except TimeoutError:
             pass
         held.discard(number)
-        gate.leave(permit)
+        gate.release(permit)
 
     async def storm() -> None:
         async with gates(kind, store, 3, capacity=capacity, max_waiting=1000, lease_seconds=PATIENT) as shared:
             async with asyncio.timeout(120):
                 await asyncio.gather(*(caller(choose.choice(shared), number) for number in range(600)))
-                last = [shared[0].request(Priority.BACKGROUND) for _ in range(capacity)]
+                last = [shared[0].acquire(Priority.BACKGROUND) for _ in range(capacity)]
                 for permit in last:
                     await permit.granted()
             assert shared[0].statistics().in_use == capacity
@@ -386,7 +386,7 @@ async def _compared(choose: random.Random, store: Store) -> None:
             if choose.random() < 0.55 or not pairs:
                 gate, priority = choose.choice(shared), choose.choice(list(Priority))
                 ticket, displaced = queue.request(priority, 0)
-                permit = gate.request(priority)
+                permit = gate.acquire(priority)
                 if ticket is None:
                     assert await refused(permit) == "gate_queue_full"
                 else:
@@ -399,7 +399,7 @@ async def _compared(choose: random.Random, store: Store) -> None:
             else:
                 ticket, gate, permit = pairs.pop(choose.randrange(len(pairs)))
                 queue.leave(ticket, 0)
-                gate.leave(permit)
+                gate.release(permit)
                 await reached(lambda gate=gate: not gate._releases)  # type: ignore[misc]
             await _agree(queue, pairs)
 
@@ -411,7 +411,7 @@ async def _agree(queue: AdmissionQueue, pairs: list[tuple[Ticket, Any, Any]]) ->
             gate._round_within(0)
         return all(
             (permit.granted_at is None) is (ticket.granted_at is None)
-            and permit.place()[0] == queue.position(ticket, 0)
+            and permit.queue_position()[0] == queue.position(ticket, 0)
             for ticket, _, permit in pairs
         )
 
@@ -427,12 +427,12 @@ def test_renewals_that_do_not_arrive(store: Store, fenced: bool, monkeypatch: py
 
     async def two() -> list[Span]:
         async with gates("redis", store, 2) as (one, other):
-            first = one.request(Priority.FOREGROUND)
+            first = one.acquire(Priority.FOREGROUND)
             await first.granted()
-            second = other.request(Priority.FOREGROUND)
+            second = other.acquire(Priority.FOREGROUND)
             began = time.monotonic()
             ended: list[float] = []
-            first.lost = lambda _reason: ended.append(time.monotonic())
+            first.on_revoked = lambda _reason: ended.append(time.monotonic())
             client = one._client  # type: ignore[attr-defined]
             call = client.call
 
@@ -444,8 +444,8 @@ def test_renewals_that_do_not_arrive(store: Store, fenced: bool, monkeypatch: py
             async with asyncio.timeout(LEASE * 3):
                 await second.granted()
             second_began = time.monotonic()
-            one.leave(first)
-            other.leave(second)
+            one.release(first)
+            other.release(second)
             return [Span(0, began, (ended or [time.monotonic()])[0]), Span(1, second_began, time.monotonic())]
 
     if not fenced:
@@ -460,17 +460,17 @@ def test_a_grant_reaches_its_waiter(store: Store) -> None:
     async def handovers() -> list[float]:
         took = []
         async with gates("redis", store, 2) as (one, other):
-            permit = one.request(Priority.FOREGROUND)
+            permit = one.acquire(Priority.FOREGROUND)
             await permit.granted()
             for _ in range(amount(300, 3000)):
-                successor = other.request(Priority.FOREGROUND)
+                successor = other.acquire(Priority.FOREGROUND)
                 await settled([successor])
                 began = time.perf_counter()
-                one.leave(permit)
+                one.release(permit)
                 await successor.granted()
                 took.append((time.perf_counter() - began) * 1e3)
                 one, other, permit = other, one, successor
-            one.leave(permit)
+            one.release(permit)
         return sorted(took)
 
     with Beside() as beside:
@@ -485,17 +485,17 @@ def test_a_woken_waiter_believes_only_the_server(store: Store) -> None:
 
     async def misled() -> None:
         async with gates("redis", store, 2) as (one, other):
-            first = one.request(Priority.FOREGROUND)
+            first = one.acquire(Priority.FOREGROUND)
             await first.granted()
-            second = other.request(Priority.FOREGROUND)
+            second = other.acquire(Priority.FOREGROUND)
             await settled([second])
             for _ in range(5):
                 store.command("PUBLISH", f"eidproxy:gate:{second.id.partition(':')[0]}", f"granted {second.id}")  # type: ignore[attr-defined]
                 await asyncio.sleep(0.02)
-            assert second.place()[0] == 1
-            one.leave(first)
+            assert second.queue_position()[0] == 1
+            one.release(first)
             await second.granted()
-            other.leave(second)
+            other.release(second)
 
     asyncio.run(misled())
 
@@ -505,7 +505,7 @@ def test_asking_again_begins_the_lease_anew(store: Store) -> None:
 
     async def twice() -> None:
         async with gates("redis", store) as [gate]:
-            permits = [gate.request(Priority.FOREGROUND) for _ in range(2)]
+            permits = [gate.acquire(Priority.FOREGROUND) for _ in range(2)]
             await permits[0].granted()
             await settled(permits[1:])
             for permit, line in zip(permits, ("holders", "leases"), strict=True):
@@ -514,9 +514,9 @@ def test_asking_again_begins_the_lease_anew(store: Store) -> None:
                     await gate._client.call("enter", permit.id, "foreground").reply  # type: ignore[attr-defined]
                     ends.append(float(store.command("ZSCORE", f"eidproxy:{{gate}}:{line}", permit.id)))  # type: ignore[attr-defined]
                 assert ends[0] < ends[1]
-            await reached(lambda: permits[1].place()[0] == 1)
+            await reached(lambda: permits[1].queue_position()[0] == 1)
             for permit in reversed(permits):
-                gate.leave(permit)
+                gate.release(permit)
 
     asyncio.run(twice())
 
@@ -527,17 +527,17 @@ def test_a_key_is_gone(store: Store, key: str) -> None:
 
     async def lose() -> None:
         async with gates("redis", store, 3) as (one, other, dead):
-            holder = one.request(Priority.FOREGROUND)
+            holder = one.acquire(Priority.FOREGROUND)
             await holder.granted()
-            await settled([dead.request(priority) for priority in Priority])
+            await settled([dead.acquire(priority) for priority in Priority])
             await _die(dead)
             store.command("DEL", f"eidproxy:{{gate}}:{key}")
-            one.leave(holder)
+            one.release(holder)
             await reached(lambda: not one._releases, 0.25)  # type: ignore[attr-defined]
-            permit = other.request(Priority.BACKGROUND)
+            permit = other.acquire(Priority.BACKGROUND)
             async with asyncio.timeout(LEASE):
                 await permit.granted()
-            other.leave(permit)
+            other.release(permit)
 
     asyncio.run(lose())
 
@@ -547,18 +547,18 @@ def test_the_holders_are_gone(store: Store) -> None:
 
     async def lose() -> None:
         async with gates("redis", store, 2) as (one, other):
-            holder = one.request(Priority.FOREGROUND)
+            holder = one.acquire(Priority.FOREGROUND)
             await holder.granted()
             lost: list[str] = []
-            holder.lost = lost.append
+            holder.on_revoked = lost.append
             store.command("DEL", "eidproxy:{gate}:holders")
             await reached(lambda: store.command("ZCARD", "eidproxy:{gate}:holders"), LEASE)
-            successor = other.request(Priority.FOREGROUND)
+            successor = other.acquire(Priority.FOREGROUND)
             await settled([successor])
             assert not lost
             store.command("DEL", "eidproxy:{gate}:holders")
-            await reached(lambda: successor.place()[0] == 0 and lost, LEASE)
-            other.leave(successor)
+            await reached(lambda: successor.queue_position()[0] == 0 and lost, LEASE)
+            other.release(successor)
 
     asyncio.run(lose())
 
@@ -576,7 +576,7 @@ def test_the_connection_is_closed_before_the_slot_is_given_back(store: Store) ->
     async def lose() -> list[str]:
         order: list[str] = []
         async with gates("redis", store) as [gate]:
-            permit: Any = gate.request(Priority.FOREGROUND)
+            permit: Any = gate.acquire(Priority.FOREGROUND)
             await permit.granted()
             loop, client = asyncio.get_running_loop(), gate._client  # type: ignore[attr-defined]
             send = client._round_trip
@@ -587,7 +587,7 @@ def test_the_connection_is_closed_before_the_slot_is_given_back(store: Store) ->
 
             client._round_trip = sending
             # What a transport does when it is aborted.
-            permit.lost = lambda _reason: loop.call_soon(order.append, "closed")
+            permit.on_revoked = lambda _reason: loop.call_soon(order.append, "closed")
             loop.call_soon(gate._lose, permit)  # type: ignore[attr-defined]
             await client.call("enter", "", "").reply
             await reached(lambda: not gate._releases)  # type: ignore[attr-defined]
@@ -605,9 +605,9 @@ def test_a_caller_that_leaves_while_the_link_connects(store: Store) -> None:
             await client._hang_up()
             store.signal(signal.SIGSTOP)  # it accepts, and does not greet
             try:
-                permit = gate.request(Priority.FOREGROUND)
+                permit = gate.acquire(Priority.FOREGROUND)
                 await reached(lambda: client._connection is not None)
-                gate.leave(permit)
+                gate.release(permit)
             finally:
                 store.signal(signal.SIGCONT)
             assert await gate.available()

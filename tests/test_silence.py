@@ -8,7 +8,9 @@ import pytest
 
 from eidproxy.relay.silence import SilenceClock, SilenceLimits
 
-LIMITS = SilenceLimits(first_event=90.0, first_event_per_kib=4.0, read_timeout=120.0, deadline=300.0)
+LIMITS = SilenceLimits(
+    first_event_seconds=90.0, first_event_seconds_per_kib=4.0, read_timeout_seconds=120.0, deadline_seconds=300.0
+)
 KIB = 1024
 
 

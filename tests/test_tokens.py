@@ -11,7 +11,7 @@ import pytest
 
 from eidproxy.errors import Refusal
 from eidproxy.inbound.http1 import parse_head
-from eidproxy.tokens import Tokens, bearer_token, login_link, parse_duration, parse_place, qr_code
+from eidproxy.tokens import Tokens, bearer_token, login_link, parse_base_url, parse_duration, qr_code
 
 SECRET = "k" * 32
 NOW = int(time.time())
@@ -214,7 +214,7 @@ def test_durations(text: str, seconds: float) -> None:
     ],
 )
 def test_the_token_stands_where_no_server_sees_it(url: str, link: str) -> None:
-    assert login_link(parse_place(url), "t") == link
+    assert login_link(parse_base_url(url), "t") == link
 
 
 def test_a_code_brings_its_own_colours_to_a_terminal() -> None:

@@ -17,7 +17,7 @@ from typing import Any, Self
 import msgspec
 import pytest
 
-from eidproxy.commands.top import Look, View, age, chart, is_place, length, limit, render, seconds
+from eidproxy.commands.top import Look, View, age, chart, is_base_url, length, limit, render, seconds
 from eidproxy.status import ROWS, Status
 from tests.harness import CHAT, ROOT, Proxy, RawClient, ask, chat, free_port, request_bytes, until
 from tests.tools import need
@@ -309,7 +309,7 @@ def test_counts_begin_anew_with_another_process() -> None:
     ],
 )
 def test_what_is_a_place(url: str, good: bool) -> None:
-    assert is_place(url) is good
+    assert is_base_url(url) is good
 
 
 # Once

@@ -374,7 +374,9 @@ class Stuck(Exception):
     """The router answers, and requests are refused."""
 
 
-LIMITS = SilenceLimits(first_event=20.0, first_event_per_kib=4.0, read_timeout=25.0, deadline=80.0)
+LIMITS = SilenceLimits(
+    first_event_seconds=20.0, first_event_seconds_per_kib=4.0, read_timeout_seconds=25.0, deadline_seconds=80.0
+)
 RETRY = 10.0
 
 
@@ -430,7 +432,7 @@ class Schedule:
         for job in self.house.running:
             if job.sent_at is None:
                 job.said = ANSWER
-        for _ in range(2 * int((LIMITS.deadline + RETRY) / 5)):
+        for _ in range(2 * int((LIMITS.deadline_seconds + RETRY) / 5)):
             timeline.run(timeline.now + 5.0)
             self.ask(Job(ANSWER))
         last = self.jobs[-1]

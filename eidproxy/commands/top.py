@@ -85,7 +85,7 @@ class TopError(Exception):
 # Asking
 
 
-def is_place(url: str) -> bool:
+def is_base_url(url: str) -> bool:
     """Whether a URL names a place and nothing more: no user, no password, no query."""
     try:
         parts = httpx.URL(url)

@@ -1,8 +1,8 @@
 """The gate: at most `capacity` requests of `daily` at the router at once, in the order `admission` decides.
 
 `Gate` is what a relay needs of any gate: `local.LocalGate` keeps it in the process, `shared.RedisGate` in a store that
-replicas share. A relay asks with `request`, waits on the permit it gets, and calls `leave` exactly where it closes its
-upstream connection: leaving frees a slot or a place, whatever the permit holds at that instant.
+replicas share. A relay asks with `acquire`, waits on the permit it gets, and calls `release` exactly where it closes
+its upstream connection: that frees a slot or a place in the queue, whatever the permit has at that instant.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class GateStatistics(NamedTuple):
 class Permit(Protocol):
     """One request's permit: a slot that it holds or waits for."""
 
-    lost: Callable[[str], None] | None
+    on_revoked: Callable[[str], None] | None
     """Called with a reason when a slot that was granted is taken away; it is no longer held then."""
     settling: bool
     """Whether the caller has left and the slot is kept all the same (see `settle`). For the operator's views."""
@@ -57,27 +57,27 @@ class Permit(Protocol):
     async def granted(self) -> None:
         """Wait for the slot. Raises Refusal (`gate_queue_full`, `gate_wait_timeout`, `draining`, …)."""
 
-    def holds(self) -> bool:
+    def is_held(self) -> bool:
         """Whether the slot is still held, by a clock read now: asked right before the request goes to the router.
 
-        When it was held until now and is not any more, `lost` is called before this returns.
+        When it was held until now and is not any more, `on_revoked` is called before this returns.
         """
 
-    def place(self) -> tuple[int, float | None]:
+    def queue_position(self) -> tuple[int, float | None]:
         """The position in the queue (1 is the next, 0 has a slot) and the seconds until the slot, if known."""
 
 
 class Gate(Protocol):
     """What a relay, the metrics and the operator's views need of a gate."""
 
-    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> Permit:
+    def acquire(self, priority: Priority, on_position_change: Callable[[], None] | None = None) -> Permit:
         """Ask for a slot. Raises Refusal `gate_queue_full` or `draining` when that is known at once.
 
-        `moved` is called, at most once a tick, when the place in the queue may have changed.
+        `on_position_change` is called, at most once a tick, when the place in the queue may have changed.
         """
 
-    def leave(self, permit: Permit) -> None:
-        """Give back what the permit holds, a slot or a place. Never waits; leaving twice does nothing."""
+    def release(self, permit: Permit) -> None:
+        """Give back what the permit has, a slot or a place in the queue. Never waits; a second call does nothing."""
 
     def drain(self) -> None:
         """Turn away all who wait and all who come."""

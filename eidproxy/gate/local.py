@@ -14,12 +14,12 @@ from eidproxy.vocabulary import Priority, WaitOutcome
 class LocalPermit:
     """A pass of `LocalGate`."""
 
-    __slots__ = ("_gate", "_turn", "lost", "settling", "ticket")
+    __slots__ = ("_gate", "_turn", "on_revoked", "settling", "ticket")
 
     def __init__(self, gate: "LocalGate", ticket: Ticket) -> None:
         self._gate = gate
         self.ticket = ticket
-        self.lost: Callable[[str], None] | None = None
+        self.on_revoked: Callable[[str], None] | None = None
         self.settling = False
         self._turn: asyncio.Future[None] | None = None
 
@@ -33,13 +33,13 @@ class LocalPermit:
         if self._turn is not None:
             await self._turn
 
-    def holds(self) -> bool:
-        """See `Permit.holds`."""
-        return self._gate.holds(self.ticket)
+    def is_held(self) -> bool:
+        """See `Permit.is_held`."""
+        return self._gate.is_held(self.ticket)
 
-    def place(self) -> tuple[int, float | None]:
-        """See `Permit.place`."""
-        return self._gate.place(self.ticket)
+    def queue_position(self) -> tuple[int, float | None]:
+        """See `Permit.queue_position`."""
+        return self._gate.queue_position(self.ticket)
 
 
 class LocalGate:
@@ -63,8 +63,8 @@ class LocalGate:
         self._news_due = False
         self._loop = asyncio.get_running_loop()
 
-    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> LocalPermit:
-        """See `Gate.request`."""
+    def acquire(self, priority: Priority, on_position_change: Callable[[], None] | None = None) -> LocalPermit:
+        """See `Gate.acquire`."""
         if self._draining:
             self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
             raise Refusal("draining")
@@ -81,16 +81,16 @@ class LocalGate:
             else:
                 permit._turn = self._loop.create_future()
                 self._waits.start(permit)
-                if moved is not None:
-                    self._watchers[ticket.number] = moved
+                if on_position_change is not None:
+                    self._watchers[ticket.number] = on_position_change
                 self._tell_waiters()
         except BaseException:
-            self.leave(permit)  # nobody gets the permit, so nobody else could
+            self.release(permit)  # nobody gets the permit, so nobody else could
             raise
         return permit
 
-    def leave(self, permit: Permit) -> None:
-        """See `Gate.leave`."""
+    def release(self, permit: Permit) -> None:
+        """See `Gate.release`."""
         assert isinstance(permit, LocalPermit)  # noqa: S101  # a gate is only given back its own permits
         ticket, now = permit.ticket, self._loop.time()
         if ticket.number not in self._permits:
@@ -117,11 +117,11 @@ class LocalGate:
             for ticket in list(self._queue.line(priority)):
                 self._turn_away(self._permits[ticket.number], WaitOutcome.DRAINING, Refusal("draining"))
 
-    def holds(self, ticket: Ticket) -> bool:
+    def is_held(self, ticket: Ticket) -> bool:
         """Whether it has a slot now."""
         return ticket.number in self._queue.holders
 
-    def place(self, ticket: Ticket) -> tuple[int, float | None]:
+    def queue_position(self, ticket: Ticket) -> tuple[int, float | None]:
         """The position of a ticket and the seconds until its slot."""
         position = self._queue.position(ticket, self._loop.time())
         return position, self._hold_estimate.wait(position, self._queue.capacity)
@@ -204,9 +204,9 @@ class LocalGate:
     def _take_back(self, permit: LocalPermit) -> None:
         """The watchdog: a holder that outlived its own deadline is a bug, and must not become an outage."""
         self._metrics.forced_releases.inc()
-        self.leave(permit)
-        if permit.lost is not None:
-            permit.lost("internal_error")
+        self.release(permit)
+        if permit.on_revoked is not None:
+            permit.on_revoked("internal_error")
 
     def _tell_waiters(self) -> None:
         """Let those who asked know, once a tick, that places may have changed."""
@@ -216,5 +216,5 @@ class LocalGate:
 
     def _tell(self) -> None:
         self._news_due = False
-        for moved in list(self._watchers.values()):
-            moved()
+        for on_position_change in list(self._watchers.values()):
+            on_position_change()

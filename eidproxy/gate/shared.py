@@ -127,9 +127,9 @@ class RedisPermit:
         "fence_at",
         "granted_at",
         "id",
-        "lost",
-        "moved",
         "number",
+        "on_position_change",
+        "on_revoked",
         "position",
         "priority",
         "settling",
@@ -145,9 +145,9 @@ class RedisPermit:
         self.priority = priority
         self.arrived_at = arrived_at
         self.granted_at: float | None = None
-        self.lost: Callable[[str], None] | None = None
+        self.on_revoked: Callable[[str], None] | None = None
         self.settling = False
-        self.moved: Callable[[], None] | None = None
+        self.on_position_change: Callable[[], None] | None = None
         self.number = 0
         """The order of arrival by the server, 0 before it answered."""
         self.token = 0
@@ -167,12 +167,12 @@ class RedisPermit:
         """See `Permit.granted`."""
         await self.turn
 
-    def holds(self) -> bool:
-        """See `Permit.holds`."""
-        return self._gate.holds(self)
+    def is_held(self) -> bool:
+        """See `Permit.is_held`."""
+        return self._gate.is_held(self)
 
-    def place(self) -> tuple[int, float | None]:
-        """See `Permit.place`. The position is 0 until the server has told it."""
+    def queue_position(self) -> tuple[int, float | None]:
+        """See `Permit.queue_position`. The position is 0 until the server has told it."""
         position = 0 if self.granted_at is not None else self.position
         return position, self._gate.wait(position)
 
@@ -228,14 +228,14 @@ class RedisGate:
 
     # What a relay asks for
 
-    def request(self, priority: Priority, moved: Callable[[], None] | None = None) -> RedisPermit:
-        """See `Gate.request`. Whether the queue is full is known only to the server."""
+    def acquire(self, priority: Priority, on_position_change: Callable[[], None] | None = None) -> RedisPermit:
+        """See `Gate.acquire`. Whether the queue is full is known only to the server."""
         if self._draining:
             self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
             raise Refusal("draining")
         self._arrivals += 1
         permit = RedisPermit(self, f"{self._replica}:{self._arrivals}", priority, self._loop.time())
-        permit.moved = moved
+        permit.on_position_change = on_position_change
         permit.expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, permit)
         permit.unanswered = self._loop.call_later(self._lease.call, self._unavailable, permit)
         self._permits[permit.id] = self._lines[priority][permit.id] = permit
@@ -243,8 +243,8 @@ class RedisGate:
         permit.entering.reply.add_done_callback(partial(self._entered, permit))
         return permit
 
-    def leave(self, permit: Permit) -> None:
-        """See `Gate.leave`."""
+    def release(self, permit: Permit) -> None:
+        """See `Gate.release`."""
         assert isinstance(permit, RedisPermit)  # noqa: S101  # a gate is only given back its own permits
         if permit.id not in self._permits:
             return
@@ -254,7 +254,7 @@ class RedisGate:
         else:
             self._metrics.gate_wait[permit.priority, WaitOutcome.CANCELLED].observe(now - permit.arrived_at)
         self._forget(permit)
-        self._release(permit)
+        self._give_back(permit)
 
     def drain(self) -> None:
         """See `Gate.drain`."""
@@ -263,8 +263,8 @@ class RedisGate:
             for permit in list(self._lines[priority].values()):
                 self._turn_away(permit, Refusal("draining"), WaitOutcome.DRAINING)
 
-    def holds(self, permit: RedisPermit) -> bool:
-        """See `Permit.holds`. What was granted before a pause may have been given on during it."""
+    def is_held(self, permit: RedisPermit) -> bool:
+        """See `Permit.is_held`. What was granted before a pause may have been given on during it."""
         if permit.id in self._holders and permit.fence_at <= self._loop.time():
             self._lose(permit)
         return permit.id in self._holders
@@ -321,7 +321,7 @@ class RedisGate:
         """See `Gate.aclose`. What was given back shall be free for the others at once, not after the lease."""
         self.drain()
         for permit in list(self._holders.values()):
-            self.leave(permit)
+            self.release(permit)
         give_up_at = self._loop.time() + _CLOSE_SECONDS
         while self._releases and self._loop.time() < give_up_at:  # noqa: ASYNC110  # only while the process stops
             await asyncio.sleep(0.01)
@@ -368,7 +368,7 @@ class RedisGate:
         self._apply(permit, sent_at, state, number, token, position)
         if state == b"waits":
             # A caller that is told its place follows it from now on.
-            self._round_within(0 if permit.moved is not None and not self._following else self._lease.poll)
+            self._round_within(0 if permit.on_position_change is not None and not self._following else self._lease.poll)
 
     def _renew(self, permits: list[RedisPermit]) -> Call:
         arguments: list[str | int] = []
@@ -413,12 +413,12 @@ class RedisGate:
                 self._begin_hold(permit, now)
         elif position != permit.position:
             permit.position = position
-            if permit.moved is not None:
-                permit.moved()
+            if permit.on_position_change is not None:
+                permit.on_position_change()
 
     def _begin_hold(self, permit: RedisPermit, now: float) -> None:
         permit.granted_at = now
-        permit.moved = None
+        permit.on_position_change = None
         if permit.expiry is not None:
             permit.expiry.cancel()
         del self._lines[permit.priority][permit.id]
@@ -462,9 +462,9 @@ class RedisGate:
 
     def _stop(self, permit: RedisPermit, reason: str) -> None:
         self._forget(permit)
-        if permit.lost is not None:
-            permit.lost(reason)
-        self._release(permit)
+        if permit.on_revoked is not None:
+            permit.on_revoked(reason)
+        self._give_back(permit)
 
     def _turn_away(
         self, permit: RedisPermit, refusal: Refusal, outcome: WaitOutcome | None, *, place: bool = True
@@ -476,7 +476,7 @@ class RedisGate:
             self._metrics.gate_wait[permit.priority, outcome].observe(self._loop.time() - permit.arrived_at)
         self._forget(permit)
         if place:
-            self._release(permit)
+            self._give_back(permit)
         if not permit.turn.done():
             permit.turn.set_exception(refusal)
             permit.turn.exception()  # a waiter that left in this very tick never looks
@@ -485,12 +485,12 @@ class RedisGate:
         del self._permits[permit.id]
         self._lines[permit.priority].pop(permit.id, None)
         self._holders.pop(permit.id, None)
-        permit.moved = None
+        permit.on_position_change = None
         for timer in (permit.unanswered, permit.expiry, permit.fence, permit.watchdog):
             if timer is not None:
                 timer.cancel()
 
-    def _release(self, permit: RedisPermit) -> None:
+    def _give_back(self, permit: RedisPermit) -> None:
         """Have the server take back what it may hold for a permit, as soon as it can be reached."""
         if permit.entering is not None and not permit.entering.sent:
             permit.entering.reply.cancel()
@@ -546,7 +546,7 @@ class RedisGate:
             self._whole_round_at = now + self._lease.round
         else:
             heads = [number for line in self._lines.values() for number in itertools.islice(line, self._capacity)]
-            told = [permit.id for permit in permits.values() if permit.moved is not None]
+            told = [permit.id for permit in permits.values() if permit.on_position_change is not None]
             permits = {number: permits[number] for number in (*self._holders, *heads, *told)}
         return [permit for permit in permits.values() if permit.number]
 
@@ -589,7 +589,7 @@ class RedisGate:
 
         The store sends each move to every replica that listens, and with a thousand of them that delays the grant.
         """
-        wanted = any(permit.moved is not None for line in self._lines.values() for permit in line.values())
+        wanted = any(permit.on_position_change is not None for line in self._lines.values() for permit in line.values())
         connection = self._subscription
         if connection is not None and wanted is not self._following:
             self._following = wanted
@@ -601,7 +601,7 @@ class RedisGate:
         word, _, number = words.partition(" ")
         permit = self._permits.get(number)
         if word == "moved":
-            if any(permit.moved is not None for permit in self._permits.values()):
+            if any(permit.on_position_change is not None for permit in self._permits.values()):
                 self._round_within(0)
         elif word == "full" and permit is not None:
             self._displaced(permit)

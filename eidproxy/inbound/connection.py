@@ -1,7 +1,7 @@
 """A caller's connection: reads one request at a time, strictly, and gives whoever answers it a way to write.
 
 `Connection` is the protocol that the server runs for each connection. It hands a request on once it is whole, and calls
-`departed` when the caller leaves, at whatever moment and in whatever way. Its states, and what happens in each:
+`on_disconnect` when the caller leaves, at whatever moment and in whatever way. Its states, and what happens in each:
 
     event   IDLE          HEAD      BODY      BUSY          FLUSHING           CLOSING   LINGERING
     bytes   HEAD BODY BUSY …        … BUSY    abort         empty: as IDLE,    -         -
@@ -166,7 +166,7 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """One caller's connection. `departed` and the two writing calls belong to whoever answers the request at hand."""
+    """One caller's connection. Whoever answers the request at hand sets `on_disconnect` and the two writing calls."""
 
     __slots__ = (
         "_buffer",
@@ -183,8 +183,8 @@ class Connection(asyncio.Protocol):
         "_state",
         "_transport",
         "began_at",
-        "departed",
         "loop",
+        "on_disconnect",
         "request_id",
         "since",
         "writing_paused",
@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
         self.began_at = 0.0
         """When the first byte of the request at hand arrived, on the loop's clock."""
         self.request_id = ""
-        self.departed: Callable[[], object] | None = None
+        self.on_disconnect: Callable[[], object] | None = None
         self.writing_paused: Callable[[], None] | None = None
         self.writing_resumed: Callable[[], None] | None = None
 
@@ -521,7 +521,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, flush_seconds: float | None) -> None:
         """The answer is written: wait for it to be taken, then for the next request."""
-        self.departed = self.writing_paused = self.writing_resumed = None
+        self.on_disconnect = self.writing_paused = self.writing_resumed = None
         if self._state is not State.BUSY:
             return
         self._is_paused = False
@@ -571,9 +571,9 @@ class Connection(asyncio.Protocol):
 
     def _leave(self) -> None:
         """Tell whoever answers at once, not when the transport gets round to it."""
-        departed, self.departed = self.departed, None
-        if departed is not None:
-            departed()
+        on_disconnect, self.on_disconnect = self.on_disconnect, None
+        if on_disconnect is not None:
+            on_disconnect()
 
     def _wait(self, state: State) -> None:
         self._unwait()

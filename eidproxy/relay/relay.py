@@ -74,8 +74,8 @@ class RelayClocks:
 
     def __init__(self, limits: RelayLimits) -> None:
         silence = limits.silence
-        first_check = min(limits.keepalive_seconds, silence.read_timeout, silence.first_event)
-        self.deadline = TimeoutQueue(silence.deadline, Relay.on_wall_clock)
+        first_check = min(limits.keepalive_seconds, silence.read_timeout_seconds, silence.first_event_seconds)
+        self.deadline = TimeoutQueue(silence.deadline_seconds, Relay.on_wall_clock)
         self.probe = TimeoutQueue(_PROBE_SECONDS, Relay.probe)
         self.silence = TimeoutQueue(first_check, Relay.check_silence)
         self.tail = TimeoutQueue(_TAIL_SECONDS, Relay.on_tail_silence, patient=True)
@@ -185,7 +185,7 @@ class Relay:
         self.services.running.add(self)
         self.services.metrics.in_progress[self.mode, Phase.QUEUED] += 1
         connection = self.connection
-        connection.departed = self.on_disconnect
+        connection.on_disconnect = self.on_disconnect
         connection.writing_paused = self.pause
         connection.writing_resumed = self.resume
         try:
@@ -193,9 +193,9 @@ class Relay:
             if self._passage is None:
                 raise self._wedged()
             if self.mode is Mode.DAILY:
-                moved = self._on_moved if self._progress is not None else None
-                permit = self.services.gate.request(self._job.priority, moved)
-                permit.lost = self._on_slot_lost
+                on_position_change = self._on_position_change if self._progress is not None else None
+                permit = self.services.gate.acquire(self._job.priority, on_position_change)
+                permit.on_revoked = self._on_slot_lost
                 self._permit = permit
             if self._progress is not None:
                 self._answer.begin()
@@ -203,7 +203,7 @@ class Relay:
                 if self._reach_router():
                     return
             else:
-                self._on_moved()
+                self._on_position_change()
             self._task = self._loop.create_task(self._run())
             self._task.add_done_callback(self._on_task_done)
         except Exception as error:  # noqa: BLE001  # what was taken until here must be given back
@@ -270,7 +270,7 @@ class Relay:
 
     def _on_granted(self) -> None:
         now = self._times.granted = self._loop.time()
-        self._times.deadline = now + self.services.limits.silence.deadline
+        self._times.deadline = now + self.services.limits.silence.deadline_seconds
         self.services.clocks.deadline.start(self)
         self._enter(State.CONNECTING)
         if self._progress is not None:
@@ -281,8 +281,8 @@ class Relay:
         assert request is not None  # noqa: S101  # a relay sends once
         services = self.services
         message = services.upstream.request(request.body)
-        if self._permit is not None and not self._permit.holds():
-            return  # the process stood still since the grant, and somebody else may have the slot: `lost` was called
+        if self._permit is not None and not self._permit.is_held():
+            return  # after a standstill since the grant somebody else may have the slot; `on_revoked` was called
         now = self._splice.last_sent_at = self._loop.time()
         if self._passage is None or not self._guard.send(self._passage, now):
             self.refuse_unsent()
@@ -444,13 +444,13 @@ class Relay:
 
     # What the caller gets
 
-    def _on_moved(self) -> None:
+    def _on_position_change(self) -> None:
         """The place in the queue may have changed."""
         if self._progress is not None and self.state is State.QUEUED:
             self._progress.queued()
 
     def _place(self) -> tuple[int, float | None]:
-        return (0, None) if self._permit is None else self._permit.place()
+        return (0, None) if self._permit is None else self._permit.queue_position()
 
     def pause(self) -> None:
         """The caller reads too slowly: stop reading from the router until it has caught up."""
@@ -498,7 +498,7 @@ class Relay:
             silence.event(splice.heard_at)
         due = silence.due_at
         if now >= due:
-            more = exchange.second_look(due, now, self.services.limits.silence.read_timeout)
+            more = exchange.second_look(due, now, self.services.limits.silence.read_timeout_seconds)
             if more:
                 self._silence_timer = self._loop.call_later(more, self.check_silence)
                 return
@@ -652,8 +652,8 @@ class Relay:
 
     def _leave_gate(self) -> None:
         if self._permit is not None:
-            self.services.gate.leave(self._permit)
-            self._permit.lost = None
+            self.services.gate.release(self._permit)
+            self._permit.on_revoked = None
 
     def _cancel_timers(self) -> None:
         clocks = self.services.clocks
@@ -669,7 +669,7 @@ class Relay:
 
     def _detach(self) -> None:
         connection = self.connection
-        connection.departed = connection.writing_paused = connection.writing_resumed = None
+        connection.on_disconnect = connection.writing_paused = connection.writing_resumed = None
         self.services.running.discard(self)
 
     def _enter(self, state: State) -> None:

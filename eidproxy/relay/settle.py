@@ -35,15 +35,15 @@ class Settlement:
             self._close()
         finally:  # whatever fails, the slot goes on
             if self._permit is not None:
-                self._permit.lost = None
-                self._keeper.gate.leave(self._permit)
+                self._permit.on_revoked = None
+                self._keeper.gate.release(self._permit)
             self._keeper.metrics.gate_settle[end].observe(self._keeper.loop.time() - self._began_at)
 
     def _begin(self, seconds: float, end: SettleEnd) -> None:
         self._timer = self._keeper.loop.call_later(seconds, self.finish, end)
         if self._permit is not None:
             self._permit.settling = True
-            self._permit.lost = self._lose
+            self._permit.on_revoked = self._lose
 
     def _lose(self, _reason: str) -> None:
         """The slot was taken away, by a lease that ran out or the watchdog: there is nothing to wait for any more."""

@@ -22,10 +22,10 @@ _CALLER_LEFT = "client_gone"
 class SilenceLimits(NamedTuple):
     """The settings that bound silence, in seconds."""
 
-    first_event: float
-    first_event_per_kib: float
-    read_timeout: float
-    deadline: float
+    first_event_seconds: float
+    first_event_seconds_per_kib: float
+    read_timeout_seconds: float
+    deadline_seconds: float
     """The wall clock of a request, from its grant."""
 
     def allowance(self, request_bytes: int, *, generates_unseen: bool) -> float:
@@ -35,8 +35,10 @@ class SilenceLimits(NamedTuple):
         generate those (mlx_lm.server a tool call, vllm-mlx a JSON answer), so the wall clock alone counts.
         """
         if generates_unseen:
-            return self.deadline
-        return min(self.first_event + self.first_event_per_kib * request_bytes / 1024, self.deadline)
+            return self.deadline_seconds
+        return min(
+            self.first_event_seconds + self.first_event_seconds_per_kib * request_bytes / 1024, self.deadline_seconds
+        )
 
 
 class SilenceClock:
@@ -60,7 +62,7 @@ class SilenceClock:
         self.allowance = limits.allowance(request_bytes, generates_unseen=generates_unseen)
         """Seconds that the first event may take."""
         self.first_event_at: float | None = None
-        self._read_timeout = math.inf if generates_unseen else limits.read_timeout
+        self._read_timeout = math.inf if generates_unseen else limits.read_timeout_seconds
         self._sent_at = sent_at
         self._deadline_at = deadline_at
         self._heard_at = -math.inf

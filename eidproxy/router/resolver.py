@@ -17,12 +17,12 @@ class Resolver:
     """Looks a name up in a thread of its own: one look-up at a time, shared by all who ask meanwhile.
 
     `getaddrinfo` cannot be cancelled and the default executor has few threads, so a silent name server would stall
-    everything that uses it, and the exit of the process. A look-up that takes longer than `patience` seconds is left
+    everything that uses it, and the exit of the process. A look-up that takes longer than `patience_seconds` is left
     behind; of those there are at most a few. That a caller left is no reason to begin another.
     """
 
-    def __init__(self, lookup: Callable[[str, int], list[str]] | None = None, patience: float = 5.0) -> None:
-        self._patience = patience
+    def __init__(self, lookup: Callable[[str, int], list[str]] | None = None, patience_seconds: float = 5.0) -> None:
+        self._patience_seconds = patience_seconds
         self._lookup = lookup or _lookup
         self._current: asyncio.Future[list[str]] | None = None
         self._began_at = 0.0
@@ -31,7 +31,7 @@ class Resolver:
     async def resolve(self, host: str, port: int) -> list[str]:
         """The addresses of a name. Raises httpx.ConnectError; the caller has a deadline round it."""
         loop = asyncio.get_running_loop()
-        if self._current is not None and loop.time() - self._began_at >= self._patience:
+        if self._current is not None and loop.time() - self._began_at >= self._patience_seconds:
             self._current = None  # whoever asks now shall not wait behind a look-up that overran
         if self._current is None:
             if self._running >= _MAX_ABANDONED_LOOKUPS:

@@ -89,7 +89,7 @@ class Exchange(asyncio.Protocol):
         "_paused",
         "_sink",
         "_transport",
-        "_write_timeout",
+        "_write_timeout_seconds",
         "_write_timer",
         "dialling",
         "first_byte_at",
@@ -100,9 +100,9 @@ class Exchange(asyncio.Protocol):
         "retry_after",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, write_timeout: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, write_timeout_seconds: float) -> None:
         self._loop = loop
-        self._write_timeout = write_timeout
+        self._write_timeout_seconds = write_timeout_seconds
         self._write_timer: PatientTimer | None = None
         self._transport: asyncio.Transport | None = None
         self._sink: Sink | None = None
@@ -351,7 +351,7 @@ class Exchange(asyncio.Protocol):
         if transport is None or self._sink is None or self._write_timer is not None:
             return
         if transport.get_write_buffer_size():
-            self._write_timer = PatientTimer(self._loop, self._write_timeout, self._write_timed_out)
+            self._write_timer = PatientTimer(self._loop, self._write_timeout_seconds, self._write_timed_out)
 
     def resume_writing(self) -> None:
         """The request is with the router."""
@@ -467,9 +467,9 @@ class Upstream:
         *,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
-        connect_timeout: float = 5.0,
-        write_timeout: float = 30.0,
-        keep_idle: float = 0.0,
+        connect_timeout_seconds: float = 5.0,
+        write_timeout_seconds: float = 30.0,
+        keep_idle_seconds: float = 0.0,
         resolver: Resolver | None = None,
         poller: Callable[[], Poller] | None = None,
     ) -> None:
@@ -483,12 +483,12 @@ class Upstream:
         self.shortcuts = self._read_poller.shortcuts
         """Those of all connections; None where there are none."""
         self._tls = tls
-        self._connect_timeout = connect_timeout
-        self._write_timeout = write_timeout
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._write_timeout_seconds = write_timeout_seconds
         self._literal = policy.decide_all([host]) if literal(host) is not None else None
         # A name is judged at each request, since what it means may change.
-        self._idle = IdleConnections(keep_idle if self._literal is not None and tls is None else 0.0)
-        self._resolver = resolver or Resolver(patience=connect_timeout)
+        self._idle = IdleConnections(keep_idle_seconds if self._literal is not None and tls is None else 0.0)
+        self._resolver = resolver or Resolver(patience_seconds=connect_timeout_seconds)
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         lines = [
             "POST /v1/chat/completions HTTP/1.1",
@@ -533,7 +533,7 @@ class Upstream:
         if transport is None:
             return None
         try:
-            exchange = Exchange(self._loop, self._write_timeout)
+            exchange = Exchange(self._loop, self._write_timeout_seconds)
             exchange.on_unanswered = self._idle.unanswered
             transport.hand_over(exchange)
             exchange.connection_made(transport)
@@ -598,7 +598,7 @@ class Upstream:
         """
         began_at = self._loop.time()
         try:
-            async with patience(self._connect_timeout):
+            async with patience(self._connect_timeout_seconds):
                 if begun is None:
                     return await self._connect_to_any()
                 return await self._connect_to(self.host, begun)
@@ -635,7 +635,7 @@ class Upstream:
         raise httpx.ConnectError("the router refuses connections")
 
     def _begin(self, address: str) -> tuple[Exchange, TcpTransport]:
-        exchange = Exchange(self._loop, self._write_timeout)
+        exchange = Exchange(self._loop, self._write_timeout_seconds)
         exchange.dialling = transport = TcpTransport(self._read_poller, exchange, address, self.port)
         return exchange, transport
 
@@ -658,7 +658,7 @@ class Upstream:
         transport.open()
 
     async def _connect_securely(self, address: str) -> Exchange:
-        exchange = Exchange(self._loop, self._write_timeout)
+        exchange = Exchange(self._loop, self._write_timeout_seconds)
         transport, _ = await self._loop.create_connection(
             lambda: exchange, address, self.port, ssl=self._tls, server_hostname=self.host
         )

@@ -38,7 +38,7 @@ from eidproxy.gate import shared
 shared.HOLD_SHARE = 1e6
 lose = shared.RedisGate._lose
 shared.RedisGate._lose = lambda gate, permit: lose(gate, permit) if permit.granted_at is None else None
-shared.RedisPermit.holds = lambda permit: True
+shared.RedisPermit.is_held = lambda permit: True
 """
 """The control: a replica that goes on whether it could renew or not, and whatever the server says of its lease."""
 
