@@ -170,8 +170,17 @@ class Metrics(Collector):
         self._started_at = time.time()
         self._counters: list[_Family[Count]] = []
         self._histograms: list[_Family[Distribution]] = []
-        modes = (*Mode, NO_MODE)
+        self._make_request_metrics()
+        self._make_gate_metrics()
+        self._make_stream_metrics()
+        self._make_process_metrics()
+        # Under their customary names, by which everybody's dashboards and alarms find them.
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        registry.register(self)
 
+    def _make_request_metrics(self) -> None:
+        modes = (*Mode, NO_MODE)
         requests = self._counter(
             "requests", "Requests by how they ended.", ("surface", "mode", "outcome", "reason"),
             ((s, m, _outcome(r), r) for s in Surface for m in modes for r in METRIC_REASONS),
@@ -181,6 +190,8 @@ class Metrics(Collector):
             "request_duration_seconds", "From the request's first byte to its end.", _HOLD,
             ("mode", "outcome"), product(modes, Outcome),
         )  # fmt: skip
+
+    def _make_gate_metrics(self) -> None:
         self.gate_wait = self._histogram(
             "gate_wait_seconds", "Waits in the gate.", _WAIT, ("priority", "outcome"), product(Priority, WaitOutcome)
         )
@@ -193,6 +204,8 @@ class Metrics(Collector):
             "gate_forced_releases", "Slots taken back from a holder that kept them too long. Must stay 0."
         )[()]
         self.lease_lost = self._counter("gate_lease_lost", "Leases of a shared gate that were lost while held.")[()]
+
+    def _make_stream_metrics(self) -> None:
         self.deadline_exceeded = self._counter(
             "deadline_exceeded", "Clocks that ran out.", ("mode", "deadline"), product(Mode, Deadline)
         )
@@ -230,17 +243,15 @@ class Metrics(Collector):
             "upstream_responses", "Answers of the router by class of status.",
             ("mode", "code"), product(Mode, RESPONSE_CODES),
         )  # fmt: skip
-        self.loop_lag = self._histogram("event_loop_lag_seconds", "How late a timer of the event loop ran.", _LAG)[()]
-        self.rules_missing = self._counter("chat_rules_missing", "Chat requests refused for want of a rules file.")[()]
-        self.log_dropped = self._counter("log_lines_dropped", "Log lines dropped since nobody read the output.")[()]
         intervals: dict[tuple[str, ...], Distribution] = {(m,): self.streams[m].intervals for m in Mode}
         self._histograms.append(
             _Family("chunk_interval_seconds", "Between two writes of a stream to its caller.", ("mode",), intervals)
         )
-        # Under their customary names, by which everybody's dashboards and alarms find them.
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=registry)
-        registry.register(self)
+
+    def _make_process_metrics(self) -> None:
+        self.loop_lag = self._histogram("event_loop_lag_seconds", "How late a timer of the event loop ran.", _LAG)[()]
+        self.rules_missing = self._counter("chat_rules_missing", "Chat requests refused for want of a rules file.")[()]
+        self.log_dropped = self._counter("log_lines_dropped", "Log lines dropped since nobody read the output.")[()]
 
     def _counter(
         self, name: str, text: str, labels: tuple[str, ...] = (), values: Iterable[tuple[str, ...]] = ((),)

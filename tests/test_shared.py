@@ -408,7 +408,7 @@ async def _agree(queue: AdmissionQueue, pairs: list[tuple[Ticket, Any, Any]]) ->
     def agreed() -> bool:
         for _, gate, _ in pairs:
             gate._whole_round_at = 0  # places are told every third of a lease; look now
-            gate._round_within(0)
+            gate._schedule_round(0)
         return all(
             (permit.granted_at is None) is (ticket.granted_at is None)
             and permit.queue_position()[0] == queue.position(ticket, 0)
@@ -566,7 +566,7 @@ def test_the_holders_are_gone(store: Store) -> None:
 async def _die(gate: Any) -> None:
     """Nothing is heard of it any more."""
     gate._round_timer.cancel()
-    gate._round_within = lambda _seconds: None
+    gate._schedule_round = lambda _seconds: None
     await gate._client.aclose()
 
 

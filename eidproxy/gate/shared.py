@@ -349,7 +349,7 @@ class RedisGate:
             self._metrics.gate_backend_up = up
             self._changed(error)
         if not up:
-            self._round_within(self._lease.poll)
+            self._schedule_round(self._lease.poll)
 
     def _entered(self, permit: RedisPermit, done: "asyncio.Future[Reply]") -> None:
         if permit.id not in self._permits or done.cancelled():
@@ -368,7 +368,9 @@ class RedisGate:
         self._apply(permit, sent_at, state, number, token, position)
         if state == b"waits":
             # A caller that is told its place follows it from now on.
-            self._round_within(0 if permit.on_position_change is not None and not self._following else self._lease.poll)
+            self._schedule_round(
+                0 if permit.on_position_change is not None and not self._following else self._lease.poll
+            )
 
     def _renew(self, permits: list[RedisPermit]) -> Call:
         arguments: list[str | int] = []
@@ -427,7 +429,7 @@ class RedisGate:
         permit.watchdog = self._loop.call_later(self._max_hold_seconds, self._take_back, permit)
         if not permit.turn.done():
             permit.turn.set_result(None)
-        self._round_within(self._lease.round)
+        self._schedule_round(self._lease.round)
 
     def _learn_mean(self, microseconds: int) -> None:
         if microseconds >= 0:
@@ -508,7 +510,7 @@ class RedisGate:
     def _released(self, number: str, done: "asyncio.Future[Reply]") -> None:
         self._releasing.discard(number)
         if done.cancelled() or done.exception() is not None:
-            self._round_within(self._lease.poll)
+            self._schedule_round(self._lease.poll)
         else:
             self._releases.pop(number, None)
             self._learn_mean(done.result().values[0])
@@ -534,7 +536,7 @@ class RedisGate:
             if self._follower is None or self._follower.done():
                 self._follower = self._loop.create_task(self._follow())
         waiting = any(self._lines.values()) or self._releases or not self._up
-        self._round_within(self._lease.poll if waiting else self._lease.round)
+        self._schedule_round(self._lease.poll if waiting else self._lease.round)
 
     def _due(self, now: float) -> list[RedisPermit]:
         """Return the permits to renew now: all of them once in each third of a lease.
@@ -553,7 +555,7 @@ class RedisGate:
     def _round_ended(self, _done: "asyncio.Future[Reply]") -> None:
         self._renewing = False
 
-    def _round_within(self, seconds: float) -> None:
+    def _schedule_round(self, seconds: float) -> None:
         when = self._loop.time() + seconds
         if self._round_timer is not None:
             if self._round_at <= when:
@@ -572,7 +574,7 @@ class RedisGate:
                     await connection.connect()
                     await connection.send_command("SUBSCRIBE", f"eidproxy:gate:{self._replica}")
                 self._subscription, self._following = connection, False
-                self._round_within(0)  # what was said while nobody listened
+                self._schedule_round(0)  # what was said while nobody listened
                 while True:
                     kind, _, words = await connection.read_response()
                     if kind == b"message":
@@ -602,7 +604,7 @@ class RedisGate:
         permit = self._permits.get(number)
         if word == "moved":
             if any(permit.on_position_change is not None for permit in self._permits.values()):
-                self._round_within(0)
+                self._schedule_round(0)
         elif word == "full" and permit is not None:
             self._displaced(permit)
         elif word == "granted":

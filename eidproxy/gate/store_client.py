@@ -212,18 +212,18 @@ class StoreClient:
             async with asyncio.timeout(self._call_seconds):
                 stale = self._connection is not None
                 try:
-                    await self._exchange(batch)
+                    await self._complete_batch(batch)
                 except (OSError, EOFError, StoreUnreachable):
                     if not stale:
                         raise
                     await self._hang_up()
-                    await self._exchange([call for call in batch if not call.reply.done()])
+                    await self._complete_batch([call for call in batch if not call.reply.done()])
         except Exception as error:  # noqa: BLE001  # whatever it is: the gate is not to be had
             await self._hang_up()
             for call in batch:
                 self._end(call, error)
 
-    async def _exchange(self, batch: list[Call]) -> None:
+    async def _complete_batch(self, batch: list[Call]) -> None:
         """Send these calls and take their replies. Raises what breaks the connection."""
         connection = self._connection
         if connection is None:

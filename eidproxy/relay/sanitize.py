@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw
 from eidproxy.errors import reason_in_event
 from eidproxy.relay.chunk import Delta, FinishReason, Function, ToolCall
 from eidproxy.relay.dialect import (
+    CameChoice,
     CameChunk,
     CameDelta,
     NotJson,
@@ -125,22 +126,11 @@ class Sanitizer:
             return None
 
     def _read_chunk(self, chunk: CameChunk, data: bytes, marked: bool) -> Delta | None:
-        choices = chunk.choices
-        if (
-            (chunk.error is not UNSET and says_something(chunk.error))
-            or (chunk.detail is not UNSET and says_something(chunk.detail))
-            or (not choices and is_error(chunk))
-        ):
+        if _tells_error(chunk):
             self._fail(data)
             return None
-        if chunk.model is not UNSET:
-            self.stripped[_MODEL] += 1
-        if chunk.usage is not UNSET:
-            self._count_usage(chunk.usage)
-        # Only index 0 is read; a router that ignores n=1 may send others, in any order.
-        choice = choices[0] if choices else None
-        if choice is not None and choice.index:
-            choice = next((each for each in choices or () if not each.index), None)
+        self._count_facts(chunk)
+        choice = _first_choice(chunk.choices)
         if choice is None:
             self._drop(Dropped.EMPTY)
             return None
@@ -149,33 +139,39 @@ class Sanitizer:
         if failing and not self.begun:
             self._fail(data, in_choice=True)
             return None
-        came = choice.delta or choice.message or CameDelta()
-        if _is_loading(chunk, came):
-            came = CameDelta()
-        has_come = bool(came.content or came.reasoning_content or came.reasoning or came.refusal)
-        delta = self._pass(came, marked)
-        if self.finish_reason is not None and (has_come or delta is not None):
+        came = _delta_of(chunk, choice)
+        delta = self._filter_delta(came, marked)
+        has_come = delta is not None or _has_text(came)
+        if has_come and self.finish_reason is not None:
             self.is_late = True
         if failing:
             self._fail(data, in_choice=True)
             return delta
         reason = _WORDS.get(word, "stop")
         if reason is not None:
-            self.finish_reason = reason
-        if reason is not None and not self._counted_end:
-            self._counted_end = True
-            self._count_others(data)
-        if self.begun or not (has_come or delta is not None or reason is not None):
-            return delta
-        if not self._counted_end:
-            self._count_others(data)
-        self.begun = True
-        delta = delta or Delta(content="")
-        delta.role = "assistant"  # in the first chunk and in no other: SDKs join what repeats
+            self._finish(reason, data)
+        if not self.begun and (has_come or reason is not None):
+            return self._begin(delta, data)
         return delta
 
-    def _pass(self, came: CameDelta, marked: bool) -> Delta | None:
-        """What may pass of a delta now, or None when it holds nothing, or only the beginning of a character."""
+    def _begin(self, delta: Delta | None, data: bytes) -> Delta:
+        """Note the first good event. It alone has the role: SDKs join what repeats."""
+        self.begun = True
+        if not self._counted_end:
+            self._count_others(data)
+        delta = delta or Delta(content="")
+        delta.role = "assistant"
+        return delta
+
+    def _finish(self, reason: FinishReason, data: bytes) -> None:
+        """Keep a finish reason, the last of which counts."""
+        self.finish_reason = reason
+        if not self._counted_end:
+            self._counted_end = True
+            self._count_others(data)
+
+    def _filter_delta(self, came: CameDelta, marked: bool) -> Delta | None:
+        """Return what may pass of a delta now, or None when it holds nothing, or only the beginning of a character."""
         content, reasoning, refusal = came.content, came.reasoning_content or came.reasoning, came.refusal
         if marked or self._seams:
             join = self._seams.join
@@ -212,6 +208,13 @@ class Sanitizer:
         """Count the unknown fields of the first event of a stream and of the first that has a finish reason."""
         self.stripped[Stripped.OTHER] += count_unknown_fields(data)
 
+    def _count_facts(self, chunk: CameChunk) -> None:
+        """Count what is taken out of every event: the model's name and the usage."""
+        if chunk.model is not UNSET:
+            self.stripped[_MODEL] += 1
+        if chunk.usage is not UNSET:
+            self._count_usage(chunk.usage)
+
     def _count_usage(self, raw: Raw) -> None:
         self.stripped[_USAGE] += 1
         counts = decode_usage(raw)
@@ -225,6 +228,33 @@ class Sanitizer:
 
     def _drop(self, kind: Dropped) -> None:
         self.dropped[kind] = self.dropped.get(kind, 0) + 1
+
+
+def _tells_error(chunk: CameChunk) -> bool:
+    """Whether an event is an error, in one of the dialects of routers. One that says nothing is none."""
+    return (
+        (chunk.error is not UNSET and says_something(chunk.error))
+        or (chunk.detail is not UNSET and says_something(chunk.detail))
+        or (not chunk.choices and is_error(chunk))
+    )
+
+
+def _first_choice(choices: list[CameChoice] | None) -> CameChoice | None:
+    """Return the choice of index 0. A router that ignores `n: 1` may send others, in any order."""
+    if not choices:
+        return None
+    if not choices[0].index:
+        return choices[0]
+    return next((choice for choice in choices if not choice.index), None)
+
+
+def _delta_of(chunk: CameChunk, choice: CameChoice) -> CameDelta:
+    came = choice.delta or choice.message
+    return CameDelta() if came is None or _is_loading(chunk, came) else came
+
+
+def _has_text(came: CameDelta) -> bool:
+    return bool(came.content or came.reasoning_content or came.reasoning or came.refusal)
 
 
 def _is_loading(chunk: CameChunk, came: CameDelta) -> bool:

@@ -144,7 +144,7 @@ class Stream:
         self.chunks += len(sent)
         self.failure = sanitizer.failure
         if not (sanitizer.said_done or self.failure):
-            self._check_bounds(is_too_large)
+            self._fail_if_too_large(is_too_large)
         self.stage = self._stage_now()
         self._is_common = is_plain and self._parser.between_events
         return sent[0] if len(sent) == 1 else b"".join(sent)
@@ -166,7 +166,7 @@ class Stream:
             return Stage.WAITING
         return Stage.SPEAKING if sanitizer.has_text else Stage.THINKING
 
-    def _check_bounds(self, is_too_large: bool) -> None:
+    def _fail_if_too_large(self, is_too_large: bool) -> None:
         """Give up an answer that goes over a bound, unless it is already whole."""
         dropped = self.sanitizer.dropped
         if is_too_large:

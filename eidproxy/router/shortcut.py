@@ -94,7 +94,7 @@ class Shortcut:
         when the last write to it was.
         """
         sock = caller.get_extra_info("socket")
-        if self._tell is not None or self.has_unread or sock is None:
+        if self._tell is not None or self.has_taken or sock is None:
             return False
         poller = self._all.poller
         if not poller.arm(self._descriptor, sock.fileno(), caller, template, sent_at, budget):
@@ -109,7 +109,7 @@ class Shortcut:
             self._tell(Passed(*passed))
 
     @property
-    def has_unread(self) -> bool:
+    def has_taken(self) -> bool:
         """Whether something was taken from the socket that `read` did not give yet: bytes, or an error."""
         return bool(self._taken or self._error)
 
@@ -119,7 +119,7 @@ class Shortcut:
             try:
                 self._finish()
             finally:
-                if self.has_unread:
+                if self.has_taken:
                     self._read_soon()
 
     def read(self) -> bytes:

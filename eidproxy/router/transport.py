@@ -307,7 +307,7 @@ class TcpTransport(asyncio.Transport):
         """See `has_unread`."""
         if self._shortcut is not None:
             self._shortcut.end()
-            if self._shortcut.has_unread:
+            if self._shortcut.has_taken:
                 return True
         return not self._closed and has_unread(self._descriptor)
 
@@ -367,7 +367,7 @@ class TcpTransport(asyncio.Transport):
         if not (self._reading or self._closed):
             self._read_poller.add(self._descriptor, self)
             self._reading = True
-            if self._shortcut is not None and self._shortcut.has_unread:
+            if self._shortcut is not None and self._shortcut.has_taken:
                 self._read_soon()
 
     def is_closing(self) -> bool:
