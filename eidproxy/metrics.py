@@ -1,8 +1,8 @@
-"""Metrics: plain numbers that are counted where things happen and read at scrape; prometheus-client writes the text.
+"""Metrics: plain numbers, counted where things happen and read at scrape; prometheus-client writes the text.
 
-Labels are from closed sets and every series is there at 0 from the start. A counter is an attribute and a histogram a
-list, since each request counts a dozen things and the client's own classes take a lock and a loop for each. The states
-of gate and model servers are asked for at scrape; requests in progress are counted by the relays.
+Labels are from closed sets and every series exists at 0 from the start. A counter is an attribute and a histogram a
+list: each request counts a dozen things, and the client's own classes take a lock and a loop for each. A scrape asks
+the gate and the wedge guards for their states; the relays count requests in progress.
 """
 
 import platform
@@ -52,7 +52,7 @@ _SHARE = (0.1, 0.25, 0.5, 0.75, 0.9, 1)
 _SAMPLED_AT_FIRST = 256
 _SAMPLED_EACH = 16
 """Counting unknown fields costs as much as reading three events, and a router sends the same ones in every stream. So
-a household's streams are all counted, and of a crowd's each sixteenth."""
+only the first 256 streams of a mode and then each 16th are counted."""
 _LAG = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
@@ -93,7 +93,7 @@ class Count:
         self.value = 0
 
     def inc(self, more: int = 1) -> None:
-        """Count some more."""
+        """Add `more` to the counter."""
         self.value += more
 
 
@@ -124,7 +124,7 @@ class Distribution:
 
 
 class StreamCounters:
-    """What is counted for each write to a caller, by mode: its chunks, its bytes, the seconds since the one before."""
+    """The counters of writes to callers for one mode: chunks, bytes, seconds since the write before."""
 
     __slots__ = ("_streams", "bytes", "chunks", "intervals")
 
@@ -135,7 +135,7 @@ class StreamCounters:
         self._streams = 0
 
     def samples_unknown(self) -> bool:
-        """Whether the unknown fields of the stream that begins now are counted."""
+        """Count a new stream and return whether its unknown fields are counted."""
         self._streams += 1
         return self._streams <= _SAMPLED_AT_FIRST or self._streams % _SAMPLED_EACH == 0
 
@@ -160,12 +160,12 @@ class Metrics(Collector):
         self.streams = {mode: StreamCounters() for mode in Mode}
         self.in_progress = {(mode, phase): 0 for mode in Mode for phase in Phase}
         self.settle: Callable[[], None] | None = None
-        """Has everything counted that was passed on past the interpreter."""
+        """Called before a scrape, to count events that shortcuts passed on past the interpreter."""
         self.queue_states: Callable[[], QueueStates] | None = None
         self.upstream_states: Callable[[], Mapping[Mode, UpstreamStates]] | None = None
         self.draining = False
         self.gate_backend_up = True
-        """Whether the gate's store answers; always, when the gate is in the process."""
+        """Whether the gate's store answers; always true when the gate is in the process."""
         self._version = version
         self._started_at = time.time()
         self._counters: list[_Family[Count]] = []
@@ -174,7 +174,7 @@ class Metrics(Collector):
         self._make_gate_metrics()
         self._make_stream_metrics()
         self._make_process_metrics()
-        # Under their customary names, by which everybody's dashboards and alarms find them.
+        # Under prometheus-client's own names, which common dashboards and alerts expect.
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         registry.register(self)
@@ -275,7 +275,7 @@ class Metrics(Collector):
     def _single(
         self, name: str, text: str, bounds: tuple[float, ...], label: str, values: Iterable[str]
     ) -> dict[str, Distribution]:
-        """A histogram with one label, looked up by its value."""
+        """Return the series of a new histogram with one label, by the label's value."""
         series = self._histogram(name, text, bounds, (label,), product(values))
         return {value: distribution for (value,), distribution in series.items()}
 
@@ -286,7 +286,7 @@ class Metrics(Collector):
         self.request_duration[record.mode, _outcome(label)].observe(record.seconds)
 
     def outcomes(self) -> dict[str, int]:
-        """How many requests ended with each reason so far, those that ever happened, for `/status`."""
+        """Return how many requests ended with each reason, without those at 0, for `/status`."""
         totals: dict[str, int] = {}
         for (_, _, reason), count in self.requests.items():
             if count.value:
@@ -295,17 +295,17 @@ class Metrics(Collector):
         return totals
 
     def writer(self, accept: str) -> tuple[Callable[[], bytes], str]:
-        """What writes the text of a scrape, and its content type: OpenMetrics when it is asked for."""
+        """Return a function that writes the text of a scrape, and its content type: OpenMetrics when `accept` asks."""
         encoder, content_type = choose_encoder(accept)
         return lambda: encoder(self.registry), content_type
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """The text of a scrape and its content type."""
+        """Return the text of a scrape and its content type."""
         write, content_type = self.writer(accept)
         return write(), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """Every family, as prometheus-client wants it."""
+        """Yield every metric family as prometheus-client's types."""
         if self.settle is not None:
             self.settle()
         for counters in self._counters:
@@ -391,7 +391,7 @@ def _outcome(reason: str) -> Outcome:
 
 
 def loop_lag_sampler(metrics: Metrics, call_later: Callable[..., object], clock: Callable[[], float]) -> None:
-    """Measure, each second, how late a timer runs."""
+    """Measure each second how late a timer of the loop runs."""
     interval = 1.0
 
     def sample(due: float) -> None:

@@ -1,9 +1,8 @@
-"""Waits with an end: many of one length under one timer, and single ones that a standstill does not shorten.
+"""Timeouts: many of one length under one timer, and single ones that allow for a standstill of the process.
 
-After a standstill (a stopped process, a machine that slept, a long turn) the loop runs the timers that are due before
-it reads what lay in the kernel's buffers meanwhile, and who is waited for may have answered long ago. So a wait for
-somebody that ends late looks once more: it goes on for as long as it is late, at most for its own length, and only
-then ends.
+After a standstill (a stopped process, a machine that slept, a long turn) the loop runs due timers before it reads the
+kernel's buffers, where the answer of the peer may have been waiting for long. So a patient timeout that fires late is
+extended once, by as much as it is late and at most by its own length (DESIGN, 39).
 """
 
 import asyncio
@@ -14,20 +13,20 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 STANDSTILL_SECONDS = 0.1
-"""A timer that runs later than this says that the process stood still."""
+"""A timer that fires later than this shows that the process stood still."""
 
 
 def second_look(late: float, seconds: float) -> float:
-    """How much longer to wait when a wait of `seconds` is found over `late` seconds too late; 0 when it is over."""
+    """Return the extension of a timeout of `seconds` that fires `late` seconds too late; 0 when it has ended."""
     return min(late, seconds) if late > STANDSTILL_SECONDS else 0.0
 
 
 class TimeoutQueue(Generic[Item]):
-    """Calls `expired(item)` for each item that is not stopped within `seconds` of its start.
+    """A queue of timeouts of one length: calls `expired(item)` for each item not stopped within `seconds` of its start.
 
-    Who starts first ends first, so a dictionary in order of entry is in order of time too, and one timer of the loop
-    serves all: starting and stopping cost a dictionary's step, where a timer each costs ten times as much, and most
-    waits end long before their time. An item is started once; to begin anew it is stopped first.
+    Items end in the order in which they start, so the insertion order of a dictionary is the order of time, and one
+    timer of the loop serves all. Starting and stopping cost one dictionary operation; a timer for each item costs ten
+    times as much, and most items are stopped long before their time. To restart an item, stop it first.
     """
 
     __slots__ = ("_ends", "_expired", "_looked", "_loop", "_patient", "_sweeping", "_timer", "seconds")
@@ -40,9 +39,9 @@ class TimeoutQueue(Generic[Item]):
         patient: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        """`patient` waits look once more after a standstill; others are clocks of the wall.
+        """`patient` timeouts are extended after a standstill; others are wall clocks.
 
-        To be built inside a running loop, or with one.
+        To be built inside a running loop, or with `loop`.
         """
         self.seconds = seconds
         self._expired = expired
@@ -54,24 +53,24 @@ class TimeoutQueue(Generic[Item]):
         self._looked = False
 
     def start(self, item: Item) -> None:
-        """Begin an item's wait."""
+        """Start an item's timeout."""
         end = self._ends[item] = self._loop.time() + self.seconds
-        if self._timer is None and not self._sweeping:  # a sweep sets the timer for the first, whoever starts in it
+        if self._timer is None and not self._sweeping:  # a sweep sets the timer itself, at its end
             self._timer = self._loop.call_at(end, self._sweep)
 
     def stop(self, item: Item) -> None:
-        """End an item's wait, if there is one."""
-        self._ends.pop(item, None)  # the timer stays: when it is due it looks who is next
+        """Stop an item's timeout, if there is one."""
+        self._ends.pop(item, None)  # the timer stays set: when it fires it finds the next item
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def last(self) -> Item | None:
-        """Who began last."""
+        """Return the item that started last, or None."""
         return next(reversed(self._ends), None)
 
     def first(self) -> Item | None:
-        """Who has waited longest."""
+        """Return the item that started first, or None."""
         return next(iter(self._ends), None)
 
     def _sweep(self) -> None:
@@ -93,14 +92,14 @@ class TimeoutQueue(Generic[Item]):
                     break
                 del self._ends[item]
                 self._expired(item)
-        finally:  # one that failed must not stop the clock of the others
+        finally:  # an item whose callback raises must not stop the timeouts of the others
             self._sweeping = False
             if self._ends:
                 self._timer = self._loop.call_at(next(iter(self._ends.values())), self._sweep)
 
 
 class PatientTimer:
-    """Calls `expired()` after `seconds`, and after a standstill once it looked again."""
+    """A timer that calls `expired()` after `seconds`, and is extended once after a standstill (see `second_look`)."""
 
     __slots__ = ("_due", "_expired", "_handle", "_loop", "_seconds")
 
@@ -112,7 +111,7 @@ class PatientTimer:
         self._handle = loop.call_later(seconds, self._ring)
 
     def cancel(self) -> None:
-        """Call nobody."""
+        """Cancel the call."""
         self._handle.cancel()
 
     def _ring(self) -> None:
@@ -125,7 +124,7 @@ class PatientTimer:
 
 @asynccontextmanager
 async def patience(seconds: float) -> AsyncIterator[None]:
-    """`asyncio.timeout` that looks once more after a standstill. Raises TimeoutError."""
+    """Limit a block to `seconds` as `asyncio.timeout` does, extended once after a standstill. Raises TimeoutError."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as bound:
         timer = PatientTimer(loop, seconds, lambda: bound.reschedule(loop.time()))

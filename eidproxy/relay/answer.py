@@ -1,4 +1,4 @@
-"""What the caller of one request gets: a stream with its head and its end, one whole answer, or an error."""
+"""The answer to the caller of one request: a stream with its head and its end, one JSON answer, or an error."""
 
 import asyncio
 
@@ -11,13 +11,13 @@ from eidproxy.relay.stream import DONE, Stream
 from eidproxy.vocabulary import Mode
 
 _FLUSH_SECONDS = 0.5
-"""How long a caller has to take what ends its answer after the wall clock ran out."""
+"""How long a caller has to read the end of its answer after the wall clock ran out."""
 
 _KEEPALIVE = b": keepalive\n\n"
 
 
 class Times:
-    """When a request came to where it is, on the loop's clock; None: it has not."""
+    """When a request reached each step, on the loop's clock; None: it has not."""
 
     __slots__ = ("arrived", "deadline", "first_event", "granted")
 
@@ -46,16 +46,16 @@ class Answer:
         self._created = created
         self._loop: asyncio.AbstractEventLoop = connection.loop
         self._unsent = b""
-        """Events that go out in one write with what ends the answer."""
+        """The last events, held back for one write with the end of the answer."""
 
     def begin(self) -> None:
-        """Send the head alone, for a caller that is told its place; what the waits were is not known yet."""
+        """Send the head alone, before progress chunks; without `Server-Timing`, since the waits are not known yet."""
         self.splice.is_open = True
         self.splice.last_sent_at = self._loop.time()
         self.connection.begin_stream(b"", b"")
 
     def pass_on(self, events: bytes, now: float, *, is_first: bool, is_last: bool) -> None:
-        """Send events, with the head when it has not gone out; the last ones together with what ends the answer."""
+        """Send events, with the head if it is not yet sent; keep the last ones for the write that ends the answer."""
         splice = self.splice
         if not is_first:
             splice.counters.intervals.observe(now - splice.last_sent_at)
@@ -69,19 +69,19 @@ class Answer:
             self.connection.begin_stream(self._server_timing(), events)
 
     def tell(self, news: News) -> None:
-        """Send a progress chunk."""
+        """Send a progress chunk, unless the head is not sent or the caller reads too slowly."""
         if self.splice.is_open and not self.splice.paused:
             self.splice.last_sent_at = self._loop.time()
             self.connection.write_chunk(self.stream.progress_chunk(news))
 
     def keep_alive(self, now: float) -> None:
-        """Send a comment, so that nothing on the way takes the silence for the end (WHATWG HTML, 9.2.7)."""
+        """Send a comment, so that no proxy on the way drops the connection as idle (WHATWG HTML, 9.2.7)."""
         if not self.splice.paused:
             self.connection.write_chunk(_KEEPALIVE)
         self.splice.last_sent_at = now
 
     def end(self, refusal: Refusal | None) -> int:
-        """Write what ends the answer, whole or with an error, and return its status."""
+        """Write the end of the answer, whole or with an error, and return the status for the log (499: caller left)."""
         connection, splice = self.connection, self.splice
         if refusal is not None and is_departure(refusal.reason):
             connection.abort()
@@ -108,7 +108,7 @@ class Answer:
         return 200
 
     def _end_whole(self, completion: Completion, flush: float | None) -> None:
-        """Send the answer of a caller that asked for no stream."""
+        """Send the answer to a caller that did not ask for a stream."""
         connection = self.connection
         reason = self.stream.sanitizer.finish_reason or "stop"
         body = completion.encode(connection.request_id, self._created, self._mode, reason)
@@ -124,5 +124,5 @@ class Answer:
 
 
 def is_departure(reason: str) -> bool:
-    """Whether the caller left. A word of the router may look like the one for it."""
+    """Return whether the reason means that the caller left. The same word sent by the router does not."""
     return reason == CLIENT_GONE and not isinstance(reason, RouterReason)

@@ -1,4 +1,4 @@
-"""The closed chunk that a caller gets, as types: what they do not name does not exist.
+"""The closed schema of the chunks for callers, as types: a field that they do not name cannot be sent.
 
 `Frames` writes the events of one stream. Most events of a stream have one shape, which `rebuild` decodes and encodes by
 types of its own, with the same result as the long way through `dialect` and `sanitize`.
@@ -47,7 +47,7 @@ class Choice(Struct, gc=False):
     finish_reason: FinishReason | None = None
 
 
-# The event that streams consist of, as a type: one choice with text, no end, no error, a model and no usage.
+# The common event of a stream, as a type: one choice with text, no finish reason, no error, a model and no usage.
 
 
 class _CommonDelta(Struct, gc=False):
@@ -78,9 +78,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Template(NamedTuple):
-    """What stands before and after the text in the events of one stream, and what stands there for the caller.
+    """The bytes before and after the text in the events of one stream, and those that replace them for the caller.
 
-    Whatever characters are one or more of a JSON string, spelled as our encoder spells them, may stand between.
+    The text between them is one or more characters of a JSON string, escaped as our encoder escapes them.
     """
 
     before: bytes
@@ -90,25 +90,25 @@ class Template(NamedTuple):
 
 
 _TRIALS = ((b"Z\\n", "Z\n"), ("가".encode(), "가"))
-"""Two texts as they stand in an event, and what they say."""
+"""Two texts for the trial decodes of a template: as JSON in an event, and decoded."""
 
 
 class Frames:
-    """Writes the events of one stream to its caller."""
+    """The encoder of one stream's events."""
 
     __slots__ = ("_common", "_head", "_thought")
 
     def __init__(self, head: bytes) -> None:
-        """`head` is what stands before the choice in each chunk (see `chunk_head`)."""
+        """`head` is the part of each chunk before the choice (see `chunk_head`)."""
         self._head = head
         self._common = head + b'{"index":0,"delta":{"content":'
         self._thought = head + b'{"index":0,"delta":{"reasoning_content":'
 
     def rebuild(self, data: bytes, is_thinking: bool = False) -> bytes | None:
-        """The frame of an event of the common shape, which `Sanitizer.read` would give too; None for any other.
+        """Return the event for the caller from one of the common shape, as `Sanitizer.read` would give it, else None.
 
-        For those between the first event that passes and the finish reason. Each takes one `model` out. While the
-        model `is_thinking`, the first text is for the long way: the answer comes to another stage with it.
+        For events between the first that passes and the finish reason. Each removes one `model`. While the model
+        `is_thinking`, the first text must take the long way, since it starts another stage of the answer.
         """
         try:
             chunk = _decode_common(data)
@@ -125,12 +125,12 @@ class Frames:
         return b"".join((self._common, _encode(delta.content), _FRAME_END))
 
     def template(self, data: bytes) -> Template | None:
-        """How the events are that differ from this one in their text alone; None when `rebuild` does not rebuild it.
+        """Return the template of the events that differ from this one only in their text; None if it cannot be proved.
 
-        Proved by decoding: with another text between the same bytes only the text is another. So it is no text that
-        stands twice, nor one in a field that is not read.
+        The proof is two trial decodes: with another text between the same bytes, only the text changes. So the text
+        is not found in the event twice, nor in a field that is not read.
         """
-        if b"\n" in data or self.rebuild(data) is None:  # a line that ends here is another event elsewhere
+        if b"\n" in data or self.rebuild(data) is None:  # with a line end the same bytes could be another event
             return None
         chunk = _decode_common(data)
         delta = chunk.choices[0].delta
@@ -138,13 +138,13 @@ class Frames:
         text = getattr(delta, name)
         literal = _encode(text)
         at = data.find(literal)
-        if at < 0:  # it is spelled in another way
+        if at < 0:  # the router escapes the text in another way
             return None
         before, after = data[: at + 1], data[at + len(literal) - 1 :]
         for spelled, said in _TRIALS:
             try:
                 other = _decode_common(before + spelled + after)
-            except ValueError:  # what was found is no string of its own, but a part of one
+            except ValueError:  # the text was found inside another string
                 return None
             setattr(delta, name, said)
             if other != chunk:
@@ -153,22 +153,22 @@ class Frames:
         return Template(b"data: " + before, after + b"\n\n", new_before + b'"', b'"' + _FRAME_END)
 
     def encode(self, delta: Delta, finish_reason: FinishReason | None = None) -> bytes:
-        """A delta as an event of the stream."""
+        """Return a delta as an event of the stream."""
         return b"".join((self._head, _encode(Choice(0, delta, finish_reason)), _TAIL))
 
 
 _TAIL = b"]}\n\n"
-"""What ends an event whose head is `chunk_head`."""
+"""The end of an event that begins with `chunk_head`."""
 
 _FRAME_END = b'},"finish_reason":null}' + _TAIL
 
 
 def chunk_head(request_id: str, created: int, model: str) -> bytes:
-    """What each chunk of a stream begins with, up to the open bracket of `choices`."""
+    """Return the beginning of each chunk of a stream, up to the open bracket of `choices`."""
     head = {"id": f"chatcmpl-{request_id}", "object": "chat.completion.chunk", "created": created, "model": model}
     return b"data: " + _encode(head)[:-1] + b',"choices":['
 
 
 def progress_chunk(head: bytes, eid: dict[str, str | int | None]) -> bytes:
-    """A chunk without a choice that tells where the request stands."""
+    """Return a chunk without a choice that says how far the request has come."""
     return head + b'],"eid":' + _encode(eid) + b"}\n\n"

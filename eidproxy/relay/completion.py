@@ -1,4 +1,4 @@
-"""The whole answer of a caller that asked for no stream, gathered from the deltas of one."""
+"""The whole answer to a caller that did not ask for a stream, gathered from the deltas of the upstream stream."""
 
 from typing import Literal
 
@@ -56,7 +56,7 @@ class Answer(msgspec.Struct, kw_only=True):
 
 
 class Completion:
-    """Gathers deltas into one message."""
+    """The message gathered from the deltas of one stream."""
 
     __slots__ = ("_calls", "_content", "_reasoning", "_refusal", "size")
 
@@ -66,10 +66,10 @@ class Completion:
         self._refusal: list[str] = []
         self._calls: list[tuple[str, str, list[str]]] = []
         self.size = 0
-        """Code points held so far: what the caller bounds."""
+        """Code points held so far; `Stream` limits them."""
 
     def add(self, delta: Delta) -> None:
-        """Take what one chunk adds."""
+        """Add the delta of one chunk."""
         for text, texts in (
             (delta.content, self._content),
             (delta.reasoning_content, self._reasoning),
@@ -89,7 +89,7 @@ class Completion:
             self.size += len(arguments)
 
     def encode(self, request_id: str, created: int, model: str, finish_reason: FinishReason) -> bytes:
-        """The answer as JSON."""
+        """Return the answer as JSON."""
         calls = [Call(id=id, function=Function(name, "".join(pieces))) for id, name, pieces in self._calls]
         message = Message(
             role="assistant",

@@ -1,9 +1,9 @@
-"""What routers send, in any of their dialects, as one type: an event's data becomes a `CameChunk`.
+"""The dialects of routers, read as one type: an event's data becomes a `CameChunk`.
 
-The structs have a field for each thing that may pass and for the few that must be noticed (errors, usage, the model's
+The structs have a field for each value that may pass and for the few that must be noticed (errors, usage, the model's
 name). The decoder skips unknown fields, so they never exist as a value. An event that the typed decoder refuses is read
-a second time, leaf by leaf (`_read_loosely`), and one that is no valid Unicode is mended first (`repair`). All find the
-same few fields, and none builds a tree: an event may be a megabyte of anything.
+a second time, leaf by leaf (`_read_loosely`), and one that is no valid Unicode is mended first (`repair`). All readings
+find the same few fields, and none builds a tree: an event may be a megabyte of anything.
 """
 
 import msgspec
@@ -40,7 +40,7 @@ class CameChoice(Struct, gc=False):
 
 
 class _Envelope(Struct, gc=False, kw_only=True):
-    """What stands round the choices. Of `id`, `object` and `created` it only counts whether they are there."""
+    """The fields of a chunk beside its choices. Of `id` and `created` only the presence matters."""
 
     id: Raw | UnsetType = UNSET
     object: Raw | UnsetType = UNSET
@@ -116,16 +116,16 @@ _decode_int = msgspec.json.Decoder(int).decode
 _decode_index = msgspec.json.Decoder(int, strict=False).decode
 
 _MOST_TOKENS = 1_000_000_000
-"""Tokens of one request. A counter that took any number could be thrown out of use by one answer."""
+"""The most tokens of one request. Without a limit one false answer could make the counter useless."""
 
 _MOST_ITEMS = 2048
-"""Items of lists in one event that are read one by one: each costs some microseconds, and nobody sends so many."""
+"""The most list items of one event in the second reading. Each costs some microseconds; no honest event has so many."""
 
 _MOST_DEPTH = 4
-"""Contents in a content. Each is read again for each that is around it."""
+"""The most levels of nested content. Each level reads its content again."""
 
 _SILENT = frozenset({b"null", b"false", b'""', b"{}"})
-"""An `error` or `detail` that says nothing (contract, 4)."""
+"""The values of `error` and `detail` that say nothing (contract, 4)."""
 
 _KNOWN_FIELDS = frozenset(
     {"id", "object", "created", "choices", "model", "usage", "index", "delta", "finish_reason"}
@@ -138,26 +138,26 @@ def says_something(field: Raw | UnsetType) -> bool:
 
 
 def is_error(chunk: CameChunk) -> bool:
-    """Whether an event without choices is an error in one of the dialects that have no `error`."""
+    """Return whether an event without choices is an error in a dialect that has no `error` field."""
     return (chunk.object is not UNSET and bytes(chunk.object) == b'"error"') or (
         says_something(chunk.error_type) or says_something(chunk.error_message)
     )
 
 
 class NotObject(Exception):
-    """JSON, but no chunk in any dialect."""
+    """The data is JSON, but no chunk in any dialect."""
 
 
 class NotJson(Exception):
-    """No JSON, nor anything that can be mended to be."""
+    """The data is not JSON, and `repair` cannot make it JSON."""
 
 
 class TooManyItems(Exception):
-    """A list longer than any answer's. It is not read in part: nothing is cut without a word."""
+    """A list is longer than in any honest answer. No part of it is read, since text must not be cut silently."""
 
 
 def decode_event(data: bytes) -> tuple[CameChunk, bytes, bool]:
-    """Decode an event's data. Returns the chunk, the data as it was decoded, and whether it has marks of `repair`.
+    """Decode an event's data. Return the chunk, the data as decoded, and whether it may have marks of `repair`.
 
     Raises NotObject, NotJson or TooManyItems.
     """
@@ -174,12 +174,12 @@ def decode_event(data: bytes) -> tuple[CameChunk, bytes, bool]:
             return _decode(data), data, marked
     except msgspec.ValidationError:
         raise (NotObject if is_json(data) else NotJson) from None
-    except (ValueError, RecursionError):  # no JSON, or nested without end
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply
         raise NotJson from None
 
 
 def is_json(data: bytes | str) -> bool:
-    """Whether this is one JSON value. No tree is built."""
+    """Return whether this is one JSON value, without building a tree."""
     try:
         _decode_raw(data)
     except (ValueError, RecursionError):
@@ -195,7 +195,7 @@ def _decode(data: bytes) -> CameChunk:
 
 
 def decode_usage(raw: Raw) -> tuple[int, int] | None:
-    """The tokens of prompt and completion, or None for anything that is no usage."""
+    """Return the tokens of prompt and completion, or None if this is no valid usage."""
     try:
         usage = _decode_usage(raw)
         return _tokens(usage.prompt_tokens), _tokens(usage.completion_tokens)
@@ -204,7 +204,7 @@ def decode_usage(raw: Raw) -> tuple[int, int] | None:
 
 
 def count_unknown_fields(data: bytes) -> int:
-    """How many fields of an event have no name in the closed schema. Their values are not decoded."""
+    """Return how many fields of an event are unknown here. Their values are not decoded."""
     try:
         value = _decode_members(data)
         unknown = len(value.keys() - _KNOWN_FIELDS)
@@ -213,23 +213,23 @@ def count_unknown_fields(data: bytes) -> int:
             unknown += len(choice.keys() - _KNOWN_FIELDS)
             unknown += len(_decode_members(choice.get("delta", _NOTHING)).keys() - _KNOWN_FIELDS)
     except (ValueError, RecursionError):
-        return 0  # the typed decoder is less strict where it only skips
+        return 0  # the typed decoder is less strict about values that it skips
     return unknown
 
 
 _EMPTY, _NOTHING = Raw(b"[]"), Raw(b"{}")
 
 
-# The second reading. Each function takes one leaf of any type and returns what of it counts.
+# The second reading. Each function takes one leaf of any type and returns the part that counts.
 
 
 def _read_loosely(loose: _LooseChunk) -> CameChunk:
     chunk = CameChunk(**{name: getattr(loose, name) for name in _Envelope.__struct_fields__})
     chunk.choices = _Leaves().choices(loose.choices)
     if bytes(_raw(loose.choices)).translate(None, b" \t\r\n") in _NO_CHOICES:
-        return chunk  # of two `choices` the last one counts, and the first is why this is read again
+        return chunk  # of two `choices` the last one counts, and the first made the typed decoder refuse
     if not chunk.choices and not (says_something(chunk.error) or says_something(chunk.detail) or is_error(chunk)):
-        raise msgspec.ValidationError  # a chunk in name alone
+        raise msgspec.ValidationError  # neither a choice nor an error in it
     return chunk
 
 
@@ -238,7 +238,7 @@ _NO_CHOICES = frozenset({b"null", b"[]"})
 
 
 class _Leaves:
-    """Reads one event. Raises TooManyItems when its lists have more items together than any answer's."""
+    """The second reading of one event. Raises TooManyItems if its lists together exceed `_MOST_ITEMS`."""
 
     __slots__ = ("_left",)
 
@@ -270,7 +270,7 @@ class _Leaves:
         return CameDelta(content, thought + reasoning, None, _string(loose.refusal), [call for call in calls if call])
 
     def _text(self, raw: Raw | UnsetType, depth: int = 1) -> tuple[str, str]:
-        """Text and reasoning of a content: a string or parts (BerriAI/litellm#16272, Mistral's `thinking`)."""
+        """Return text and reasoning of a content: a string or parts (BerriAI/litellm#16272, Mistral's `thinking`)."""
         text = _string(raw)
         if text is not None:
             return text, ""
@@ -296,11 +296,11 @@ class _Leaves:
         return "".join(texts), "".join(thoughts)
 
     def _objects(self, raw: Raw | UnsetType) -> list[Raw]:
-        """The items of a list that are objects: to find that out by decoding costs an exception for each."""
+        """Return the items of a list that are objects. A failed decode would cost an exception for each other item."""
         return [item for item in self._items(raw) if bytes(item)[:1] == b"{"]
 
     def _items(self, raw: Raw | UnsetType) -> list[Raw]:
-        """The items of a list; none of anything else."""
+        """Return the items of a list; for any other value, none."""
         try:
             items = _decode_list(_raw(raw))
         except msgspec.ValidationError:
@@ -320,7 +320,7 @@ def _call(raw: Raw) -> CameCall | None:
         return None
     arguments = _string(function.arguments)
     if arguments is None and (text := bytes(_raw(function.arguments))) != b"null":
-        arguments = text.decode()  # their JSON text (BerriAI/litellm#37792)
+        arguments = text.decode()  # an object, as its JSON text (BerriAI/litellm#37792)
     return CameCall(_index(loose.index), _string(loose.id), CameFunction(_string(function.name), arguments))
 
 
@@ -336,7 +336,7 @@ def _string(raw: Raw | UnsetType) -> str | None:
 
 
 def _index(raw: Raw | UnsetType) -> int | None:
-    """A whole number, in whatever spelling: `0.0` and `"0"` are 0."""
+    """Return a whole number in any spelling, or None: `0.0` and `"0"` are 0."""
     try:
         return _decode_index(_raw(raw))
     except msgspec.ValidationError:
@@ -344,7 +344,7 @@ def _index(raw: Raw | UnsetType) -> int | None:
 
 
 def _tokens(raw: Raw | UnsetType) -> int:
-    """A count of tokens. Raises ValueError for anything else."""
+    """Return a count of tokens. Raises ValueError for any other value."""
     count = 0 if raw is UNSET else _decode_int(raw)
     if not 0 <= count <= _MOST_TOKENS:
         raise ValueError

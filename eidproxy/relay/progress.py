@@ -1,4 +1,4 @@
-"""Tell a caller that opted in where its request stands (contract, 4): its place, that the model reads, or thinks."""
+"""Progress chunks for callers that opted in (contract, 4): place in the queue, at the router, or reasoning."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from eidproxy.relay.stream import Stage
 
 _REPEAT_SECONDS = 10.0
-"""News are repeated: LangChain's and pi's limits of 120 s count chunks, not comments."""
+"""The interval for repeating a progress chunk: LangChain's and pi's limits of 120 s count chunks, not comments."""
 
 News = dict[str, str | int | None]
 
 
 class Progress:
-    """Tells one caller at each change, and every ten seconds. What it tells only falls: place and estimate."""
+    """The progress of one request, sent at each change and every 10 s. Position and estimate only fall."""
 
     __slots__ = ("_eta", "_loop", "_place", "_position", "_send", "_since", "_state", "_timer", "_told_at")
 
@@ -22,7 +22,7 @@ class Progress:
         send: Callable[[News], None],
         place: Callable[[], tuple[int, float | None]],
     ) -> None:
-        """`place` tells the position in the queue (1 is the next, 0 has a slot) and the seconds until the slot."""
+        """`place` returns the position in the queue (1 is next, 0 has a slot) and the estimated seconds to the slot."""
         self._loop = loop
         self._send = send
         self._place = place
@@ -34,11 +34,11 @@ class Progress:
         self._told_at = 0.0
 
     def queued(self) -> None:
-        """The request waits, and its place may have changed."""
+        """Send the place in the queue if it improved, or if a repetition is due."""
         position, wait_seconds = self._place()
         if position == 0:
             return
-        # A newcomer of a better class can push a place back; an estimate rises when a request takes long.
+        # A new request of a higher class can push the place back, and a long request can raise the estimate.
         if self._position is None or position < self._position:
             self._position = position
         elif self._loop.time() - self._told_at < _REPEAT_SECONDS - 0.5:
@@ -49,18 +49,18 @@ class Progress:
         self._tell({"state": "queued", "position": self._position, "eta_seconds": self._eta})
 
     def upstream(self, now: float) -> None:
-        """The request is on its way to the router."""
+        """Report that the request is on its way to the router."""
         self._enter("upstream", now)
 
     def stage(self, stage: Stage, now: float) -> None:
-        """The answer came to another stage."""
+        """Report that the model reasons; stop at any later stage."""
         if stage is Stage.THINKING:
             self._enter("thinking", now)
         elif stage is not Stage.WAITING:
             self.stop()
 
     def stop(self) -> None:
-        """Tell nothing more."""
+        """Send no more progress chunks."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

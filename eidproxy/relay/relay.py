@@ -1,11 +1,11 @@
 """One request of the main job on its way: gate, connection to the router, stream, end.
 
-A `Relay` owns the slot, the upstream exchange and the deadline of one request, and gives all three back in one place:
-`conclude`; a `Settlement` gives back what it keeps after a caller left (see `settle`). Whatever ends a request (the
-answer, a fault, a clock, a caller that left, a drain) is a `Cause`; the table `ENDS` says what it means in the state
-that the request is in, and only the first cause counts. A task exists only while there is something to wait for, the
-slot and the connection; after that the relay runs in the callbacks of the upstream connection, so that one event costs
-one callback: bytes are framed, sanitized and written to the caller's transport where they arrive (`Splice`).
+A `Relay` owns the slot, the upstream exchange and the deadline of one request, and gives back all three in one place,
+`conclude`. After a caller left, a `Settlement` may keep some of them, and gives them back itself (see `settle`).
+Whatever ends a request (the answer, a fault, a clock, a departed caller, a drain) is a `Cause`; the table `ENDS` maps
+the request's state and the cause to the result, and only the first cause counts. A task exists only while the request
+waits for its slot or its connection. After that the relay runs in the callbacks of the upstream connection, so one
+event costs one callback: `Splice` frames, sanitizes and writes bytes in the callback that receives them.
 """
 
 import asyncio
@@ -44,16 +44,16 @@ from eidproxy.timeouts import TimeoutQueue
 from eidproxy.vocabulary import Mode, Phase, Priority, SettleEnd, StreamEnd, Surface
 
 _TAIL_SECONDS = 5.0
-"""How long a router may be silent after a finish reason before the answer is taken for whole (contract, 4)."""
+"""How long a router may be silent after a finish reason before the answer counts as whole (contract, 4)."""
 
 _REFUSAL_SECONDS = 5.0
-"""How long the body of a router's refusal is waited for: its status alone is a reason."""
+"""Limit for reading the body of a router's error response: the status alone is enough for a reason."""
 
 _STEADY_CHUNKS = 3
-"""After so many chunks the next ones may go past the interpreter. What was in vain, or held for a few chunks only, is
-tried again after twice as many each time."""
+"""Chunks before the relay first tries a shortcut past the interpreter. A try that fails, or whose shortcut ends after a
+few chunks, doubles the number of chunks before the next try."""
 _MOST_DOUBLINGS = 10
-"""So at the latest after 3,072 chunks: by then what it costs to try is nothing beside them."""
+"""Bounds the wait for the next try to 3,072 chunks: beside so many the cost of a try is negligible."""
 
 _PROBE_SECONDS = 3.0
 """Delay before TCP keep-alive is enabled on the router's socket; the kernel then needs up to 25 s to find a dead peer.
@@ -94,20 +94,20 @@ class RelayServices(NamedTuple):
     guards: dict[Mode, WedgeGuard]
     settlements: Settlements
     on_upstream_state: Callable[[Mode], None]
-    """Called when the guard of a mode came to another state."""
+    """Called when the guard of a mode changes its state."""
     running: "set[Relay]"
     clock: Callable[[], float]
-    """Seconds of the epoch, for `created`."""
+    """Returns seconds since the epoch, for `created`."""
 
 
 class Job(NamedTuple):
-    """What a request is besides its body."""
+    """The properties of a request besides its body."""
 
     priority: Priority = Priority.FOREGROUND
     surface: Surface = Surface.PROXY
     trace_id: str | None = None
     tells_progress: bool = False
-    """Whether a caller that asked for a stream is told where its request stands."""
+    """Whether the caller gets progress chunks if it asked for a stream (contract, 4)."""
 
 
 class Relay:
@@ -144,7 +144,7 @@ class Relay:
         self.mode = mode = request.mode
         self.state = State.QUEUED
         self._request: ChatRequest | None = request
-        """Until it is written."""
+        """None once it is written to the router."""
         self._job = job
         self._loop = connection.loop
         self._times = Times(self._loop.time())
@@ -175,13 +175,13 @@ class Relay:
 
     @property
     def is_unsent(self) -> bool:
-        """Whether the router has not been asked."""
+        """Whether the request is not yet written to the router."""
         return self.state <= State.CONNECTING
 
     # From the request to the connected router
 
     def start(self) -> None:
-        """Begin. Everything that follows ends in `conclude`."""
+        """Begin the request. Every path from here ends in `conclude`."""
         self.services.running.add(self)
         self.services.metrics.in_progress[self.mode, Phase.QUEUED] += 1
         connection = self.connection
@@ -206,11 +206,14 @@ class Relay:
                 self._on_position_change()
             self._task = self._loop.create_task(self._run())
             self._task.add_done_callback(self._on_task_done)
-        except Exception as error:  # noqa: BLE001  # what was taken until here must be given back
+        except Exception as error:  # noqa: BLE001  # whatever was acquired above must be given back
             self._on_failure(error)
 
     def _reach_router(self) -> bool:
-        """The slot is there: connect, and send the request if that is done at once, as on one machine."""
+        """Begin to connect, now that the slot is granted; send the request if the connection is there at once.
+
+        A router on the same machine accepts at once. Return whether the request was sent.
+        """
         self._on_granted()
         upstream = self.services.upstream
         exchange = self._exchange = upstream.kept() or upstream.dial()
@@ -220,14 +223,14 @@ class Relay:
         return True
 
     async def _run(self) -> None:
-        """Wait for the slot, then for the connection, whichever is not to be had at once; callbacks do the rest."""
+        """Wait for the slot and then the connection, unless they were there at once; callbacks do the rest."""
         try:
             if self._times.granted is None and self._permit is not None:
                 await self._permit.granted()
                 if self._reach_router():
                     return
             exchange = await self.services.upstream.connect(self._exchange)
-            if self.state is State.CONCLUDED:  # by something that ran between the connect and here
+            if self.state is State.CONCLUDED:  # by a callback that ran between the connect and here
                 exchange.abort()
                 return
             self._exchange = exchange
@@ -236,7 +239,7 @@ class Relay:
             self._on_failure(error)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        """Conclude for a task that was cancelled from outside, perhaps before its first step: it did not do so."""
+        """Conclude a request whose task was cancelled from outside, perhaps before its first step."""
         self._task = None
         if self.is_unsent:
             error = None if task.cancelled() else task.exception()
@@ -246,7 +249,7 @@ class Relay:
                 self.fail("relay", error)
 
     def _on_failure(self, error: Exception) -> None:
-        """Say why the request did not get as far as the router."""
+        """Conclude a request that failed before it reached the router, with the reason for the exception."""
         if isinstance(error, Refusal):
             self.conclude(Cause.REFUSAL, error.reason, error)
         elif isinstance(error, EgressBlocked):
@@ -261,7 +264,7 @@ class Relay:
         return Refusal("upstream_wedged", retry_seconds=self._guard.retry_seconds(self._loop.time()))
 
     def refuse_unsent(self) -> None:
-        """Turn the request away unless it is at the router: its model server hangs."""
+        """Refuse the request because the model server hangs, unless it is already written to the router."""
         if self.is_unsent:
             self.conclude(Cause.REFUSAL, "upstream_wedged", self._wedged())
 
@@ -282,7 +285,7 @@ class Relay:
         services = self.services
         message = services.upstream.request(request.body)
         if self._permit is not None and not self._permit.is_held():
-            return  # after a standstill since the grant somebody else may have the slot; `on_revoked` was called
+            return  # after a standstill another request may hold the slot; `on_revoked` has concluded this one
         now = self._splice.last_sent_at = self._loop.time()
         if self._passage is None or not self._guard.send(self._passage, now):
             self.refuse_unsent()
@@ -296,7 +299,7 @@ class Relay:
         )
         self._enter(State.ASKED)
         exchange.start(message, self._splice)
-        if self.state is State.CONCLUDED:  # by a router that had hung up
+        if self.state is State.CONCLUDED:  # the router had hung up before the request was written
             return
         if self._splice.paused:
             exchange.pause()
@@ -308,7 +311,7 @@ class Relay:
     # What the router sends
 
     def on_head(self, status: int, content_type: bytes, encoded: bool) -> None:
-        """The head of the router's answer came."""
+        """Take the head of the router's response: conclude on a wrong one, read the body of an error."""
         if self._settlement is not None:
             if status != 200:
                 self._settlement.finish(SettleEnd.FIRST_EVENT)
@@ -319,7 +322,7 @@ class Relay:
             media_type = content_type.partition(b";")[0].strip().lower()
             if encoded or media_type != b"text/event-stream":
                 self.conclude(Cause.ROUTER_ERROR, "upstream_protocol_error")
-        elif status < 400:  # its body says nothing that counts
+        elif status < 400:  # the body of such a status holds no error to read
             self.conclude(Cause.ROUTER_ERROR, reason_of_status(status, b""))
         else:
             if self._exchange is not None:
@@ -329,7 +332,7 @@ class Relay:
             self.services.clocks.refusal.start(self)
 
     def on_stage(self, events: bytes, now: float) -> None:
-        """The body came to another stage, or is at its end; `events` are for the caller."""
+        """Act on a new stage or on the end of the body, and send `events` to the caller."""
         body, splice = self._splice.body, self._splice
         if self._settlement is not None:
             self._on_settled(now)
@@ -349,7 +352,7 @@ class Relay:
         if events:
             self._answer.pass_on(events, now, is_first=is_first, is_last=stage is Stage.OVER)
         if is_first and self._silence_timer is not None:
-            self.check_silence()  # the timer was set for a router that had not begun, and is too late for one that has
+            self.check_silence()  # the timer was set by the first-event allowance; from now on a check is due sooner
         if self._progress is not None:
             self._progress.stage(stage, now)
         if stage >= Stage.FINISHED and (has_heard or has_changed):
@@ -372,21 +375,24 @@ class Relay:
         self._enter(State.STREAMING)
 
     def on_sign_of_life(self, now: float) -> None:
-        """A data event came: the model server does not hang."""
+        """Note a data event: proof that the model server does not hang."""
         if self._silence is not None:
             self._silence.event(now)
         if self._guard.hear(now):
             self.services.on_upstream_state(self.mode)
 
     def on_steady(self, data: bytes, now: float) -> None:
-        """Have the events that follow passed on past the interpreter, while they are all like one of `data`."""
+        """Start a shortcut past the interpreter for the following events, while each has the form of one in `data`.
+
+        `Splice` calls this again after more chunks, whether or not a shortcut began (see `_STEADY_CHUNKS`).
+        """
         splice, exchange, body = self._splice, self._exchange, self._splice.body
         if exchange is None or isinstance(body, ErrorBody):
             return
         shortcut = exchange.shortcut(aims=not self._has_aimed)
         self._has_aimed = exchange.is_aiming
         if exchange.is_aiming:
-            return  # and asked again when the next read has ended where it should
+            return  # `steady_at` stays, so this runs again after the next read, which should end with a chunk
         if splice.chunks - splice.steady_at > _STEADY_CHUNKS << self._doublings:
             self._doublings = 0
         splice.steady_at = splice.chunks + (_STEADY_CHUNKS << self._doublings)
@@ -395,13 +401,13 @@ class Relay:
         if shortcut is None or caller is None or splice.paused or not self._guard.is_live:
             return
         if self._progress is not None and splice.stage is Stage.THINKING:
-            return  # news of it are written between the events
+            return  # progress chunks must be written between the events
         template = body.template(data)
         if template is not None:
             shortcut.begin(caller, template, now, body.budget, splice.passed_on)
 
     def on_quiet_read(self, now: float) -> None:
-        """A read brought nothing for the caller: comments, events that say nothing, or a part of an event."""
+        """Look for signs of life in a read with nothing for the caller: comments, empty events, part of an event."""
         splice = self._splice
         body = splice.body
         if isinstance(body, ErrorBody) or self._silence is None:
@@ -414,12 +420,18 @@ class Relay:
                 self.on_sign_of_life(now)
 
     def _hear_comment(self, comment: bytes, now: float) -> bool:
-        """Note a comment and return whether it is a sign of life: a constant ping goes on before a dead model."""
+        """Note a comment and return whether it is a sign of life.
+
+        A constant ping is none: routers send it while the model server hangs.
+        """
         self._splice.comment = comment
         return self._silence is not None and self._silence.comment(comment, now)
 
     def _on_finish_reason(self, stream: Stream, is_over: bool) -> None:
-        """Take the answer for whole when the router is silent; but not where text came after a finish reason."""
+        """Start the 5 s after which a silent router's answer counts as whole (contract, 4).
+
+        Where text came after a finish reason, go back to streaming instead.
+        """
         tail = self.services.clocks.tail
         tail.stop(self)
         if stream.sanitizer.is_trusted:
@@ -431,7 +443,7 @@ class Relay:
             self.check_silence()
 
     def on_end(self, error: httpx.TransportError | None) -> None:
-        """The connection to the router is over."""
+        """Conclude by how the router's response ended: `error`, or None when it was whole or closed."""
         if self._settlement is not None:
             self._settlement.finish(SettleEnd.FIRST_EVENT)
             return
@@ -445,7 +457,7 @@ class Relay:
     # What the caller gets
 
     def _on_position_change(self) -> None:
-        """The place in the queue may have changed."""
+        """Tell the caller its place in the queue, which may have changed."""
         if self._progress is not None and self.state is State.QUEUED:
             self._progress.queued()
 
@@ -453,7 +465,7 @@ class Relay:
         return (0, None) if self._permit is None else self._permit.queue_position()
 
     def pause(self) -> None:
-        """The caller reads too slowly: stop reading from the router until it has caught up."""
+        """Stop reading from the router until the caller, which reads too slowly, has caught up."""
         self._splice.paused = True
         if self._silence is not None:
             self._silence.pause()
@@ -461,7 +473,7 @@ class Relay:
             self._exchange.pause()
 
     def resume(self) -> None:
-        """The caller has caught up."""
+        """Read from the router again: the caller has caught up."""
         self._splice.paused = False
         if self._silence is not None:
             self._silence.resume(self._loop.time())
@@ -472,15 +484,15 @@ class Relay:
     # Clocks
 
     def on_wall_clock(self) -> None:
-        """The wall clock ran out."""
+        """Conclude: the wall clock ran out."""
         self.conclude(Cause.WALL_CLOCK)
 
     def on_tail_silence(self) -> None:
-        """Five seconds passed since the last word after a finish reason, or since the head of a refusal."""
+        """Conclude: 5 s of silence passed after a finish reason, or 5 s since the head of an error response."""
         self.conclude(Cause.SILENCE)
 
     def probe(self) -> None:
-        """Enable TCP keep-alive: the request takes its time, and its router may be gone without a word."""
+        """Enable TCP keep-alive on the router's connection, to find a router that is gone without a FIN or reset."""
         if self._exchange is not None:
             self._exchange.probe()
 
@@ -503,7 +515,7 @@ class Relay:
                 self._silence_timer = self._loop.call_later(more, self.check_silence)
                 return
             reason = silence.reason(now)
-            if reason == "upstream_silent":  # over 1: what was allowed was not enough
+            if reason == "upstream_silent":  # 1e-9 puts it over 1: the allowance was exceeded
                 self.services.metrics.allowance_used[self.mode].observe(silence.used_ratio(now) + 1e-9)
             self.conclude(Cause.SILENCE, reason)
             return
@@ -512,32 +524,35 @@ class Relay:
             if now >= splice.last_sent_at + keepalive:
                 self._answer.keep_alive(now)
             due = min(due, splice.last_sent_at + keepalive)
-        due = min(due, self._times.deadline)  # where nothing is due, the timer says that this has run
+        due = min(due, self._times.deadline)  # finite, so that a timer is set: it tells `on_stage` that this has run
         if due > now:
             self._silence_timer = self._loop.call_at(due, self.check_silence)
 
     # The end
 
     def on_disconnect(self) -> None:
-        """The caller left."""
+        """Conclude: the caller left."""
         self.conclude(Cause.CALLER_LEFT)
 
     def drain_unsent(self) -> None:
-        """The process stops: turn the request away unless it is at the router."""
+        """Refuse the request because the process stops, unless it is already written to the router."""
         if self.is_unsent:
             self.conclude(Cause.DRAIN)
 
     def drain(self) -> None:
-        """The process stops and waits no longer."""
+        """Conclude: the process stops and waits no longer."""
         self.conclude(Cause.DRAIN)
 
     def fail(self, where: str, error: BaseException) -> None:
-        """End because of a fault of our own."""
+        """Log a fault of our own and conclude."""
         self.services.log.fault(where, error)
         self.conclude(Cause.FAULT)
 
     def conclude(self, cause: Cause, given: str | None = None, refusal: Refusal | None = None) -> None:
-        """Give back the slot, the connection and the timers, and end the answer."""
+        """Give back the connection, the slot and the timers, and end the answer. Only the first call counts.
+
+        `given` is the reason and `refusal` the error for causes whose reason comes with them (`states.GIVEN`).
+        """
         if self.state is State.CONCLUDED:
             return
         state, self.state = self.state, State.CONCLUDED
@@ -547,7 +562,7 @@ class Relay:
             if refusal is not None:
                 is_silent = self._is_silent_end(refusal)
                 is_kept = self._settles(state, refusal, is_silent)
-        except Exception as error:  # noqa: BLE001  # nothing may keep the slot
+        except Exception as error:  # noqa: BLE001  # no fault may keep the slot
             self.services.log.fault("verdict", error)
             refusal = refusal or Refusal("internal_error")
         log = self.services.log
@@ -569,7 +584,7 @@ class Relay:
             self._let_go()
 
     def _verdict(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
-        """What the caller is told: None for a whole answer."""
+        """Return the error for the caller, or None for a whole answer."""
         if cause is Cause.ROUTER_DONE and self._answer.stream.sanitizer.finish_reason is not None:
             return None
         word = ENDS[state].get(cause, GIVEN)
@@ -604,20 +619,20 @@ class Relay:
     def _is_silent_end(self, refusal: Refusal) -> bool:
         if self._silence is None or isinstance(refusal.reason, RouterReason):
             return False
-        if self._status not in (None, 200):  # who refuses does not hang
+        if self._status not in (None, 200):  # a router that answers with an error status does not hang
             return False
         return self._silence.is_silent_end(refusal.reason, self._loop.time())
 
     def _leave_guard(self, is_silent: bool) -> None:
-        """Tell the guard before the slot goes on, so that nobody is granted one only to be refused."""
+        """Leave the guard, before the slot is given on: else the next request gets a slot only to be refused."""
         upstream = self.services.upstream
-        if is_silent and upstream.shortcuts is not None:  # others may have heard, and from now on each sign counts
+        if is_silent and upstream.shortcuts is not None:  # the guard must know signs of life in C, now and from now on
             upstream.shortcuts.end()
         if self._passage is not None and self._guard.leave(self._passage, self._loop.time(), silent=is_silent):
             self.services.on_upstream_state(self.mode)
 
     def _settles(self, state: State, refusal: Refusal, is_silent: bool) -> bool:
-        """Whether slot and router are kept, since the caller left while the model server reads the prompt."""
+        """Return whether a settlement keeps slot and router: the caller left while the server reads the prompt."""
         if state is not State.ASKED or not is_departure(refusal.reason) or self._exchange is None:
             return False
 
@@ -633,19 +648,19 @@ class Relay:
         try:
             self._settlement = self.services.settlements.keep(self._permit, close, left)
             if self._settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
-                self._leave_guard(is_silent)  # the next request is the trial, whatever is kept of this one
-        except Exception as error:  # noqa: BLE001  # what is not kept is given back
+                self._leave_guard(is_silent)  # the next request is the trial, even while this one is kept
+        except Exception as error:  # noqa: BLE001  # without a settlement `conclude` gives back everything
             self.services.log.fault("settle", error)
         return self._settlement is not None
 
     def _on_settled(self, now: float) -> None:
-        """The first event came for a caller that left: the prefill is over, and the next token can be stopped."""
+        """End the settlement at its first event: the prefill is over, so a close stops the server at its next token."""
         self.on_sign_of_life(now)
         if self._settlement is not None:
             self._settlement.finish(SettleEnd.FIRST_EVENT)
 
     def _let_go(self) -> None:
-        """Break the circle of references, so that all is freed here and not when the collector runs."""
+        """Break the reference cycles, so that the objects are freed here and not by the garbage collector."""
         self._exchange = self._settlement = None
         if hasattr(self._splice, "relay"):
             del self._splice.relay
@@ -681,7 +696,7 @@ class Relay:
         self.state = state
 
     def _record(self, refusal: Refusal | None, status: int) -> None:
-        """Count the request and write its one line."""
+        """Count the request and write its one log line."""
         times, now, began_at = self._times, self._loop.time(), self.connection.began_at
         record = RequestRecord(
             request_id=self.connection.request_id,
@@ -703,7 +718,7 @@ class Relay:
         self.services.log.request(record)
 
     def _count_exchange(self, reason: str, is_whole: bool, now: float) -> None:
-        """Count what was seen of the router. `reason` is a word of ours, or empty."""
+        """Count what the router did in this request. `reason` is a word of ours, or empty."""
         metrics, mode, stream = self.services.metrics, self.mode, self._answer.stream
         sanitizer = stream.sanitizer
         for kind, count in sanitizer.dropped.items():
@@ -728,7 +743,7 @@ class Relay:
 
 
 def _call(log: Log, step: Callable[..., None], *given: object) -> None:
-    """Give one thing back; whatever fails, the rest must be given back too."""
+    """Run one step of `conclude`; log a failure, since the steps after it must run too."""
     try:
         step(*given)
     except Exception as error:  # noqa: BLE001

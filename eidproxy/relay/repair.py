@@ -2,12 +2,12 @@
 
 Model servers turn tokens into text one by one, and a token may end in the middle of a character. Some send the bytes
 as they are (m5stack/StackFlow#7, unslothai/llama.cpp#202), some escape each half of a surrogate pair by itself
-(elie222/rakazo#416). JSON decoders refuse both, so `repair` makes the event decodable first: what is broken inside a
-text becomes U+FFFD at once, and what is broken at the edge of a string, where the next event may hold the rest, is
-written as marks. `Seams` reads the marks and joins the pieces.
+(elie222/rakazo#416). JSON decoders refuse both, so `repair` makes the event decodable first. Inside a string it
+replaces broken parts by U+FFFD; at the edge of a string, where the next event may hold the rest, it writes them as
+marks. `Seams` reads the marks and joins the pieces.
 
 Marks are noncharacters (Unicode 23.7), which text for interchange does not contain: U+FDD0 plus a hexadecimal digit
-for half a byte, U+FDE0 plus a digit for a quarter of a surrogate. An event that has one already is mended without.
+for half a byte, U+FDE0 plus a digit for a quarter of a surrogate. An event that already has one gets no marks.
 """
 
 import codecs
@@ -18,9 +18,9 @@ _BYTES, _HALVES = 0xFDD0, 0xFDE0
 _MARK = re.compile(r"[\ufdd0-\ufdef]|\\u[fF][dD][dDeE]")
 _RUN = re.compile("[\ufdd0-\ufddf]+|[\ufde0-\ufdef]+")
 _MOST_MARKED = 64
-"""Edges of one event that are marked. Every mark costs a call, and an honest event has one or two strings."""
+"""The most edges marked in one event. Every mark costs a call, and an honest event has one or two strings."""
 _MOST_MARKED_BYTES = 128 * 1024
-"""A longer event is no token, so nothing of it continues in the next."""
+"""A longer event is no single token, so the next event does not continue it, and it gets no marks."""
 
 # `surrogateescape` turns a byte that is not UTF-8 into U+DC80 to U+DCFF.
 _BYTES_AT_EDGE = re.compile('[\udc80-\udcff]{1,3}(?=")|(?<=")[\udc80-\udcff]{1,3}')
@@ -30,7 +30,7 @@ _LONE_HALF = re.compile(rf"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}")
 
 
 def repair(data: bytes) -> tuple[bytes, bool] | None:
-    """Return the data with valid UTF-8 and no lone half of a surrogate pair, and whether marks may stand in it.
+    """Return the data with valid UTF-8 and no lone half of a surrogate pair, and whether it may have marks.
 
     None when there is nothing to mend. Every step is one pass in C, so a megabyte takes milliseconds.
     """
@@ -42,7 +42,7 @@ def repair(data: bytes) -> tuple[bytes, bool] | None:
         text = _BYTES_AT_EDGE.sub(_mark_bytes, text, _MOST_MARKED)
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     if "\\ud" in text or "\\uD" in text:
-        text = text.replace("\\\\", "\0\0")  # what follows one of these is no escape
+        text = text.replace("\\\\", "\0\0")  # an escaped backslash begins no other escape
         if marked:
             text = _HALF_AT_EDGE.sub(_mark_half, text, _MOST_MARKED)
         text = _LONE_HALF.sub(r"\\ufffd", text).replace("\0\0", "\\\\")
@@ -58,7 +58,7 @@ def _mark_half(found: re.Match[str]) -> str:
 
 
 class Seams:
-    """Joins the texts of one stream, each under the key of the string that it continues."""
+    """The incomplete characters of one stream, each under the key of the string that it continues."""
 
     __slots__ = ("_open",)
 
@@ -66,11 +66,14 @@ class Seams:
         self._open: dict[Hashable, str] = {}
 
     def __bool__(self) -> bool:
-        """Whether the beginning of a character waits for its rest."""
+        """Return whether the beginning of a character waits for its rest."""
         return bool(self._open)
 
     def join(self, key: Hashable, text: str, marked: bool) -> str:
-        """Return a text without marks, with what waited for it in front; a beginning at its end waits for the next."""
+        """Return the text without marks, preceded by what waited under its key.
+
+        An incomplete character at its end is kept back for the next text with that key.
+        """
         begun = self._open.pop(key, "")
         if not marked:
             return _unmark(begun)[0] + text if begun else text
@@ -80,22 +83,22 @@ class Seams:
         return text
 
     def close(self) -> dict[Hashable, str]:
-        """Return what still waits, as U+FFFD, by key."""
+        """Return the incomplete characters that still wait, as U+FFFD, by key."""
         rest = {key: _unmark(begun)[0] for key, begun in self._open.items()}
         self._open.clear()
         return rest
 
 
 def unmark(text: str) -> str:
-    """Return a text that nothing continues, without marks."""
+    """Return a text without marks; an incomplete character at its end becomes U+FFFD."""
     return _unmark(text)[0]
 
 
 def _unmark(text: str, final: bool = True) -> tuple[str, str]:
-    """Return the text with each run of marks turned back into the characters it stands for, and what is left over.
+    """Return the text with each run of marks turned back into its characters, and the marks that are left over.
 
-    Left over are the marks at the end of the text that are only the beginning of a character. Where the text is `final`
-    nothing is: such a beginning becomes U+FFFD.
+    Left over are marks at the end of the text that are only the beginning of a character. When the text is `final`
+    none are left: such a beginning becomes U+FFFD.
     """
     parts: list[str] = []
     at = 0

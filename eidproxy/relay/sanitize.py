@@ -1,8 +1,8 @@
-"""The filter of one upstream stream: what may pass of each event, how the stream stands, what is to be counted.
+"""The filter of one upstream stream: what of each event may pass, how far the stream has come, what is counted.
 
-Liberal in spelling, closed in meaning (contract, 4): `dialect` reads what came in whatever spelling, and what goes out
-is built anew from the types of `chunk`. The finish reason is kept back: of several the last one counts, and text may
-still come after one.
+Liberal in spelling, closed in meaning (contract, 4): `dialect` reads an event in any spelling, and the output is built
+from the types of `chunk`. The finish reason is kept back, since text may still come after it; of several the last one
+counts.
 """
 
 from msgspec import UNSET, Raw
@@ -43,14 +43,14 @@ _WORDS: dict[str, FinishReason | None] = {
     "content_filter": "content_filter",
     "function_call": "function_call",
 }
-"""What a finish reason means, in lower case; any other word is `stop` (contract, 4)."""
+"""Our finish reason for a router's, in lower case; any other word is `stop` (contract, 4)."""
 
 _FAILURES = frozenset({"error", "abort", "aborted", "cancelled", "network_error"})
 """Finish reasons that are errors of the router (vllm-project/vllm#57082, OpenRouter, Zhipu)."""
 
 
 class Sanitizer:
-    """Reads the events of one upstream stream: what may pass of each, how the stream stands, what is to be counted."""
+    """The filter of one upstream stream. After each `read` its attributes say how far the stream has come."""
 
     __slots__ = (
         "_calls",
@@ -69,38 +69,38 @@ class Sanitizer:
     )
 
     def __init__(self, request_id: str, *, counts_unknown: bool = True) -> None:
-        """`counts_unknown` says whether unknown fields are counted, which costs more than reading an event."""
+        """`counts_unknown`: whether to count unknown fields, which costs more than reading an event."""
         self._request_id = request_id
         self._seams = Seams()
         self._calls: ToolCalls | None = None
         self._counted_end = not counts_unknown
         self.begun = False
-        """A good event came: one with text, reasoning, a refusal, a call or a finish reason."""
+        """Whether a good event came: one with text, reasoning, a refusal, a call or a finish reason."""
         self.has_text = False
-        """Something besides reasoning came."""
+        """Whether text, a refusal or a call came, not reasoning alone."""
         self.finish_reason: FinishReason | None = None
         """The last finish reason that came."""
         self.is_late = False
-        """Text or calls came after a finish reason, so that only the router's own end makes the answer whole."""
+        """Whether text or calls came after a finish reason: then only the router's own end makes the answer whole."""
         self.said_done = False
         self.failure: str | None = None
-        """The reason of an error that the router told. Nothing is read after it."""
+        """The reason for an error that the router sent. No event is read after it."""
         self.dropped: dict[Dropped, int] = {}
         self.stripped = _NONE_STRIPPED.copy()
         self.tokens: dict[TokenKind, int] = {}
 
     @property
     def is_trusted(self) -> bool:
-        """Whether the answer is whole, whatever follows: no error, clock or cut makes an error of it."""
+        """Whether the answer is whole, whatever follows: no error, clock or cut turns it into an error."""
         return self.finish_reason is not None and not self.is_late
 
     @property
     def is_plain(self) -> bool:
-        """Whether `rebuild` may stand in for `read`: in the middle of a stream, with no character begun."""
+        """Whether `Frames.rebuild` may replace `read`: in the middle of a stream, with no incomplete character."""
         return self.begun and self.finish_reason is None and not self._seams
 
     def read(self, data: bytes) -> Delta | None:
-        """Read one event's data and return what may pass of it, or None.
+        """Read one event's data and return the part that may pass, or None.
 
         Sets `failure` for an error in any dialect, unless the answer is already whole.
         """
@@ -155,7 +155,7 @@ class Sanitizer:
         return delta
 
     def _begin(self, delta: Delta | None, data: bytes) -> Delta:
-        """Note the first good event. It alone has the role: SDKs join what repeats."""
+        """Note the first good event and give it the role. No other has one, since SDKs join repeated strings."""
         self.begun = True
         if not self._counted_end:
             self._count_others(data)
@@ -164,14 +164,14 @@ class Sanitizer:
         return delta
 
     def _finish(self, reason: FinishReason, data: bytes) -> None:
-        """Keep a finish reason, the last of which counts."""
+        """Keep a finish reason; of several the last one counts."""
         self.finish_reason = reason
         if not self._counted_end:
             self._counted_end = True
             self._count_others(data)
 
     def _filter_delta(self, came: CameDelta, marked: bool) -> Delta | None:
-        """Return what may pass of a delta now, or None when it holds nothing, or only the beginning of a character."""
+        """Return the part of a delta that may pass now; None when it is empty, or only the beginning of a character."""
         content, reasoning, refusal = came.content, came.reasoning_content or came.reasoning, came.refusal
         if marked or self._seams:
             join = self._seams.join
@@ -190,7 +190,7 @@ class Sanitizer:
         return Delta(None, content or None, reasoning or None, refusal or None, calls or None)
 
     def close(self) -> Delta | None:
-        """What still waits for the rest of a character when the stream is over, as U+FFFD."""
+        """Return the characters whose rest never came, as U+FFFD, at the end of the stream; None without any."""
         rest = self._seams.close()
         if not rest:
             return None
@@ -209,7 +209,7 @@ class Sanitizer:
         self.stripped[Stripped.OTHER] += count_unknown_fields(data)
 
     def _count_facts(self, chunk: CameChunk) -> None:
-        """Count what is taken out of every event: the model's name and the usage."""
+        """Count the fields that are removed from every event: the model's name and the usage."""
         if chunk.model is not UNSET:
             self.stripped[_MODEL] += 1
         if chunk.usage is not UNSET:
@@ -218,8 +218,8 @@ class Sanitizer:
     def _count_usage(self, raw: Raw) -> None:
         self.stripped[_USAGE] += 1
         counts = decode_usage(raw)
-        if counts is not None:  # a strange one costs nobody the text beside it
-            # The last usage of a stream is its sum; servers that send one in every chunk count up.
+        if counts is not None:  # an invalid usage must not drop the text in the same event
+            # The last usage of a stream is its total; servers that send one in every chunk count up.
             self.tokens = {_PROMPT: counts[0], _COMPLETION: counts[1]}
 
     def _fail(self, data: bytes, in_choice: bool = False) -> None:
@@ -231,7 +231,7 @@ class Sanitizer:
 
 
 def _tells_error(chunk: CameChunk) -> bool:
-    """Whether an event is an error, in one of the dialects of routers. One that says nothing is none."""
+    """Return whether an event is an error in any dialect. An empty `error` or `detail` is none (contract, 4)."""
     return (
         (chunk.error is not UNSET and says_something(chunk.error))
         or (chunk.detail is not UNSET and says_something(chunk.detail))
@@ -240,7 +240,7 @@ def _tells_error(chunk: CameChunk) -> bool:
 
 
 def _first_choice(choices: list[CameChoice] | None) -> CameChoice | None:
-    """Return the choice of index 0. A router that ignores `n: 1` may send others, in any order."""
+    """Return the choice with index 0, or None. A router that ignores `n: 1` may send others, in any order."""
     if not choices:
         return None
     if not choices[0].index:
@@ -258,7 +258,10 @@ def _has_text(came: CameDelta) -> bool:
 
 
 def _is_loading(chunk: CameChunk, came: CameDelta) -> bool:
-    """Whether an event tells that llama-swap loads a model, whose name is in the text: no model's event looks so."""
+    """Return whether an event is llama-swap's loading message, which names the model (contract, 4).
+
+    No model's own event has this shape.
+    """
     return (
         chunk.id is chunk.object is chunk.created is chunk.model is UNSET
         and bool(came.reasoning_content or came.reasoning)

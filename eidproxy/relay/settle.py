@@ -1,7 +1,7 @@
-"""What is kept of a request whose caller left in the prefill: its slot, and with `first_event` its router too.
+"""The slot of a request whose caller left during the prefill, and with `first_event` its connection to the router too.
 
-A model server goes on with a prefill after its caller left, so the next request would run beside it, or behind it on
-its own deadline. The operator chooses what is worth more (contract, 6, `gate.after_leave`).
+A model server continues a prefill after its caller left, so the next request would run beside it, or wait behind it
+while its own deadline runs. The operator chooses which cost to accept (contract, 6, `gate.after_leave`).
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from eidproxy.vocabulary import AfterLeave, SettleEnd
 
 
 class Settlement:
-    """One slot that is kept, until `finish`."""
+    """One kept slot or connection, or both, until `finish`."""
 
     __slots__ = ("_began_at", "_close", "_keeper", "_permit", "_timer")
 
@@ -25,7 +25,7 @@ class Settlement:
         self._began_at = keeper.loop.time()
 
     def finish(self, end: SettleEnd) -> None:
-        """Close the router's connection and give the slot on, in this order. Only the first call counts."""
+        """Close the router's connection and give back the slot, in this order. Only the first call counts."""
         if self not in self._keeper.running:
             return
         self._keeper.running.discard(self)
@@ -33,7 +33,7 @@ class Settlement:
             self._timer.cancel()
         try:
             self._close()
-        finally:  # whatever fails, the slot goes on
+        finally:  # whatever fails, the slot must be given back
             if self._permit is not None:
                 self._permit.on_revoked = None
                 self._keeper.gate.release(self._permit)
@@ -46,12 +46,12 @@ class Settlement:
             self._permit.on_revoked = self._lose
 
     def _lose(self, _reason: str) -> None:
-        """The slot was taken away, by a lease that ran out or the watchdog: there is nothing to wait for any more."""
+        """Finish at once: the slot was taken away, by a lease that ran out or the watchdog."""
         self.finish(SettleEnd.ELAPSED)
 
 
 class Settlements:
-    """All of them, of one process."""
+    """All settlements of one process."""
 
     def __init__(self, gate: Gate, metrics: Metrics, after_leave: AfterLeave, settle_seconds: float) -> None:
         self.gate = gate
@@ -63,13 +63,13 @@ class Settlements:
         self._draining = False
 
     def keep(self, permit: Permit | None, close: Callable[[], None], seconds_left: float) -> Settlement | None:
-        """Keep what a departed caller had, instead of closing and leaving. None: nothing is kept, do both at once.
+        """Keep the slot or the connection of a departed caller. None: keep nothing; close and release both at once.
 
-        To be asked when a caller left after its request was written and before the first event. `close` resets the
-        router's connection: it is called here with `settle`, else before the slot is given back. `seconds_left` are
-        those until the wall clock. With `first_event` the connection stays open, and its owner calls `finish` with
+        To be called when a caller left after its request was written and before the first event. `close` resets the
+        router's connection: it is called here with `settle`, else before the slot is given back. `seconds_left` is the
+        time until the wall clock. With `first_event` the connection stays open, and its owner calls `finish` with
         FIRST_EVENT when the first data event came or the router ended the answer. A `deep` request has no permit, so
-        only `first_event` means anything for it.
+        only `first_event` has an effect for it.
         """
         if self._after_leave is AfterLeave.RELEASE or self._draining or seconds_left <= 0:
             return None
@@ -87,11 +87,11 @@ class Settlements:
         return settlement
 
     def drain(self) -> None:
-        """End all of them, and keep nothing from now on."""
+        """Finish all settlements, and keep nothing from now on."""
         self._draining = True
         for settlement in list(self.running):
             settlement.finish(SettleEnd.DRAINING)
 
 
 def _closed() -> None:
-    """The connection is closed already."""
+    """Do nothing, in place of `close`: the connection is already closed."""

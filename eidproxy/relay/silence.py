@@ -1,19 +1,19 @@
 """How long a router may be silent: the first-event allowance and the pause between events (contract, 6).
 
-A long prefill, a cold load, a tool call that is sent whole and a hang look the same from outside. What tells them
-apart is the size of the prompt, a comment that changes, and time.
+A long prefill, a cold load, a tool call that is sent whole and a hang look the same from outside. Only the size of the
+prompt, a comment that changes, and time tell them apart.
 
-Times are seconds of the caller's clock and arguments throughout; nothing here waits.
+All times are arguments, in seconds of the caller's clock; nothing here waits.
 """
 
 import math
 from typing import NamedTuple
 
 _MAX_COMMENT_BYTES = 256
-"""How much of a comment is kept to compare the next one with. It is never told."""
+"""How much of a comment is kept, to compare the next one with. It goes to no caller and no log."""
 
 _DEPARTURE_SECONDS = 60.0
-"""A caller that leaves earlier than this says nothing about the router: people have little patience."""
+"""A caller that leaves earlier than this is no evidence about the router: people have little patience."""
 
 _SILENT_REASONS = frozenset({"upstream_silent", "router_ReadTimeout", "stream_deadline_exceeded"})
 _CALLER_LEFT = "client_gone"
@@ -29,9 +29,9 @@ class SilenceLimits(NamedTuple):
     """The wall clock of a request, from its grant."""
 
     def allowance(self, request_bytes: int, *, generates_unseen: bool) -> float:
-        """Seconds from the last byte of the request written to its first event.
+        """Return the allowance: seconds from the last byte of the request written to its first event.
 
-        `generates_unseen` says that `tools` or a JSON `response_format` was asked for: servers write nothing while they
+        `generates_unseen`: the request has `tools` or a JSON `response_format`. Servers write nothing while they
         generate those (mlx_lm.server a tool call, vllm-mlx a JSON answer), so the wall clock alone counts.
         """
         if generates_unseen:
@@ -42,7 +42,7 @@ class SilenceLimits(NamedTuple):
 
 
 class SilenceClock:
-    """The silence of one router's answer. It begins when the last byte of the request was written."""
+    """The silence limits of one request at the router, from the last byte of the request written."""
 
     __slots__ = (
         "_comment",
@@ -60,7 +60,7 @@ class SilenceClock:
         self, limits: SilenceLimits, request_bytes: int, *, generates_unseen: bool, sent_at: float, deadline_at: float
     ) -> None:
         self.allowance = limits.allowance(request_bytes, generates_unseen=generates_unseen)
-        """Seconds that the first event may take."""
+        """Seconds that the first event may take, from the last byte of the request written."""
         self.first_event_at: float | None = None
         self._read_timeout = math.inf if generates_unseen else limits.read_timeout_seconds
         self._sent_at = sent_at
@@ -71,15 +71,15 @@ class SilenceClock:
         self._was_deaf = False
 
     def event(self, now: float) -> None:
-        """Note a data event. A lone role before the first event is none (contract, 4)."""
+        """Note a data event. A lone role before the first event does not count (contract, 4)."""
         if self.first_event_at is None:
             self.first_event_at = now
-        self._heard_at = max(self._heard_at, now)  # told late, of an event before the last comment or pause
+        self._heard_at = max(self._heard_at, now)  # an event may be reported after a later comment or pause
 
     def comment(self, text: bytes, now: float) -> bool:
-        """Note a comment and return whether it is a sign of life: it differs from the one before it.
+        """Note a comment and return whether it is a sign of life, that is, differs from the one before it.
 
-        mlx_lm.server counts its prefill up; a router's constant ping goes on before a dead model.
+        mlx_lm.server counts its prefill up in comments; a router sends a constant ping even while the model hangs.
         """
         kept = bytes(text[:_MAX_COMMENT_BYTES])
         changed = self._comment is not None and kept != self._comment
@@ -94,13 +94,13 @@ class SilenceClock:
         self._was_deaf = self._was_deaf or self.first_event_at is None
 
     def resume(self, now: float) -> None:
-        """Listen again. What was not heard meanwhile is not held against the router."""
+        """Start the clock anew. The pause does not count as silence of the router."""
         self._paused = False
         self._heard_at = now
 
     @property
     def due_at(self) -> float:
-        """When the router will have been silent for too long. Infinity where the wall clock ends the request first."""
+        """When the router's silence exceeds its limit; infinity if paused, or if the wall clock runs out first."""
         if self._paused:
             return math.inf
         due_at = self._heard_at + self._read_timeout
@@ -109,19 +109,19 @@ class SilenceClock:
         return due_at if due_at < self._deadline_at else math.inf
 
     def reason(self, now: float) -> str | None:
-        """Why the request ends now, or None while the router may still be silent."""
+        """Return the reason to end the request now, or None while the silence is within its limit."""
         if now < self.due_at:
             return None
         return "upstream_silent" if self.first_event_at is None else "router_ReadTimeout"
 
     def used_ratio(self, now: float) -> float:
-        """The share of the allowance that was used up to now: over 1 when a changing comment extended it."""
+        """Return the share of the allowance used up to now: over 1 when a changing comment extended it."""
         return (now - self._sent_at) / self.allowance
 
     def is_silent_end(self, reason: str, now: float) -> bool:
-        """Whether a request that ends now for this reason is evidence that the router hangs (contract, 6).
+        """Return whether a request that ends now for this reason is evidence that the router hangs (contract, 6).
 
-        Comments do not count against it, changing ones neither: sse-starlette's pings hold the time of day.
+        Comments, even changing ones, do not disprove a hang: sse-starlette's pings hold the time of day.
         """
         if self.first_event_at is not None or self._was_deaf:
             return False

@@ -1,4 +1,4 @@
-"""Joins the router's body to the caller's answer: what each event costs, and nothing else."""
+"""The path of each event from the router's body to the caller's answer, kept small because every event pays for it."""
 
 from typing import Protocol
 
@@ -11,40 +11,40 @@ from eidproxy.relay.wedge import WedgeGuard
 from eidproxy.router.shortcut import Passed
 
 _NEVER = 1 << 62
-"""More chunks than any answer has."""
+"""More chunks than any answer has, so `on_steady` is not called until the relay sets `steady_at`."""
 _FINISHED = Stage.FINISHED
 """See `stream._THINKING`."""
 _MAX_ERROR_BODY_BYTES = 64 * 1024
-"""The most that is read of a refusal: its reason stands at the beginning."""
+"""The most that is read of an error response: its reason is at the beginning."""
 
 
 class Listener(Protocol):
-    """Who hears of whatever is not one more event for the caller: the relay."""
+    """The relay, as the splice calls it for everything but one more usual event."""
 
     def on_head(self, status: int, content_type: bytes, encoded: bool) -> None:
-        """The head of the router's answer came."""
+        """Take the head of the router's response."""
 
     def on_stage(self, events: bytes, now: float) -> None:
-        """The body came to another stage, or is at its end; `events` are for the caller."""
+        """Act on a new stage or on the end of the body; `events` are for the caller."""
 
     def on_quiet_read(self, now: float) -> None:
-        """A read brought nothing for the caller."""
+        """Look at a read that brought nothing for the caller."""
 
     def on_steady(self, data: bytes, now: float) -> None:
-        """Many usual events came; `data` is the read of the last."""
+        """Try a shortcut past the interpreter after `steady_at` chunks; `data` is the last read."""
 
     def on_sign_of_life(self, now: float) -> None:
-        """An event came while something is held against the model server."""
+        """Note an event that came while the wedge guard is not live."""
 
     def on_end(self, error: httpx.TransportError | None) -> None:
-        """The connection to the router is over."""
+        """Take the end of the router's response: None when it is whole or closed, else the failure."""
 
     def fail(self, where: str, error: BaseException) -> None:
-        """A fault of our own."""
+        """End the request because of a fault of our own."""
 
 
 class ErrorBody:
-    """The body of a router's refusal. Takes the place of a `Stream`."""
+    """The body of a router's error response, with the attributes of a `Stream` that a splice uses."""
 
     __slots__ = ("data", "stage")
 
@@ -55,7 +55,7 @@ class ErrorBody:
         self.stage = Stage.WAITING
 
     def feed(self, data: bytes) -> bytes:
-        """Take some more of it."""
+        """Collect more of the body and return nothing for the caller; the stage is OVER at the size limit."""
         self.data += data
         if len(self.data) >= _MAX_ERROR_BODY_BYTES:
             self.stage = Stage.OVER
@@ -63,9 +63,9 @@ class ErrorBody:
 
 
 class Splice:
-    """Joins the router's body to the caller's answer: what each event costs, and nothing else.
+    """The path of each event from the router's body to the caller's answer.
 
-    With thousands of streams every object that is touched here is a cache miss, so this one is small.
+    With thousands of streams every object used here is a cache miss, so this one is small.
     """
 
     __slots__ = (
@@ -96,21 +96,21 @@ class Splice:
         self.body: Stream | ErrorBody = body
         self.stage = Stage.WAITING
         self.is_open = False
-        """A head with status 200 went to the caller."""
+        """Whether a head with status 200 was sent to the caller."""
         self.paused = False
-        """The caller reads too slowly."""
+        """Whether the caller reads too slowly, so that the router is not read."""
         self.comment = b""
-        """The last comment that the silence clock knows of."""
+        """The last comment that was reported to the silence clock."""
         self.heard = 0
-        """How many events of the body it knows of."""
+        """How many data events of the body the relay has taken note of."""
         self.heard_at = 0.0
-        """When the last event for the caller came."""
+        """When the last event for the caller came, on the loop's clock; 0 before the first."""
         self.last_sent_at = 0.0
         self.chunks = 0
-        """How many chunks of the body are counted already."""
+        """How many chunks of the body are already counted in the metrics."""
         self.sent_bytes = 0
         self.steady_at = _NEVER
-        """At how many chunks the relay hears that the answer is steady."""
+        """The number of chunks from which `on_steady` is called."""
 
     def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
         """See `upstream.Sink`."""
@@ -135,7 +135,7 @@ class Splice:
                     self.relay.on_sign_of_life(now)
             else:
                 self.relay.on_quiet_read(now)
-        except Exception as error:  # noqa: BLE001  # a callback has nobody above it
+        except Exception as error:  # noqa: BLE001  # no caller above this callback would handle it
             self.relay.fail("relay", error)
 
     def upstream_end(self, error: httpx.TransportError | None) -> None:
@@ -143,7 +143,7 @@ class Splice:
         self.relay.on_end(error)
 
     def count(self, events: bytes, now: float) -> None:
-        """Count events that go to the caller."""
+        """Count events that are sent to the caller."""
         body, counters = self.body, self.counters
         counters.chunks += body.chunks - self.chunks
         counters.bytes += len(events)
@@ -152,7 +152,7 @@ class Splice:
         self.last_sent_at = self.heard_at = now
 
     def passed_on(self, passed: Passed) -> None:
-        """Count events that went past the interpreter."""
+        """Count events that a shortcut passed on past the interpreter."""
         body, counters = self.body, self.counters
         if isinstance(body, Stream):
             body.passed_on(passed.events, passed.bytes_in)

@@ -1,19 +1,19 @@
-"""Server-sent events: bytes in, event data out, however the bytes are cut.
+"""Server-sent events: a parser from bytes to event data, however the bytes are cut.
 
 The grammar is the WHATWG event stream (HTML Standard, 9.2.5 and 9.2.6): lines end in CR, LF or CRLF, one byte order
 mark may lead, `data` lines join with LF, a blank line dispatches. `str.splitlines` and line readers built on it split
 at U+2028 and other places too, so this parser works on bytes.
 
 Divergences:
-1. Only the data of an event comes out. `id` and `retry` are read and forgotten; of the event type only `error`
-   matters; of comments the beginning of the last one is kept, since one that changes is a sign of life.
+1. Only the data of an event is returned. `id` and `retry` are ignored; of the event type only `error` matters; of
+   comments the beginning of the last one is kept, since one that changes is a sign of life.
 2. A field named `error` (older llama.cpp servers send a bare `error: {…}` line) is an event of its own, dispatched at
    the end of its line.
 3. One event holds at most `max_event_bytes`; `EventTooLarge` is raised for a longer one.
 """
 
 MAX_EVENT_BYTES = 1024 * 1024
-"""A bound of the contract (4): an event is held until it is whole."""
+"""The limit for one event, which is held until it is whole (contract, 4)."""
 _COMMENT_BYTES = 256
 """Enough to tell two comments of one server apart: mlx counts `: keepalive 4096/12015`."""
 
@@ -22,7 +22,7 @@ _COLON, _LF = b":\n"
 
 
 class EventTooLarge(ValueError):
-    """An event, or a line of it, is longer than the limit. `events` are those that were whole before it."""
+    """An event, or a line of it, is longer than the limit. `events` are the whole events before it."""
 
     def __init__(self, events: list[bytes]) -> None:
         super().__init__()
@@ -30,15 +30,15 @@ class EventTooLarge(ValueError):
 
 
 class ErrorData(bytes):
-    """The data of an event of type `error`, or what a bare `error:` line says."""
+    """The data of an event of type `error`, or the value of a bare `error:` line."""
 
     __slots__ = ()
 
 
 def whole_event(chunk: bytes, max_event_bytes: int = MAX_EVENT_BYTES) -> bytes | None:
-    """The data of the one event that `chunk` is when it is the usual read: a `data` line, a blank line, no more.
+    """Return the data of a read that is exactly one event of one `data` line and a blank line, else None.
 
-    None for anything else. Only to be asked between events.
+    To be called only between events.
     """
     if (
         chunk[:6] == b"data: "
@@ -52,7 +52,7 @@ def whole_event(chunk: bytes, max_event_bytes: int = MAX_EVENT_BYTES) -> bytes |
 
 
 class EventParser:
-    """An incremental parser. Feed it the bytes of one stream; it returns the data of each event that is whole."""
+    """The incremental parser of one stream."""
 
     __slots__ = (
         "_at_start",
@@ -68,21 +68,21 @@ class EventParser:
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.max_event_bytes = max_event_bytes
-        self._rest = bytearray()  # the line that is not yet ended
+        self._rest = bytearray()  # the unfinished line
         self._data: list[bytes] = []  # the data lines of the event that is not yet dispatched
-        self._size = 0  # of all its lines
+        self._size = 0  # bytes of all lines of that event
         self._is_error = False
         self._at_start = True
-        self._skip_lf = False  # the line before ended in CR: an LF that comes next belongs to it
+        self._skip_lf = False  # the last line ended in CR: an LF that comes next belongs to it
         self.comment = b""
         """The beginning of the last comment."""
         self.between_events = False
-        """The next byte begins an event, and nothing is left from before: `whole_event` may be asked."""
+        """Whether the next byte begins an event and nothing is left from before: `whole_event` may be called."""
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take the next bytes and return the data of the events they complete, errors as `ErrorData`.
 
-        Raises EventTooLarge when an event goes over the limit. The parser is of no use after that.
+        Raises EventTooLarge when an event exceeds the limit. The parser must not be used after that.
         """
         plain = b"\r" not in chunk
         events: list[bytes] = []
@@ -94,7 +94,7 @@ class EventParser:
         elif not self._size and not self._rest:
             self._feed_plain(chunk, events)
         else:
-            # An event was cut: finish it, and the rest of the chunk is the common case again.
+            # An event was cut: finish it first; the rest of the chunk is the common case again.
             cut = chunk.find(b"\n\n") + 2
             if cut < 2:
                 self._feed_any(chunk, events)
@@ -105,10 +105,10 @@ class EventParser:
         return events
 
     def _feed_plain(self, chunk: bytes, events: list[bytes]) -> None:
-        """The common case: whole events of one `data: ` line each, LF line ends, nothing left from before."""
+        """Parse the common case: whole events of one `data: ` line each, LF line ends, nothing left from before."""
         end = chunk.rfind(b"\n\n") + 2
         if chunk[:6] == b"data: " and 2 <= end <= self.max_event_bytes:
-            # Split in one step. That no event has a second line, nor a blank one before it, shows in the line ends.
+            # Split in one step. The count of line ends proves that no event has a second line or a blank one before it.
             found = chunk[6 : end - 2].split(b"\n\ndata: ")
             if chunk.count(b"\n", 0, end) == 2 * len(found):
                 events += found
@@ -140,7 +140,7 @@ class EventParser:
             rest += lines.pop()
             self._take_lines(lines, events)
         else:
-            rest += chunk  # in place, since a line may come in a million pieces: joining anew would be quadratic
+            rest += chunk  # in place: a line may come in a million pieces, and joining them each time is quadratic
         if rest and self._size + len(rest) > self.max_event_bytes:
             raise EventTooLarge(events)
 
@@ -155,7 +155,7 @@ class EventParser:
                 raise EventTooLarge(events)
             if line[0] == _COLON:
                 self.comment = line[:_COMMENT_BYTES]
-                continue  # a comment is no part of an event: a million of them are harmless
+                continue  # a comment is no part of an event and does not count towards its size
             self._size += len(line) + 1
             name, _, value = line.partition(b":")
             if value[:1] == b" ":

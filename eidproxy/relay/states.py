@@ -1,4 +1,4 @@
-"""How far a request has come, what may end it, and what that means then."""
+"""The states of a request, the causes that end it, and the result of each cause in each state."""
 
 from enum import IntEnum, auto
 
@@ -7,12 +7,12 @@ from eidproxy.vocabulary import Phase
 
 
 class State(IntEnum):
-    """How far a request has come. An `IntEnum`, since the hash of an `Enum` is computed in Python."""
+    """The state of a request. An `IntEnum`, since the hash of an `Enum` is computed in Python."""
 
     QUEUED = auto()
     CONNECTING = auto()
     ASKED = auto()
-    """The request is written; nothing good has come."""
+    """The request is written to the router; no good event has come."""
     REFUSED = auto()
     """The router answered with an error status; its body is read."""
     STREAMING = auto()
@@ -23,10 +23,10 @@ class State(IntEnum):
 
 
 class Cause(IntEnum):
-    """What may end a request."""
+    """A cause that ends a request."""
 
     REFUSAL = auto()
-    """Refused by a part of ours, or a slot taken back; the reason comes with it."""
+    """eidproxy refused the request or took back its slot; the reason comes with it."""
     DIAL_FAILED = auto()
     SILENCE = auto()
     WALL_CLOCK = auto()
@@ -34,7 +34,7 @@ class Cause(IntEnum):
     """The connection failed; the reason comes with it."""
     ROUTER_CLOSED = auto()
     ROUTER_DONE = auto()
-    """The router said `[DONE]`."""
+    """The router sent `[DONE]`, or ended its answer after a finish reason."""
     ROUTER_ERROR = auto()
     """The router's answer is an error or no answer; the reason comes with it."""
     CALLER_LEFT = auto()
@@ -85,9 +85,9 @@ ENDS: dict[State, dict[Cause, str]] = {
         Cause.FAULT: "internal_error",
     },
 }
-"""What each cause means in each state: a reason of `errors`, or one of the three words above.
+"""The result of each cause in each state: a reason of `errors`, or one of the three words above.
 
-No clock, cut, drain or error of the router makes an error of an answer whose finish reason has come (contract, 4).
+No clock, cut, drain or error of the router turns an answer whose finish reason has come into an error (contract, 4).
 """
 
 PHASES = {
@@ -98,4 +98,4 @@ PHASES = {
     State.STREAMING: Phase.STREAMING,
     State.FINISHED: Phase.STREAMING,
 }
-"""The metrics' view of a state."""
+"""The phase of each state, for the metrics."""

@@ -14,33 +14,33 @@ from eidproxy.vocabulary import Dropped, Stripped
 
 DONE = b"data: [DONE]\n\n"
 _MAX_STREAM_BYTES = 64 * 1024 * 1024
-"""The most that is read of one answer. No model says so much within the wall clock."""
+"""The most that is read of one answer. No model generates so much within the wall clock."""
 _MAX_COMPLETION_CHARS = 4 * 1024 * 1024
-"""How much of an answer is held for a caller that asked for no stream: a thousand times what `max_tokens` allows."""
+"""The most that is held of an answer without `stream`: a thousand times what `max_tokens` allows."""
 
 
 class Stage(IntEnum):
     """How far an answer has come."""
 
     WAITING = auto()
-    """No good event came."""
+    """No good event has come: none with text, reasoning, a refusal, a call or a finish reason."""
     THINKING = auto()
-    """Only reasoning came."""
+    """Only reasoning has come."""
     SPEAKING = auto()
     FINISHED = auto()
-    """A finish reason came."""
+    """A finish reason has come."""
     OVER = auto()
-    """The router said `[DONE]`, or the answer failed: nothing that may follow counts."""
+    """The router sent `[DONE]`, or the answer failed: nothing after that counts."""
 
 
 _THINKING = Stage.THINKING
-"""By this name for what each event asks: looking up a member of an enumeration costs more than comparing it."""
+"""A global name for each event's comparison: looking up a member of an enumeration costs more than comparing it."""
 
 
 class Stream:
-    """Reads the body of one answer. After each `feed` its attributes say how the answer stands.
+    """The reader of one answer's body. After each `feed` its attributes say how far the answer has come.
 
-    `completion` gathers the answer of a caller that asked for no stream; `feed` then returns nothing.
+    `completion` gathers the answer for a caller that did not ask for a stream; `feed` then returns nothing.
     """
 
     __slots__ = (
@@ -72,20 +72,20 @@ class Stream:
         self._bytes_read = 0
         self._common_events = 0
         self._sample: bytes | None = None
-        """An event of the common shape, of those that came with others in a read."""
+        """The last event of the common shape that took the long way, for `template` when a read has several events."""
         self._is_common = False
-        """The next read may be an event of the common shape."""
+        """Whether the next read may be one event of the common shape."""
         self.chunks = 0
-        """How many chunks went to the caller or into the completion."""
+        """How many chunks were passed to the caller or into the completion."""
         self.failure: str | None = None
-        """Why the answer failed: the reason that the caller is told."""
+        """Why the answer failed: the reason for the caller."""
         self.heard = 0
-        """How many data events came that took the long way."""
+        """How many data events took the long way."""
         self.stage = Stage.WAITING
 
     @property
     def comment(self) -> bytes:
-        """The beginning of the last comment that came."""
+        """The beginning of the last comment."""
         return self._parser.comment
 
     def feed(self, data: bytes) -> bytes:
@@ -100,7 +100,10 @@ class Stream:
         return self._feed_closely(data)
 
     def template(self, data: bytes) -> Template | None:
-        """How the events of this stream are, as one of the last read is; None when the next may be another."""
+        """Return the template of this stream's events, from one of the last read.
+
+        None when the next event may have another shape, or a template cannot be proved.
+        """
         if not self._is_common or self._parser.max_event_bytes < MAX_EVENT_BYTES:
             return None
         event = whole_event(data) or self._sample
@@ -108,11 +111,11 @@ class Stream:
 
     @property
     def budget(self) -> int:
-        """How many bytes more may be read of the answer."""
+        """How many more bytes of the answer may be read."""
         return _MAX_STREAM_BYTES - self._bytes_read
 
     def passed_on(self, events: int, size: int) -> None:
-        """Count events that were rebuilt by their template, and the bytes that they had."""
+        """Count events that a shortcut rebuilt by their template, and their size in bytes."""
         self._bytes_read += size
         self._common_events += events
         self.chunks += events
@@ -124,7 +127,7 @@ class Stream:
         try:
             events = self._parser.feed(data)
         except EventTooLarge as cut:
-            events, is_too_large = cut.events, True  # what was whole before it counts
+            events, is_too_large = cut.events, True  # whole events before it still count
         self.heard += len(events)
         is_plain = sanitizer.is_plain and self.completion is None
         for event in events:
@@ -167,7 +170,7 @@ class Stream:
         return Stage.SPEAKING if sanitizer.has_text else Stage.THINKING
 
     def _fail_if_too_large(self, is_too_large: bool) -> None:
-        """Give up an answer that goes over a bound, unless it is already whole."""
+        """Fail an answer that exceeds a limit. Not called once the answer is over."""
         dropped = self.sanitizer.dropped
         if is_too_large:
             dropped[Dropped.TOO_LARGE] = dropped.get(Dropped.TOO_LARGE, 0) + 1
@@ -178,7 +181,7 @@ class Stream:
             self.failure = "upstream_protocol_error"
 
     def close(self) -> bytes:
-        """Return what still waited for more, before the answer ends in whatever way."""
+        """Return the characters that still wait for their rest, before the answer ends in whatever way."""
         delta = self.sanitizer.close()
         if delta is None:
             return b""
@@ -188,15 +191,15 @@ class Stream:
         return b"".join(sent)
 
     def finish(self) -> bytes:
-        """Return the last chunk of a whole answer, which has the finish reason and an empty delta."""
+        """Return the last chunk of a whole answer: the finish reason and an empty delta."""
         self.chunks += 1
         return self._frames.encode(Delta(), self.sanitizer.finish_reason)
 
     def progress_chunk(self, news: dict[str, str | int | None]) -> bytes:
-        """A chunk without a choice that tells where the request stands."""
+        """Return a chunk without a choice that says how far the request has come."""
         return progress_chunk(self._head, news)
 
     def stripped(self) -> dict[Stripped, int]:
-        """How many fields of each kind were taken out."""
+        """Return how many fields of each kind were removed."""
         stripped = self.sanitizer.stripped
-        return {**stripped, Stripped.MODEL: stripped[Stripped.MODEL] + self._common_events}  # each names a model
+        return {**stripped, Stripped.MODEL: stripped[Stripped.MODEL] + self._common_events}  # each has a `model`

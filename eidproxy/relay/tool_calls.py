@@ -5,19 +5,19 @@ from eidproxy.relay.dialect import CameCall, CameFunction, TooManyItems, is_json
 from eidproxy.relay.repair import Seams, unmark
 
 _MOST_PIECES = 4096
-"""Pieces that one event may have. Nobody sends so many, and each costs some microseconds."""
+"""The most pieces in one event. No honest event has so many, and each costs some microseconds."""
 
 _MOST_CALLS = 1024
-"""Calls that one answer may have. Each is kept until its end."""
+"""The most calls in one answer. Each is kept until the answer ends."""
 
 _MOST_KEPT_CHARS = 64 * 1024
 _MOST_SCANNED_CHARS = 4 * 1024 * 1024
-"""How much of a call's arguments is kept to see whether they are complete, and how much is looked through for that in
-one answer. Beyond they are taken not to be."""
+"""Limits for the check whether a call's arguments are complete JSON: characters kept of one call, and characters
+scanned in one answer. Beyond them arguments count as incomplete."""
 
 
 class ToolCalls:
-    """Tells the tool calls of one answer apart, and numbers them in the order in which they begin (contract, 4).
+    """The tool calls of one answer, told apart and numbered in the order in which they begin (contract, 4).
 
     Servers give parallel calls one index (ollama/ollama#15457), none (ollama/ollama#7881), or repeat id and name in
     each piece. A name begins a call, unless the call with that id has begun already.
@@ -31,11 +31,11 @@ class ToolCalls:
         self._by_id: dict[str, int] = {}
         self._by_index: dict[int, int] = {}
         self._so_far: dict[int, str] = {}
-        """The arguments of calls that came without an id or an index: only their completeness tells the next apart."""
+        """Arguments of calls without an id or an index: once complete, the same name again begins another call."""
         self._scanned = 0
 
     def read(self, pieces: list[CameCall], seams: Seams, marked: bool) -> list[ToolCall]:
-        """The pieces as they pass. Raises TooManyItems."""
+        """Return the pieces for the caller, numbered and with ids. Raises TooManyItems."""
         if len(pieces) > _MOST_PIECES:
             raise TooManyItems
         passed = []
@@ -68,13 +68,13 @@ class ToolCalls:
         return passed
 
     def _begun(self, index: int | None, given_id: str | None, name: str | None) -> int | None:
-        """The number of the call that a piece continues, or None when it begins one."""
+        """Return the number of the call that a piece continues; None when it begins one, or no call has begun."""
         number = self._by_id.get(given_id) if given_id else None
         if name:
             if given_id:
                 return number if number is not None and self._names[number] == name else None
             number = self._last if index is None else self._by_index.get(index)
-            # A server that gives no ids and repeats the name; or one whose next call has the same name.
+            # Either the server gives no ids and repeats the name, or the next call has the same name.
             if number is None or self._names[number] != name or self._is_complete(number):
                 return None
             return number
@@ -89,7 +89,7 @@ class ToolCalls:
         return len(self._names) - 1 if self._names else None
 
     def _is_complete(self, number: int) -> bool:
-        """Whether the arguments of a call are whole, so that nothing of it can follow."""
+        """Return whether the arguments of a call are complete, so that no piece of it can follow."""
         arguments = self._so_far.get(number, "")
         self._scanned += len(arguments)
         return self._scanned <= _MOST_SCANNED_CHARS and is_json(arguments)

@@ -1,10 +1,10 @@
 """The wedge guard: whether the model server behind a mode hangs, and who may still ask it (contract, 6).
 
-Evidence of life is a data event of any request. Evidence of a hang is a request that got none for as long as it was
-allowed (`SilenceClock.is_silent_end`). Connect errors and error statuses are neither: they cost their callers nothing.
+Evidence of life is a data event of any request. Evidence of a hang is a request that got none within its allowance
+(`SilenceClock.is_silent_end`). Connect errors and error statuses are neither: they cost their callers no wait.
 
-While the server is wedged nobody is let through but one real request at a time, the trial. There is no request of our
-own making: it would cost a slot, throw away a one-slot server's cache, and stand in a log that it does not belong to.
+While the server is wedged only one real request at a time is let through, the trial. The guard makes no request of its
+own: it would cost a slot, evict a one-slot server's cache, and leave a request in logs that no caller made.
 
     state \\ event | HEARD   SILENT    SILENT_AGAIN   ASKED_WHEN_DUE   TRIAL_SILENT   TRIAL_ENDED
     LIVE          | -       SUSPECT   WEDGED         -                -              -
@@ -13,16 +13,16 @@ own making: it would cost a slot, throw away a one-slot server's cache, and stan
     TRIAL         | LIVE    -         -              -                WEDGED         WEDGED
 
 SILENT is a silent end, SILENT_AGAIN the one that makes `wedge_after` of them in a row. A trial is due `retry_seconds`
-after SILENT_AGAIN or TRIAL_SILENT. TRIAL_ENDED is a trial that ended without a word: its caller left, it never got a
-connection, a status came. It does not begin that time anew, so the next request is the trial.
+after SILENT_AGAIN or TRIAL_SILENT. TRIAL_ENDED is a trial that ended without evidence: its caller left, it never got a
+connection, or an error status came. It does not restart `retry_seconds`, so the next request is the trial.
 
-*In a row* is by the order in which requests end, with no sign of life between, and a request counts only when it was
-sent after the last sign of life: what was asked before is slow, not unanswered.
+*In a row* follows the order in which requests end, with no sign of life between. A request counts only when it was
+sent after the last sign of life: an older one is slow, not unanswered.
 
-Requests that were at the router when it became wedged go on; an event of theirs is a sign of life like any other.
+Requests that were at the router when it became wedged continue; their events are signs of life like any other.
 
-Each mode has a guard of its own, and each replica: none knows of another's. Times are seconds of the caller's clock
-and arguments throughout.
+Each mode has its own guard, in each replica; guards share nothing. All times are arguments, in seconds of the caller's
+clock.
 """
 
 import math
@@ -33,7 +33,7 @@ from eidproxy.vocabulary import UpstreamState
 
 
 class State(Enum):
-    """The rows of the table. WEDGED is between two trials."""
+    """The rows of the table. In WEDGED no trial is at the router."""
 
     LIVE = auto()
     SUSPECT = auto()
@@ -69,26 +69,26 @@ _SHOWN = {
 
 
 class GuardStatistics(NamedTuple):
-    """What a guard knows, for `/status` and the metrics."""
+    """The state and the counts of a guard, for `/status` and the metrics."""
 
     state: UpstreamState
     since_seconds: float
     silent_ends: int
-    """In a row."""
+    """Silent ends in a row."""
     next_trial_seconds: float | None
-    """0: the next request is the trial. None: nothing is refused, or a trial is at the router."""
+    """Seconds until a trial is due; 0: the next request is the trial. None: nothing is refused, or a trial runs."""
     silent_ends_total: int
     wedges_total: int
 
 
 class Passage:
-    """One request's way past the guard: `enter` hands it out, `leave` takes it back, whatever became of the request."""
+    """One request in the guard: `enter` returns it, and `leave` takes it back however the request ends."""
 
     __slots__ = ("left", "sent_at")
 
     def __init__(self) -> None:
         self.sent_at = math.inf
-        """When the request was sent to the router."""
+        """When the request was sent to the router; infinity before that."""
         self.left = False
 
 
@@ -96,17 +96,18 @@ class WedgeGuard:
     """The guard of one mode.
 
     A request calls `enter` before it asks for a slot, `send` right before it is written to the router and `leave` when
-    its connection to the router is closed, or when it ends without one. `hear` is called for each data event.
+    its connection to the router is closed, or when it ends without one. Each data event calls `hear`, or, while
+    `is_live`, may set `heard_at` instead.
     """
 
     def __init__(self, wedge_after: int, retry_seconds: float, now: float) -> None:
-        """Begin as live. With `wedge_after` 0 the guard counts, and never stops anybody."""
+        """Begin as live. With `wedge_after` 0 the guard counts and refuses no request."""
         self._wedge_after = wedge_after
         self._retry_seconds = retry_seconds
         self._state = State.LIVE
         self._since = now
         self.is_live = True
-        """Whether nothing is held against the server. While it is, `hear` does no more than set `heard_at`."""
+        """Whether the state is LIVE. While it is, `hear` only sets `heard_at`."""
         self.heard_at = -math.inf
         """When the last data event came."""
         self._silent_ends = 0
@@ -117,11 +118,11 @@ class WedgeGuard:
 
     @property
     def state(self) -> UpstreamState:
-        """The state as everybody is told it: a trial changes nothing for anybody else."""
+        """The state for callers and operators: WEDGED during a trial, since all other requests are still refused."""
         return _SHOWN[self._state]
 
     def enter(self, now: float) -> Passage | None:
-        """Let a request in, as the trial when one is due. None: refuse it with `upstream_wedged`."""
+        """Return the passage of a request, the trial's when one is due. None: refuse it with `upstream_wedged`."""
         if self._state in (State.LIVE, State.SUSPECT):
             return Passage()
         if self._state is State.TRIAL or now < self._retry_at:
@@ -131,14 +132,14 @@ class WedgeGuard:
         return self._trial
 
     def send(self, passage: Passage, now: float) -> bool:
-        """Whether a request that was let in may still be written to the router. False: refuse it as `enter` does."""
+        """Note that a request is about to be written. Return False to refuse it after all, with `upstream_wedged`."""
         if not self.is_live and self.state is UpstreamState.WEDGED and passage is not self._trial:
             return False
         passage.sent_at = now
         return True
 
     def hear(self, now: float) -> bool:
-        """Note a data event, whoever's. Returns whether `state` changed: it is live now."""
+        """Note a data event of any request. Return whether `state` changed, to live."""
         self.heard_at = now
         if self.is_live:
             return False
@@ -147,10 +148,10 @@ class WedgeGuard:
         return self._change(Event.HEARD, now)
 
     def leave(self, passage: Passage, now: float, *, silent: bool) -> bool:
-        """Note the end of a request. Returns whether `state` changed; leaving twice does nothing.
+        """Note the end of a request. Return whether `state` changed; leaving twice does nothing.
 
-        `silent` is what `SilenceClock.is_silent_end` says of it. Once the state is wedged, everybody that was let in
-        and has not been sent is to be refused.
+        `silent` is the result of `SilenceClock.is_silent_end`. When the state becomes wedged, the caller refuses all
+        requests that entered and are not yet sent.
         """
         if passage.left:
             return False
@@ -172,15 +173,15 @@ class WedgeGuard:
         return self._change(Event.SILENT, now)
 
     def is_trial(self, passage: Passage) -> bool:
-        """Whether this request is the one that finds out."""
+        """Return whether this request is the trial."""
         return passage is self._trial
 
     def retry_seconds(self, now: float) -> float:
-        """What to tell somebody who is refused: seconds to the next trial. While one runs, as if it failed now."""
+        """Return the seconds to the next trial, for a refused caller. While a trial runs: as if it failed now."""
         return self._retry_seconds if self._state is State.TRIAL else max(self._retry_at - now, 0.0)
 
     def statistics(self, now: float) -> GuardStatistics:
-        """What the guard knows."""
+        """Return the guard's state and counts."""
         return GuardStatistics(
             state=self.state,
             since_seconds=now - self._since,

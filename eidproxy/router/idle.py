@@ -1,18 +1,18 @@
 """Connections to the router that wait for the next request (RFC 9112, 9.3).
 
-A connection is kept only when its answer ended with a whole message and nothing behind it, and only for so long
-(`router.keep_idle_seconds`). Right before it is used the kernel is asked once more whether anything lies unread. What
-is left to go wrong are the microseconds between that look and the write: a router that closes in them leaves the caller
-with an error, and the request is never sent a second time (RFC 9110, 9.2.2); one that speaks in them, unasked, is taken
-to answer, since HTTP/1.1 has nothing to tell answers apart.
+A connection is kept only when its answer ended with a whole message and no byte after it, and at most for
+`router.keep_idle_seconds`. Right before a connection is used, the kernel is asked once more whether anything is unread.
+The microseconds between that check and the write remain a risk. If the router closes in them, the caller gets an error,
+and the request is never sent a second time (RFC 9110, 9.2.2). If the router sends unrequested bytes in them, they count
+as the answer, since HTTP/1.1 has nothing to tell answers apart.
 
-A router that closes after each answer without saying so would leave every caller with that error. So nothing is used
-again until one connection has been seen to stay open for the whole `seconds`, and that has to be seen anew after the
-router closed one that waited, or gave no answer on one that had waited. The second time that it gives none, with no
-answer on such a connection in between, nothing is kept any more.
+A router that closes after each answer without saying so would leave every caller with that error. So no connection is
+used again until one has been seen to stay open for the whole `seconds`. This must be seen anew after the router closed
+a waiting connection, or gave no answer on one that had waited. After the second time without an answer, with no answer
+on such a connection in between, no connection is kept any more.
 
-A router that says something unasked could have one caller's answer taken for another's (RFC 9112, 9.2). So after its
-first such byte nothing is kept any more.
+Unrequested bytes of a router could make one caller's answer pass for another's (RFC 9112, 9.2). So after the first such
+byte no connection is kept any more.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from eidproxy.router.transport import TcpTransport
 from eidproxy.timeouts import TimeoutQueue
 
 _MOST = 32
-"""How many are kept. Each is a descriptor that no caller stands behind; see `server.connection_limit`."""
+"""The most connections kept. Each takes a descriptor that serves no caller; see `server.connection_limit`."""
 
 _MOST_UNANSWERED = 2
-"""One may be chance: a router that stopped between the look and the write."""
+"""Unanswered requests in a row that end keeping. One may be chance: a router that stopped between check and write."""
 
 
 class _Idle(asyncio.Protocol):
-    """Listens to one kept connection."""
+    """The protocol of one kept connection."""
 
     __slots__ = ("_connections", "transport")
 
@@ -44,10 +44,10 @@ class _Idle(asyncio.Protocol):
 
 
 class IdleConnections:
-    """Keeps connections for `seconds`; 0 keeps none. To be built inside a running loop."""
+    """The kept connections, each for at most `seconds`; 0 keeps none. To be built inside a running loop."""
 
     is_trusted = False
-    """The router was seen to leave a connection open."""
+    """Whether the router was seen to leave a connection open for the whole `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -55,7 +55,7 @@ class IdleConnections:
         self._unanswered = 0
 
     def keep(self, transport: TcpTransport) -> None:
-        """Keep a connection whose answer is over: for the next request, or only to see what the router does with it."""
+        """Keep a connection whose answer is over, for the next request or only to see whether the router closes it."""
         if len(self._idle) < (_MOST if self.is_trusted else 1):
             idle = _Idle(self, transport)
             transport.hand_over(idle)
@@ -68,7 +68,7 @@ class IdleConnections:
             transport.abort()
 
     def take(self) -> TcpTransport | None:
-        """The newest connection that can be used, which is kept no longer. None when there is none."""
+        """Remove and return the newest connection; None when there is none that can be used."""
         idle = self._idle.last() if self.is_trusted else None
         if idle is None:
             return None
@@ -79,11 +79,11 @@ class IdleConnections:
         return idle.transport
 
     def answered(self) -> None:
-        """A request on a connection that had waited was answered."""
+        """Note an answered request on a connection that had waited."""
         self._unanswered = 0
 
     def unanswered(self) -> None:
-        """A request on a connection that had waited got no byte of an answer."""
+        """Note a request on a connection that had waited, and got no byte of an answer."""
         self._unanswered += 1
         if self._unanswered < _MOST_UNANSWERED:
             self.doubt()
@@ -91,29 +91,29 @@ class IdleConnections:
             self.distrust()
 
     def drop(self, idle: _Idle) -> None:
-        """Close one connection, which the router closed."""
+        """Close a connection that the router closed, and all others (see `doubt`)."""
         self._idle.stop(idle)
         idle.transport.abort()
         self.doubt()
 
     def doubt(self) -> None:
-        """Close all, and use none before one is seen to stay open."""
+        """Close all connections, and use none again until one is seen to stay open."""
         self.is_trusted = False
         self.close()
 
     def distrust(self) -> None:
-        """Keep nothing from now on."""
+        """Close all connections and keep none from now on."""
         self.seconds = 0.0
         self.doubt()
 
     def close(self) -> None:
-        """Close all."""
+        """Close all connections."""
         while (idle := self._idle.last()) is not None:
             self._idle.stop(idle)
             idle.transport.abort()
 
     def _outlast(self, idle: _Idle) -> None:
-        """Close one whose time is over: the router left it open, unless that is still to be read."""
+        """Close a connection whose time is over. Trust the router unless an end or unrequested bytes are unread."""
         try:
             if idle.transport.unread() or not idle.transport.is_sound:
                 self._refuse(idle)
@@ -123,7 +123,7 @@ class IdleConnections:
             idle.transport.abort()
 
     def _refuse(self, idle: _Idle) -> None:
-        """Have what lies unread on a connection read and judged, and close it."""
+        """Close a connection that cannot be used, after `_Idle` has read and judged what is unread on it."""
         self._idle.stop(idle)
         try:
             self.doubt()

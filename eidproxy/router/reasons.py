@@ -1,4 +1,4 @@
-"""What a failed connection to the router means: a reason of the table for each exception that `upstream` raises."""
+"""The reason of the table `RULES` for each exception that `upstream` raises."""
 
 import httpx
 
@@ -7,7 +7,7 @@ from eidproxy.router.upstream import EgressBlocked
 
 
 def _row(reason: str) -> str:
-    """The reason itself. Raises KeyError, and so fails the import, for one that has no row in the table."""
+    """Return the reason. Raises KeyError, and so fails the import, if it has no row in the table."""
     RULES[reason]
     return reason
 
@@ -27,5 +27,5 @@ _OTHER = _row("router_error")
 
 
 def reason_of_fault(error: Exception) -> str:
-    """The reason of an exception that `upstream` raised."""
+    """Return the reason for an exception that `upstream` raised."""
     return REASONS.get(type(error), _OTHER)

@@ -1,4 +1,4 @@
-"""Names looked up in threads of our own, since `getaddrinfo` cannot be cancelled."""
+"""Look-ups of names in threads of our own, since `getaddrinfo` cannot be cancelled."""
 
 import asyncio
 import socket
@@ -10,15 +10,15 @@ import httpx
 from eidproxy.egress import Address
 
 _MAX_ABANDONED_LOOKUPS = 64
-"""Threads that wait for a silent name server. With so many it does not answer, whoever asks."""
+"""The most threads that wait for a silent name server. With so many waiting, another would get no answer either."""
 
 
 class Resolver:
-    """Looks a name up in a thread of its own: one look-up at a time, shared by all who ask meanwhile.
+    """A resolver with threads of its own: one look-up at a time, shared by all concurrent calls.
 
     `getaddrinfo` cannot be cancelled and the default executor has few threads, so a silent name server would stall
-    everything that uses it, and the exit of the process. A look-up that takes longer than `patience_seconds` is left
-    behind; of those there are at most a few. That a caller left is no reason to begin another.
+    everything that uses the executor, and the exit of the process. A look-up that takes longer than `patience_seconds`
+    is abandoned; at most 64 threads run. A cancelled call does not end the look-up, so the next call shares it.
     """
 
     def __init__(self, lookup: Callable[[str, int], list[str]] | None = None, patience_seconds: float = 5.0) -> None:
@@ -29,10 +29,13 @@ class Resolver:
         self._running = 0
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """The addresses of a name. Raises httpx.ConnectError; the caller has a deadline round it."""
+        """Return the addresses of a name. Raises httpx.ConnectError, httpx.ConnectTimeout.
+
+        The caller sets the deadline.
+        """
         loop = asyncio.get_running_loop()
         if self._current is not None and loop.time() - self._began_at >= self._patience_seconds:
-            self._current = None  # whoever asks now shall not wait behind a look-up that overran
+            self._current = None  # a new call must not wait for a look-up that took too long
         if self._current is None:
             if self._running >= _MAX_ABANDONED_LOOKUPS:
                 raise httpx.ConnectTimeout("the name server does not answer")
@@ -52,7 +55,7 @@ class Resolver:
         try:
             loop.call_soon_threadsafe(self._done, future, addresses)
         except RuntimeError:
-            return  # the loop is closed: nobody asks any more
+            return  # the loop is closed: no call waits any more
 
     def _done(self, future: asyncio.Future[list[str]], addresses: list[str] | None) -> None:
         self._running -= 1
@@ -60,7 +63,7 @@ class Resolver:
             self._current = None
         if addresses is None:
             future.set_exception(httpx.ConnectError("the router's name is not known"))
-            future.exception()  # all who asked may be gone
+            future.exception()  # marks it as retrieved: all calls may have been cancelled
         else:
             future.set_result(addresses)
 
@@ -71,9 +74,9 @@ def _lookup(host: str, port: int) -> list[str]:
 
 
 def canonical(text: str) -> str:
-    """Our spelling of an address that this machine's C library spelled: libraries differ in it.
+    """Return our spelling of an address that this machine's C library spelled: libraries differ (DESIGN, 34).
 
-    What it cannot read back, or has a zone, is returned as it is; no policy permits that.
+    Text that the library cannot read back, or that has a zone, is returned unchanged; no policy permits it.
     """
     if "%" not in text:
         for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):

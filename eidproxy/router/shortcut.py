@@ -1,8 +1,8 @@
-"""Events that are passed on without the interpreter while each is as was proved (DESIGN, 73).
+"""Events passed on in C, past the interpreter, while each has the form that was proved (DESIGN, 73).
 
-`_splice` is an extension in C that a machine with a compiler builds; where it is not, every event goes through Python.
-A `Shortcut` lasts until the router sends something else, the caller reads too slowly, or anybody here looks at the
-answer: then what was counted is told, and what was read and not passed on is read here.
+`_splice` is a C extension, built where there is a compiler; without it every event goes through Python. A `Shortcut`
+runs until the router sends something else, the caller reads too slowly, or Python code needs the state of the answer.
+Then its counts are reported, and Python reads the bytes that were read and not passed on.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 try:
     from eidproxy import _splice
-except ImportError:  # not built: no compiler, or no Linux
+except ImportError:  # not built: no compiler, or not Linux
     IS_BUILT = False
 else:
     IS_BUILT = True
@@ -22,76 +22,76 @@ if TYPE_CHECKING:
     from eidproxy._splice import Poller as _Poller
 
 READ_BYTES = 64 * 1024
-"""At most so much of a flooding peer comes before everybody else has a turn."""
+"""The most that one read takes from a flooding peer before other sockets are served."""
 
 Template = tuple[bytes, bytes, bytes, bytes]
-"""What stands before and after the text in the events of a stream, and what is to stand there for the caller."""
+"""The bytes before and after the text in a stream's events, and those that replace them for the caller."""
 
 
 class Passed(NamedTuple):
-    """What was passed on since it was told last."""
+    """The counts of what was passed on since the last report."""
 
     events: int
     bytes_in: int
-    """Of the events as they came."""
+    """Size of the events as received."""
     bytes_out: int
-    """Of the events as they went, without the framing of chunks."""
+    """Size of the events as sent, without the framing of chunks."""
     at: float
-    """When the last one went, on the loop's clock."""
+    """When the last one was sent, on the loop's clock."""
     seconds: float
-    """The sum of the times between two writes."""
+    """The sum of the intervals between two writes."""
     counts: list[int]
-    """How many of those times fell between two bounds."""
+    """How many of those intervals fell between two bounds of the histogram."""
 
 
 class Shortcuts:
-    """All of them, of one selector."""
+    """All shortcuts of one selector."""
 
     def __init__(self, epoll: int, bounds: tuple[float, ...], most: int) -> None:
-        """`epoll` is a descriptor; `bounds` are those of the histogram of times between two writes.
+        """`epoll` is a descriptor; `bounds` are the histogram's for intervals between two writes, in seconds.
 
-        At most so many run at a time: each takes a descriptor.
+        At most `most` shortcuts run at a time: each takes a descriptor.
         """
         self.poller: _Poller = _splice.Poller(epoll, bounds, most)
         self.running: set[Shortcut] = set()
 
     def settle(self) -> None:
-        """Have all tell what they counted."""
+        """Have all running shortcuts report their counts."""
         for shortcut in self.running:
             shortcut.settle()
 
     def end(self) -> None:
-        """End all."""
-        with ExitStack() as all_of_them:  # whatever fails on the way
+        """End all running shortcuts."""
+        with ExitStack() as all_of_them:  # ends every one, even if another raises
             for shortcut in self.running:
                 all_of_them.callback(shortcut.end)
 
 
 class Shortcut:
-    """The way of one connection past the interpreter, which it takes at times."""
+    """The way past the interpreter for one connection to the router. It may run many times, with gaps."""
 
     __slots__ = ("_all", "_descriptor", "_error", "_read_soon", "_taken", "_tell", "limit")
 
     def __init__(self, shortcuts: Shortcuts, descriptor: int, read_soon: Callable[[], None]) -> None:
-        """`read_soon` has `read` called soon: the selector does not know of what was read and not passed on."""
+        """`read_soon` schedules a call of `read`: the selector does not report bytes that were already read."""
         self._all = shortcuts
         self._descriptor = descriptor
         self._read_soon = read_soon
         self._tell: Callable[[Passed], None] | None = None
-        """Set while it runs."""
+        """Reports counts. Set while the shortcut runs, else None."""
         self._error = 0
         self._taken = b""
-        """What was read and not passed on. A chunk of which a part was passed on is a shorter one here."""
+        """Bytes read and not passed on. The rest of a chunk that was passed on in part has a size line of its own."""
         self.limit = READ_BYTES
-        """How much the next read of the socket in Python may bring."""
+        """The most bytes that the next read of the socket in Python may take."""
 
     def begin(
         self, caller: asyncio.Transport, template: Template, sent_at: float, budget: int, tell: Callable[[Passed], None]
     ) -> bool:
-        """Pass events on from the next read on, at most `budget` bytes of them. False when it cannot be.
+        """Pass events on from the next read on, at most `budget` bytes of them. Return False if that is not possible.
 
-        To be called where the next byte begins a chunk, and an event, and nothing is unsent to the caller. `sent_at` is
-        when the last write to it was.
+        To be called where the next byte begins a chunk and an event, and nothing is unsent to the caller. `sent_at` is
+        the time of the last write to the caller, on the loop's clock. `tell` is called with the counts.
         """
         sock = caller.get_extra_info("socket")
         if self._tell is not None or self.has_taken or sock is None:
@@ -104,17 +104,17 @@ class Shortcut:
         return True
 
     def settle(self) -> None:
-        """Tell what was passed on since the last time."""
+        """Report what was passed on since the last report."""
         if self._tell is not None and (passed := self._all.poller.take(self._descriptor)) is not None:
             self._tell(Passed(*passed))
 
     @property
     def has_taken(self) -> bool:
-        """Whether something was taken from the socket that `read` did not give yet: bytes, or an error."""
+        """Whether C took something from the socket that `read` has not yet returned or raised: bytes, or an error."""
         return bool(self._taken or self._error)
 
     def end(self) -> None:
-        """Pass nothing more on. Has `read` called soon for what is unread."""
+        """Stop passing events on, and schedule a `read` of the bytes that were taken and not passed on."""
         if self._tell is not None:
             try:
                 self._finish()
@@ -123,7 +123,10 @@ class Shortcut:
                     self._read_soon()
 
     def read(self) -> bytes:
-        """End, and read in Python: what was taken already, or else what the socket has. Raises OSError."""
+        """End the shortcut and return the bytes that it took and did not pass on, else those of a read of the socket.
+
+        Raises OSError, also for an error that C met.
+        """
         if self._tell is not None:
             self._finish()
         if self._error:
@@ -141,5 +144,5 @@ class Shortcut:
         finally:
             self._tell = None
             self._all.running.discard(self)
-            self._error = errno.EIO  # should the next step fail, what was read is lost
+            self._error = errno.EIO  # if `disarm` raises, the bytes that were read are lost
             self._taken, self._error = self._all.poller.disarm(self._descriptor)

@@ -1,8 +1,8 @@
-"""A transport over a plain TCP socket that we connect ourselves.
+"""A transport over a plain TCP socket that we connect ourselves (DESIGN, 25).
 
-The loop makes a coroutine, a task and two futures for each connection, and many requests make one. Here a
-connection within the machine is there when `connect` returns, so a request goes out in the callback in which it came
-in; and the socket is closed where `abort` is called, before the slot is given on, not a turn later.
+The loop makes a coroutine, a task and two futures for each connection, and many requests need one. Here a connection
+within the machine is established when `connect` returns, so a request goes out in the callback in which it came in.
+`abort` closes the socket before it returns, so before the slot is given on, not a turn of the loop later.
 """
 
 import asyncio
@@ -22,22 +22,22 @@ from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.shortcut import READ_BYTES, Shortcut, Shortcuts
 
 _SMALL_BYTES = 1024
-"""What is longer may take several segments, of which Nagle's algorithm would keep back the last (RFC 9293, 3.7.4)."""
+"""Longer writes may take several segments, the last of which Nagle's algorithm would delay (RFC 9293, 3.7.4)."""
 
 _READY_AT_ONCE = 64
-"""Sockets that one look at the selector brings, so that a turn ends in time (DESIGN, 40)."""
+"""The most sockets that one call of the selector returns, so that a turn ends in time (DESIGN, 40)."""
 _TURN_SECONDS = 0.01
-"""How long one turn of the loop serves the router's sockets; those that are ready then come first in the next."""
+"""How long one turn of the loop serves the router's sockets; ready ones that are left come first in the next turn."""
 
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: closing throws away what is unsent and resets the connection."""
+"""SO_LINGER: closing discards unsent bytes and resets the connection."""
 
 
 def has_unread(descriptor: int) -> bool:
-    """Whether the kernel has something that was not read yet: bytes, the end, or an error.
+    """Return whether the kernel has something unread for this socket: bytes, the end, or an error.
 
-    After a standstill timers run before reads: whoever is about to be called silent may have spoken long ago.
+    After a standstill timers run before reads, so a peer that seems silent may have sent something long ago.
     """
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
@@ -45,35 +45,38 @@ def has_unread(descriptor: int) -> bool:
 
 
 def reset_on_close(sock: Any) -> None:
-    """Have the close of a socket reset its connection: a peer that waits for nothing learns of it a step sooner."""
+    """Make the close of a socket reset its connection, which a peer that reads nothing notices a step sooner."""
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 class Poller(Protocol):
-    """A selector for reading, itself one descriptor for the loop. It tells of what is there until that is read."""
+    """A selector for reading, and one descriptor for the loop. It reports a socket until everything is read."""
 
     shortcuts: Shortcuts | None
-    """Those that it has, when it can pass events on by itself."""
+    """The shortcuts of a selector that can pass events on by itself; None for any other."""
 
     def fileno(self) -> int:
-        """The descriptor. It is readable while one of those added is."""
+        """Return the selector's own descriptor. It is readable while one of the added sockets is."""
 
     def add(self, descriptor: int) -> None:
-        """Wait for this one. Raises OSError."""
+        """Watch this descriptor. Raises OSError."""
 
     def remove(self, descriptor: int) -> None:
-        """Wait for it no longer."""
+        """Stop watching a descriptor that stays open."""
 
     def forget(self, descriptor: int) -> None:
-        """It is about to be closed."""
+        """Stop watching a descriptor that is about to be closed."""
 
     def ready(self, now: float) -> Sequence[int]:
-        """Some that can be read now, without waiting. Those that are left out come later. `now`: the loop's clock."""
+        """Return some of the readable descriptors without waiting; a later call returns the others.
+
+        `now` is seconds of the loop's clock.
+        """
 
 
 class EpollPoller:
-    """Linux. A closed descriptor leaves an epoll by itself."""
+    """The selector on Linux. A closed descriptor leaves an epoll by itself, so `forget` does nothing."""
 
     shortcuts: Shortcuts | None = None
 
@@ -96,7 +99,7 @@ class EpollPoller:
 
 
 class SplicePoller(EpollPoller):
-    """Linux, with the extension: what it can pass on by itself is not told of."""
+    """The selector on Linux with the extension: `ready` leaves out sockets whose events a shortcut passed on."""
 
     def __init__(self, bounds: tuple[float, ...], most: int) -> None:
         """See `Shortcuts`. Raises OSError when there is no descriptor left."""
@@ -106,7 +109,7 @@ class SplicePoller(EpollPoller):
 
 
 class SelectorPoller:
-    """Everywhere else: the standard library's selector, which is kqueue on macOS."""
+    """The selector everywhere else, from the standard library: kqueue on macOS."""
 
     shortcuts = None
 
@@ -134,11 +137,11 @@ default_poller: type[EpollPoller | SelectorPoller] = EpollPoller if hasattr(sele
 
 
 class ReadPoller:
-    """The sockets that are waited for, in a selector of our own that the loop sees as one descriptor.
+    """The sockets to be read, in a selector of our own that the loop watches as one descriptor.
 
-    The loop's `add_reader` takes seven system calls for each socket, of which three fail, and libuv tells of an error
-    once and looks no more, so that a reset behind data would go unnoticed. This one tells of whatever is there until it
-    is read, and forgets a socket when it is closed. libuv makes sure that a selector can be waited for (unix/poll.c).
+    The loop's `add_reader` takes seven system calls for each socket, of which three fail, and libuv reports an error
+    once and then stops polling, so that a reset behind data would go unnoticed. This selector reports a socket until
+    everything is read, and drops it when it is closed. libuv can poll a selector's descriptor (unix/poll.c).
     """
 
     def __init__(
@@ -153,48 +156,48 @@ class ReadPoller:
         self._transports: dict[int, TcpTransport] = {}
         self._ready: deque[int] = deque()
         self._is_due = False
-        """The next turn of the loop serves what is left of this one, and the loop's own call is for nothing."""
+        """Whether `_serve_rest` is scheduled for the next turn; until then the loop's own calls do nothing."""
         self._poller = (poller or default_poller)()
         self.shortcuts = self._poller.shortcuts
         self._find, self._now = self._poller.ready, loop.time
         loop.add_reader(self._poller.fileno(), self._serve)
 
     def add(self, descriptor: int, transport: "TcpTransport") -> None:
-        """Tell this transport whenever there is something to read: bytes, the end, or an error. Raises OSError."""
+        """Call `transport.read` whenever there is something to read: bytes, the end, or an error. Raises OSError."""
         self._poller.add(descriptor)
         self._transports[descriptor] = transport
 
     def remove(self, descriptor: int) -> None:
-        """Wait no longer for a socket that stays open."""
+        """Stop watching a socket that stays open."""
         del self._transports[descriptor]
         self._poller.remove(descriptor)
 
     def forget(self, descriptor: int) -> None:
-        """A socket is about to be closed, which takes it out of the selector."""
+        """Stop watching a socket that is about to be closed, which takes it out of the selector."""
         del self._transports[descriptor]
         self._poller.forget(descriptor)
 
     def _serve(self) -> bool:
-        """Serve those that are ready, for one turn of the loop. Returns whether there were some.
+        """Serve ready sockets for at most one turn's time. Return whether there were any.
 
-        What is left when the time is up is served first in the next turn, before the selector is asked again: so each
-        has its turn, whoever else floods. The loop is told of it, since of what a shortcut has read already the
-        selector knows nothing.
+        Sockets that are left come first in the next turn, before the selector is asked again, so no flooding peer
+        starves another. `_serve_rest` is scheduled for them, since the selector does not report bytes that a shortcut
+        has already read.
         """
         if self._is_due:
             return False
         ready = self._ready
         if not ready:
             found = self._find(self._now())
-            if not found:  # what a shortcut passes on is not told of
+            if not found:  # the selector leaves out what shortcuts passed on
                 return False
             ready.extend(found)
         transports, clock = self._transports, self._clock
         end = clock() + _TURN_SECONDS
         try:
             while ready:
-                # One that was closed since is not there any more; or its number belongs to a new socket, which then has
-                # nothing to read.
+                # A socket that was closed since is no longer in `transports`; or its number belongs to a new socket,
+                # for which a read then finds nothing.
                 descriptor = ready.popleft()
                 if descriptor in transports:
                     transports[descriptor].read(descriptor)
@@ -209,13 +212,13 @@ class ReadPoller:
     def _serve_rest(self) -> None:
         self._is_due = False
         if self._serve() and not self._is_due:
-            # All is served, and this turn has had its time: what comes meanwhile is for the next one.
+            # Everything is served, and this turn has used its time: new bytes are for the next turn.
             self._is_due = True
             self.loop.call_soon(self._serve_rest)
 
 
 class TcpTransport(asyncio.Transport):
-    """One connection. Calls its protocol as asyncio's transports do, but `abort()` leads to no `connection_lost()`."""
+    """One connection. Calls its protocol as asyncio's transports do, but `abort()` calls no `connection_lost()`."""
 
     __slots__ = (
         "_broken",
@@ -237,7 +240,7 @@ class TcpTransport(asyncio.Transport):
         self._loop = read_poller.loop
         self._read_poller = read_poller
         self._protocol = protocol
-        # The class in C: that in Python adds a frame to each call, and files and contexts that nobody needs here.
+        # The C class: the Python subclass adds a frame to each call, and files and contexts that are not needed here.
         self._socket = sock = socket.SocketType(family, socket.SOCK_STREAM | _NONBLOCK)
         self._descriptor = sock.fileno()
         self._closed = False
@@ -257,33 +260,33 @@ class TcpTransport(asyncio.Transport):
             raise
 
     def peer(self) -> Any:
-        """The address at the other end, or None while there is none: not yet connected, or gone already."""
+        """Return the peer's address, or None while there is none: not yet connected, or already gone."""
         try:
             return self._socket.getpeername()
         except OSError:
             return None
 
     def local(self) -> Any:
-        """The address at this end."""
+        """Return the socket's own address."""
         return self._socket.getsockname()
 
     def open(self) -> None:
-        """Begin to talk: the protocol has its transport. Raises OSError when the kernel has no room to wait for it."""
+        """Give the connected transport to the protocol and begin to read. Raises OSError if it cannot be watched."""
         self._connecting = False
         self._protocol.connection_made(self)
         self.resume_reading()
 
     def read_on(self) -> None:
-        """Read now, as when the selector tells that there is something."""
+        """Read now, as if the selector had reported the socket."""
         if self._reading and not self._closed:
             self.read(self._descriptor)
 
     def hand_over(self, protocol: asyncio.Protocol) -> None:
-        """Have another protocol listen from now on."""
+        """Call another protocol from now on."""
         self._protocol = protocol
 
     def shortcut(self) -> Shortcut | None:
-        """The way past the interpreter; None where there is none. Who reads, pauses or closes ends it."""
+        """Return the shortcut past the interpreter; None where there is none. A read, a pause or a close ends it."""
         if self._shortcut is None and self._read_poller.shortcuts is not None and self._reading:
             self._shortcut = Shortcut(self._read_poller.shortcuts, self._descriptor, self._read_soon)
         return self._shortcut
@@ -295,7 +298,7 @@ class TcpTransport(asyncio.Transport):
 
     @property
     def is_sound(self) -> bool:
-        """Whether everything that was written is sent, and the peer is read."""
+        """Whether the connection is open, everything written is sent, and the peer is read."""
         return self._reading and not self._unsent and self._broken is None and not self._closed
 
     def probe(self) -> None:
@@ -312,7 +315,7 @@ class TcpTransport(asyncio.Transport):
         return not self._closed and has_unread(self._descriptor)
 
     async def connected(self) -> None:
-        """Wait for the peer to accept. Raises OSError."""
+        """Wait until the connection is established. Raises OSError."""
         done = self._loop.create_future()
 
         def writable() -> None:
@@ -333,7 +336,7 @@ class TcpTransport(asyncio.Transport):
     # asyncio.Transport
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send now what the kernel takes, and the rest when it takes more."""
+        """Send now what the kernel accepts, and the rest when it accepts more."""
         if self._closed or self._broken is not None:
             return
         if self._unsent:
@@ -346,7 +349,7 @@ class TcpTransport(asyncio.Transport):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._broken = error  # what the peer sent before still counts, and is read before the end is
+            self._broken = error  # reported after the bytes that the peer sent before, which still count
             return
         if sent < len(data):
             self._unsent = bytes(data[sent:])
@@ -375,14 +378,14 @@ class TcpTransport(asyncio.Transport):
         return self._closed
 
     def get_write_buffer_size(self) -> int:
-        """How many bytes the kernel has not taken."""
+        """Return how many bytes the kernel has not yet accepted."""
         return len(self._unsent)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """The limit is 0: any byte that the kernel does not take pauses the protocol."""
+        """Do nothing: the limit is always 0, so any byte that the kernel does not accept pauses the protocol."""
 
     def abort(self, *, reset: bool = False) -> None:
-        """Close now; with `reset`, so that the peer learns at once that nobody listens any more."""
+        """Close now; with `reset`, reset the connection, so that the peer notices at once."""
         if self._closed:
             return
         self._closed = True
@@ -390,7 +393,7 @@ class TcpTransport(asyncio.Transport):
         try:
             if shortcut is not None:
                 shortcut.end()
-        finally:  # whatever fails, the socket is closed
+        finally:  # whatever fails, the socket must be closed
             if reset:
                 reset_on_close(self._socket)
             if self._reading:
@@ -402,7 +405,7 @@ class TcpTransport(asyncio.Transport):
     # Callbacks
 
     def read(self, descriptor: int) -> None:
-        """There is something to read from this descriptor, which is this transport's."""
+        """Read from this transport's `descriptor` and pass the bytes, the end or the error to the protocol."""
         shortcut = self._shortcut
         try:
             data = os.read(descriptor, READ_BYTES) if shortcut is None else shortcut.read()
@@ -411,7 +414,7 @@ class TcpTransport(asyncio.Transport):
         except OSError as error:
             self._lose(error)
             return
-        except Exception as error:  # noqa: BLE001  # of what a shortcut tells when it ends
+        except Exception as error:  # noqa: BLE001  # raised where an ending shortcut reports its counts
             self._fault(error)
             return
         try:
@@ -444,7 +447,7 @@ class TcpTransport(asyncio.Transport):
         self._loop.call_soon(self.read_on)
 
     def _fault(self, error: Exception) -> None:
-        """As the loop's own transports do: tell it, and close."""
+        """Report a fault of the protocol to the loop's exception handler and close, as the loop's transports do."""
         self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
         self._lose(error)
 

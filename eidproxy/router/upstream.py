@@ -1,8 +1,7 @@
 """The connection to the router: resolve, decide on every address, dial the literal, check the peer, send, listen.
 
-A request is never sent twice, whatever happens to its connection (see `idle` for those that are kept). What arrives is
-handed on in the callback in which it arrives. Every failure leaves as one of httpx's exception classes, the words of
-this field.
+A request is never sent twice, whatever happens to its connection (see `idle` for kept connections). Bytes reach the
+sink in the callback that receives them. Every failure is reported as one of httpx's exception classes (DESIGN, 5).
 """
 
 import asyncio
@@ -25,22 +24,25 @@ from eidproxy.router.transport import Poller, ReadPoller, TcpTransport, has_unre
 from eidproxy.timeouts import PatientTimer, patience, second_look
 
 _MAX_HEAD_BYTES = 64 * 1024
-"""Of a head, or a trailer. Four times what a caller may send us: routers add headers for all they know.
+"""Limit for a response head, and for a trailer. Four times a caller's limit, since routers add many headers.
 
-There must be a bound behind the head too, since the parser joins a field anew at each read that adds to it.
+What follows the head needs a limit too: the parser joins a field anew at each read that adds to it.
 """
 
 _MAX_INTERIM = 8
-"""1xx answers before the real one. One is usual, and they could go on without end."""
+"""1xx responses before the final one. One is usual; without a limit a router could send them for ever."""
 _LAST_CHUNK = b"0\r\n\r\n"
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,6}")
 _READ_SECONDS = 0.05
-"""How long what lies unread in the kernel may take to be read."""
+"""Delay before the next check when the kernel still has unread bytes."""
 _MOST_LOOKS = 20
-"""How often that is waited for in one silence: a second in all, in which a loop reads what 200 streams left unread."""
+"""Such checks in one silence: a second in all, enough for a loop to read what 200 streams left unread."""
 
 _BIG_READ_BYTES = 64 * 1024
-"""After a longer read others have a turn. Only with TLS: there the loop reads up to 32 times in a row, ours once."""
+"""After a longer read reading pauses for a turn of the loop, so that other connections are served.
+
+This is for TLS: there the loop reads up to 32 times in a row, a `TcpTransport` once.
+"""
 
 
 class EgressBlocked(Exception):
@@ -52,16 +54,16 @@ class EgressBlocked(Exception):
 
 
 class Sink(Protocol):
-    """Who listens to an exchange. Nothing is called after `upstream_end`, or after the exchange was aborted."""
+    """The listener of an exchange. Nothing is called after `upstream_end`, or after the exchange was aborted."""
 
     def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
-        """The head of the final response arrived."""
+        """Take the head of the final response: status, `Content-Type`, and whether the body has a content coding."""
 
     def upstream_body(self, data: bytes, now: float) -> None:
-        """Bytes of the body arrived: those of one read, and when, on the loop's clock."""
+        """Take the bytes of the body from one read; `now` is its time on the loop's clock."""
 
     def upstream_end(self, error: httpx.TransportError | None) -> None:
-        """The response is over: whole or closed (None), or failed."""
+        """Take the end of the response: None when it is whole or closed, else the failure."""
 
 
 class Exchange(asyncio.Protocol):
@@ -108,10 +110,10 @@ class Exchange(asyncio.Protocol):
         self._sink: Sink | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._parts: list[bytes] = []
-        self._chunk_ended = False  # and no size line followed
+        self._chunk_ended = False  # the parser saw the end of a chunk, and no size line after it
         self._between_chunks = False
         self._head_done = False
-        self._dry_bytes = 0  # since the last byte of body, or since the beginning
+        self._dry_bytes = 0  # bytes received since the last byte of body, or since the beginning
         self._field_bytes = 0
         self._paused = False
         self._interim = 0
@@ -125,20 +127,23 @@ class Exchange(asyncio.Protocol):
         self._looks = 0
         self._is_put_off_for: float | None = None
         self.dialling: TcpTransport | None = None
-        """The connection that is not yet there."""
+        """The transport while it connects; None once it is connected."""
         self.first_byte_at: float | None = None
         self.is_cut = False
-        """The body ended before its length, or within a chunk. Some servers leave out the last one, which is no cut."""
+        """Whether the body ended before its length or within a chunk.
+
+        A missing last chunk is no cut: some servers leave it out.
+        """
         self.last_read_at = 0.0
         self.is_aiming = False
-        """The next read is to end where a chunk ends."""
+        """Whether the next read should be limited to end where a chunk ends."""
         self.retry_after = b""
-        """The router's `Retry-After`, as it stands in the head."""
+        """The value of the router's `Retry-After`, unparsed."""
         self.on_unanswered: Callable[[], None] | None = None
-        """Set on a connection that had waited (see `unanswered`)."""
+        """Set only on a connection kept from an earlier request (see `unanswered`)."""
 
     def start(self, request: bytes, sink: Sink) -> None:
-        """Send the request; the sink hears what comes back."""
+        """Send the request and pass the response to the sink."""
         assert self._transport is not None  # noqa: S101  # start is called on a connected exchange
         self._sink = sink
         self._parser = httptools.HttpResponseParser(self)
@@ -147,15 +152,15 @@ class Exchange(asyncio.Protocol):
             self._end(httpx.ReadError(""))
         else:
             self._transport.write(request)
-            self.pause_writing()  # with TLS it may have been called already, for nothing (see there)
+            self.pause_writing()  # a TLS transport may have called it too early to have an effect (see there)
 
     def abort(self, *, reset: bool = False) -> None:
-        """Close the connection now. The sink hears nothing more.
+        """Close the connection now. Nothing more is passed to the sink.
 
-        `reset` is for an answer that is not whole: a model server learns of a reset one step sooner than of an end.
+        `reset` is for an answer that is not whole: a model server notices a reset one step sooner than a FIN.
         """
         transport = self._transport or self.dialling
-        # Whatever refers back is let go, so that an exchange is freed where it ends and not when the collector runs.
+        # Drop the references that make cycles, so that an exchange is freed here and not by the garbage collector.
         self._sink = self._parser = self._transport = self.dialling = self.on_unanswered = None
         self._over = True
         if isinstance(transport, TcpTransport):
@@ -167,15 +172,18 @@ class Exchange(asyncio.Protocol):
         self._stop_write_clock()
 
     def unanswered(self) -> None:
-        """The request failed, or the router was silent for too long: a connection that had waited may be why."""
+        """Report a kept connection on which the request failed, or met silence, before any byte of an answer.
+
+        The connection itself may be the reason.
+        """
         if self.first_byte_at is None and self.on_unanswered is not None:
             self.on_unanswered()
 
     def release(self) -> TcpTransport | None:
-        """Let go of a connection that can carry another request; None when it cannot.
+        """Give up and return the transport when it can carry another request; None when it cannot.
 
-        To be asked about an answer that is whole by its content. The message must be whole too, with nothing behind it:
-        while its last chunk is on the way, the router may count the request as one that still runs.
+        Only for an answer that is whole by its content. The HTTP message must be whole too, with no byte after it:
+        while its last chunk is on the way, the router may still count the request as running.
         """
         transport = self._transport
         if not (self._over and self._keeps_alive and isinstance(transport, TcpTransport) and transport.is_sound):
@@ -185,12 +193,12 @@ class Exchange(asyncio.Protocol):
         return transport
 
     def second_look(self, due: float, now: float, seconds: float) -> float:
-        """How much longer to wait before a silence is punished that ended when it was `due`; 0 when it is one.
+        """Return how many seconds more to wait before a silence that ran out at `due` ends the request; 0 for none.
 
-        To be asked by every clock of silence of `seconds`. After a standstill timers run before reads, so the router
-        may have spoken: what is unread is read first, but not for ever, since it may be pings that are no sign of life.
-        And what began in the turn that stood still began with an old time, so each silence gets, once, as much time
-        again as the clock is late.
+        Every check of a silence limit of `seconds` asks this first. After a standstill timers run before reads, so the
+        router may have sent something: unread bytes are read first, but not without end, since they may be pings that
+        are no sign of life. A wait that began in the turn that stood still began with an old time, so each silence is
+        extended once by as much as the clock is late (DESIGN, 39).
         """
         if self._looked_for != due:
             self._looked_for, self._looks = due, 0
@@ -203,9 +211,9 @@ class Exchange(asyncio.Protocol):
         return second_look(now - due, seconds)
 
     def unread(self) -> bool:
-        """Whether the router sent something that was not read yet.
+        """Return whether the router sent something that is not read yet.
 
-        With TLS it may be a part of a record, which is no byte of the answer.
+        With TLS that may be part of a record, and no byte of the answer.
         """
         transport = self._transport
         if transport is None or self._paused or self._over:
@@ -215,9 +223,9 @@ class Exchange(asyncio.Protocol):
         return not transport.is_closing() and has_unread(_descriptor(transport))
 
     def shortcut(self, *, aims: bool) -> Shortcut | None:
-        """The way past the interpreter for what comes next; None when there is none, or the next byte begins no chunk.
+        """Return the connection's shortcut past the interpreter; None without one, or if the next byte begins no chunk.
 
-        In a flood no read ends with a chunk: with `aims` the next one is aimed at the end of one.
+        When bytes arrive faster than they are read, no read ends with a chunk: `aims` then makes the next one do so.
         """
         if not isinstance(self._transport, TcpTransport) or self._paused or self._over or self._coding is None:
             return None
@@ -227,25 +235,25 @@ class Exchange(asyncio.Protocol):
         return None
 
     def end_shortcut(self) -> None:
-        """Have everything told that was passed on past the interpreter, and what follows pass through it."""
+        """End the shortcut: its events are counted, and the following ones pass through Python."""
         if isinstance(self._transport, TcpTransport):
             self._transport.end_shortcut()
 
     def probe(self) -> None:
-        """Have the kernel ask the router whether it is still there."""
+        """Enable TCP keep-alive on the connection."""
         if isinstance(self._transport, TcpTransport):
             self._transport.probe()
         elif self._transport is not None and not self._transport.is_closing():
             enable_keepalive(self._transport.get_extra_info("socket"))
 
     def pause(self) -> None:
-        """Read no further for now."""
+        """Stop reading from the router."""
         self._paused = True
         if self._transport is not None and not self._over and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Read from the router again."""
         self._paused = False
         self.last_read_at = self._loop.time()
         self._read_on()
@@ -257,24 +265,24 @@ class Exchange(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected. Any byte left in the write buffer counts as a router that does not read."""
+        """Take the connected transport. Its write limit is 0: any unsent byte counts as a router that does not read."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the router: parse, and hand on what is body."""
+        """Parse bytes from the router and pass those of the body to the sink."""
         sink = self._sink
         if sink is None:
             return
         now = self.last_read_at = self._loop.time()
         if self._between_chunks and 5 < len(data) <= _BIG_READ_BYTES:
-            # The usual read is a whole chunk, spelled as most servers do. The parser need not see it: it stands between
-            # two chunks before and after. The shortest is longer than the last, which is empty (RFC 9112, 7.1).
+            # The usual read is one whole chunk, with the size line that most servers write. The parser need not see
+            # it: it is between two chunks before and after. The last chunk is empty and has 5 bytes (RFC 9112, 7.1).
             body_at = data.find(b"\r\n", 1, 10) + 2
             if data[:body_at] == b"%x\r\n" % (len(data) - body_at - 2) and data[-2:] == b"\r\n":
                 sink.upstream_body(data[body_at:-2], now)
                 return
-        assert self._parser is not None  # noqa: S101  # who has a sink has a parser
+        assert self._parser is not None  # noqa: S101  # set and cleared together with the sink
         if self.first_byte_at is None:
             self.first_byte_at = now
         try:
@@ -283,7 +291,7 @@ class Exchange(asyncio.Protocol):
             self._end(httpx.RemoteProtocolError("the router switched protocols"))
             return
         except httptools.HttpParserError:
-            self._hand_on()  # what was whole before the fault
+            self._hand_on()  # body bytes before the fault
             self._end(None if self._over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
             return
         self._dry_bytes = 0 if self._parts else self._dry_bytes + len(data)
@@ -292,7 +300,7 @@ class Exchange(asyncio.Protocol):
             return
         self._between_chunks = self._chunk_ended and data[-2:] == b"\r\n"
         if self._over and data[-5:] != _LAST_CHUNK:
-            self._keeps_alive = False  # something stands behind the message, if only a blank line
+            self._keeps_alive = False  # bytes follow the message, if only a blank line
         parts, sink = self._parts, self._sink
         if parts and sink is not None:
             body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -309,7 +317,10 @@ class Exchange(asyncio.Protocol):
             self._loop.call_soon(self._read_on)
 
     def _aim(self, data: bytes, last_bytes: int) -> None:
-        """Have the next read end with the chunk whose first `last_bytes` end `data`, if its size is seen there."""
+        """Limit the next read to the rest of the chunk whose first `last_bytes` bytes end `data`.
+
+        Does nothing when `data` does not hold the chunk's size line.
+        """
         shortcut = self._transport.shortcut() if isinstance(self._transport, TcpTransport) else None
         before = data[: len(data) - last_bytes]
         begin = before.rfind(b"\n", 0, -2) + 1
@@ -317,12 +328,12 @@ class Exchange(asyncio.Protocol):
             return
         size = before[begin:-2]
         if _SIZE.fullmatch(size):
-            rest = int(size, 16) - last_bytes + 2  # with its CRLF
+            rest = int(size, 16) - last_bytes + 2  # with the chunk's CRLF
             if 0 < rest <= READ_BYTES:
                 shortcut.limit = rest
 
     def eof_received(self) -> None:
-        """The router closed its side: the end of a body without a length, or of anything else that was cut."""
+        """End the response where the router closed its side: the end of a body without a length, or a cut."""
         self._keeps_alive = False
         if self._head_done:
             self.is_cut = self._has_length or (self._coding is not None and not self._chunk_ended)
@@ -331,7 +342,7 @@ class Exchange(asyncio.Protocol):
             self._end(httpx.RemoteProtocolError("the router closed the connection without an answer"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """End the response because the connection is gone."""
         self._over = True
         if exc is None:
             self.eof_received()
@@ -342,10 +353,10 @@ class Exchange(asyncio.Protocol):
         self._stop_write_clock()
 
     def pause_writing(self) -> None:
-        """The router does not take the request as fast as it is written.
+        """Start the write timeout if some of the request is unsent.
 
-        A clock starts on a state and not on this signal: with a limit of 0 a TLS transport sends it with nothing
-        unsent (it compares with `>=`), and not again when something is.
+        The call alone is no proof of that: with a limit of 0 a TLS transport makes it with nothing unsent (it compares
+        with `>=`), and does not repeat it once something is.
         """
         transport = self._transport
         if transport is None or self._sink is None or self._write_timer is not None:
@@ -354,23 +365,26 @@ class Exchange(asyncio.Protocol):
             self._write_timer = PatientTimer(self._loop, self._write_timeout_seconds, self._write_timed_out)
 
     def resume_writing(self) -> None:
-        """The request is with the router."""
+        """Stop the write timeout: the kernel has taken the whole request."""
         self._stop_write_clock()
 
     # httptools' callbacks
 
     def on_message_begin(self) -> None:
-        """A response begins; after an interim one, the next."""
+        """Reset what the last head said: a response begins, perhaps after an interim one."""
         self._content_type, self._coding, self._has_length, self._encoded = b"", None, False, False
         self._keeps_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One field of the head, or of a trailer. Only framing and media type of the head matter."""
+        """Take one field of the head or of a trailer. Only framing, media type and `Retry-After` of the head matter.
+
+        Raises httptools.HttpParserError when the fields are too large.
+        """
         self._field_bytes += len(name) + len(value)
         if self._field_bytes > _MAX_HEAD_BYTES:
             raise httptools.HttpParserError("the response head is too large")
         if self._head_done:
-            self._keeps_alive = False  # a trailer, which says nothing that counts, and nobody sends
+            self._keeps_alive = False  # a trailer: its fields do not matter here, and no known router sends one
             return
         name = name.lower()
         if name == b"content-type":
@@ -385,13 +399,13 @@ class Exchange(asyncio.Protocol):
             self._coding = value if self._coding is None else self._coding + b"," + value
 
     def on_headers_complete(self) -> None:
-        """A head is whole: pass it on unless it is interim."""
+        """Pass a whole head to the sink unless it is interim. Raises httptools.HttpParserError for an invalid one."""
         if self._over:
             return
-        assert self._parser is not None  # noqa: S101  # the parser is who calls
+        assert self._parser is not None  # noqa: S101  # the parser makes this call
         status = self._parser.get_status_code()
         if self._coding is not None and (self._has_length or self._coding.strip().lower() != b"chunked"):
-            # A coding that is not undone, or two lengths: the body would be read as something else.
+            # A coding that is not decoded here, or two lengths: the body would be misread.
             raise httptools.HttpParserError("ambiguous framing")
         if 100 <= status < 200:
             self._interim += 1
@@ -401,27 +415,27 @@ class Exchange(asyncio.Protocol):
         if status < 100 or status > 599:
             raise httptools.HttpParserError("no such status")
         self._head_done = True
-        # With HTTP/1.0 chunks are taken for a fault of framing, and end with their connection (RFC 9112, 6.1).
+        # With HTTP/1.0 chunks count as faulty framing, so the connection is closed after them (RFC 9112, 6.1).
         is_chunked = self._coding is not None and self._parser.get_http_version() == "1.1"
         self._keeps_alive = is_chunked and self._parser.should_keep_alive()
         if self._sink is not None:
             self._sink.upstream_head(status, self._content_type, self._encoded)
 
     def on_body(self, body: bytes) -> None:
-        """Bytes of the body."""
+        """Collect bytes of the body."""
         if not self._over:
             self._parts.append(body)
 
     def on_chunk_header(self) -> None:
-        """A size line."""
+        """Note a chunk's size line."""
         self._chunk_ended = False
 
     def on_chunk_complete(self) -> None:
-        """The end of a chunk, with its CRLF."""
+        """Note the end of a chunk, with its CRLF."""
         self._chunk_ended = True
 
     def on_message_complete(self) -> None:
-        """The response is whole. What a router sends after it belongs to nobody."""
+        """Note that the response is whole. Bytes after it belong to no request."""
         if self._head_done:
             self._over = True
 
@@ -437,7 +451,7 @@ class Exchange(asyncio.Protocol):
         try:
             if error is not None:
                 self.unanswered()
-        finally:  # whatever fails, the request must hear of its end
+        finally:  # whatever fails, the sink must be told of the end
             if sink is not None:
                 sink.upstream_end(error)
 
@@ -457,7 +471,7 @@ def _descriptor(transport: asyncio.BaseTransport) -> int:
 
 
 class Upstream:
-    """The router: knows how to reach it, and nothing else can be reached. To be built inside a running loop."""
+    """The access to the router, and to nothing else. To be built inside a running loop."""
 
     def __init__(
         self,
@@ -477,16 +491,16 @@ class Upstream:
         self.port = port
         self.policy = policy
         self.own_addresses: frozenset[tuple[str, int]] = frozenset()
-        """Where eidproxy itself listens: a router there would be a loop."""
+        """Addresses on which eidproxy itself listens: a router there would be a loop."""
         self._loop = asyncio.get_running_loop()
         self._read_poller = ReadPoller(self._loop, poller)
         self.shortcuts = self._read_poller.shortcuts
-        """Those of all connections; None where there are none."""
+        """The shortcuts of all connections; None where shortcuts are not available."""
         self._tls = tls
         self._connect_timeout_seconds = connect_timeout_seconds
         self._write_timeout_seconds = write_timeout_seconds
         self._literal = policy.decide_all([host]) if literal(host) is not None else None
-        # A name is judged at each request, since what it means may change.
+        # A name is judged at each request, since its addresses may change, so no connection to it is kept.
         self._idle = IdleConnections(keep_idle_seconds if self._literal is not None and tls is None else 0.0)
         self._resolver = resolver or Resolver(patience_seconds=connect_timeout_seconds)
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -504,20 +518,20 @@ class Upstream:
         self.reachable: bool | None = None
         self.checked_at: float | None = None
         self.attempts = 0
-        """How often somebody connected, tried to, or was answered on a connection that had waited."""
+        """Connects, failed attempts to connect, and answers on kept connections."""
         self.hint: Hint | None = None
-        """Why it was not reachable at the last attempt, if that is known."""
+        """Why the router was not reachable at the last attempt, if that is known."""
         self._check: asyncio.Task[None] | None = None
 
     def request(self, body: bytes) -> bytes:
-        """The whole request with a body: its head is the same but for the length."""
+        """Return the request for a body: a constant head, the length and the body."""
         head = self._keeping_head if self._idle.seconds else self._closing_head
         return b"%b%d\r\n\r\n%b" % (head, len(body), body)
 
     async def addresses(self) -> list[str]:
-        """What may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
+        """Return the addresses that may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
         if self._literal is not None:
-            decisions = self._literal  # neither the address nor the policy can change
+            decisions = self._literal  # judged once: neither the address nor the policy can change
         else:
             decisions = self.policy.decide_all(await self._resolver.resolve(self.host, self.port))
         if not decisions[0].permitted:
@@ -525,9 +539,9 @@ class Upstream:
         return [str(decision.address) for decision in decisions]
 
     def kept(self) -> Exchange | None:
-        """A connection that was kept since an earlier request, if there is one.
+        """Return an exchange on a connection kept from an earlier request, or None.
 
-        Its address was judged and its peer checked when it was made, and neither can change.
+        The address was judged and the peer checked when the connection was made, and neither can change.
         """
         transport = self._idle.take()
         if transport is None:
@@ -543,7 +557,7 @@ class Upstream:
         return exchange
 
     def finish(self, exchange: Exchange) -> None:
-        """End an exchange whose answer is whole: keep its connection if that is sound, else close it."""
+        """End an exchange whose answer is whole: keep its connection if it can carry another request, else close it."""
         transport: TcpTransport | None = None
         try:
             if exchange.on_unanswered is not None:
@@ -559,7 +573,7 @@ class Upstream:
         exchange.abort()
 
     def close(self) -> None:
-        """Close the connections that are kept."""
+        """Close all kept connections."""
         self._idle.close()
 
     def dial(self) -> Exchange | None:
@@ -592,9 +606,9 @@ class Upstream:
         return exchange
 
     async def connect(self, begun: Exchange | None = None) -> Exchange:
-        """A connected exchange; `begun` is one that `dial` returned.
+        """Return a connected exchange; `begun` is one that `dial` returned.
 
-        Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout. Whatever it raises, nothing stays open.
+        Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout. No connection stays open after an exception.
         """
         began_at = self._loop.time()
         try:
@@ -615,7 +629,7 @@ class Upstream:
             raise
 
     async def check(self) -> None:
-        """Connect and hang up. Raises as `connect` does. Those who ask at once share one attempt."""
+        """Connect and close. Raises as `connect` does. Concurrent calls share one attempt."""
         if self._check is None or self._check.done():
             self._check = asyncio.create_task(self._probe())
         await asyncio.shield(self._check)
@@ -651,7 +665,7 @@ class Upstream:
         return exchange
 
     def _connected(self, exchange: Exchange, transport: TcpTransport, address: str, peer: Any) -> None:
-        """Judge the peer of a connection that is there, and let it be used."""
+        """Check the peer of a new connection and open it. Raises as `_check_peer` does."""
         self._check_peer(address, peer, transport.local())
         self._checked(True)
         exchange.dialling = None
@@ -671,9 +685,12 @@ class Upstream:
         return exchange
 
     def _check_peer(self, address: str, peer: Any, local: Any) -> None:
-        """The address that was judged must be the one at the other end, and that end must not be this program."""
+        """Raise EgressBlocked unless the peer has the judged address and is not eidproxy itself.
+
+        Raises httpx.ConnectError when there is no peer.
+        """
         if peer is None or peer == local:
-            # Gone already; or nobody listens and the kernel joined the socket with itself (TCP simultaneous open).
+            # The peer is gone; or no process listens and the kernel joined the socket to itself (simultaneous open).
             raise httpx.ConnectError("the router hung up")
         if peer[0] != address and canonical(peer[0]) != address:
             raise EgressBlocked(Decision(Verdict.OUTSIDE))
