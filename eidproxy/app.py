@@ -206,7 +206,7 @@ class Application:
         )
         self.metrics.queue_states = self.gate.statistics
         if self.upstream.shortcuts is not None:
-            self.metrics.settle = self.upstream.shortcuts.settle
+            self.metrics.flush_shortcuts = self.upstream.shortcuts.flush_counts
         self.settlements = Settlements(self.gate, self.metrics, settings.gate.after_leave, settings.gate.settle_seconds)
         wedge_after, retry_seconds = settings.router.wedge_after, settings.router.wedge_retry_seconds
         self.guards = {mode: WedgeGuard(wedge_after, retry_seconds, self._loop.time()) for mode in Mode}

@@ -182,12 +182,12 @@ class Endpoints:
 
     def _complete(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """`POST /v1/chat/completions`: everything is checked before the gate."""
-        job = Job(self._priority(head), trace_id=trace_id(head), tells_progress=_progress(head))
+        job = Job(self._priority(head), trace_id=trace_id(head), sends_progress=_progress(head))
         Relay(self.services, connection, parse_chat_request(body, self._models), job).start()
 
     def _converse(self, chat: ChatSurface, connection: Connection, head: RequestHead, body: bytes) -> None:
         """`POST /api/eid/chat`: everything is checked before the gate."""
-        job = Job(surface=Surface.CHAT, trace_id=trace_id(head), tells_progress=True)
+        job = Job(surface=Surface.CHAT, trace_id=trace_id(head), sends_progress=True)
         Relay(self.services, connection, chat.request(body), job).start()
 
     def _find_page(self, head: RequestHead) -> None:

@@ -159,7 +159,7 @@ class Metrics(Collector):
         self.registry = registry = CollectorRegistry(auto_describe=False)
         self.streams = {mode: StreamCounters() for mode in Mode}
         self.in_progress = {(mode, phase): 0 for mode in Mode for phase in Phase}
-        self.settle: Callable[[], None] | None = None
+        self.flush_shortcuts: Callable[[], None] | None = None
         """Called before a scrape, to count events that shortcuts passed on past the interpreter."""
         self.queue_states: Callable[[], QueueStates] | None = None
         self.upstream_states: Callable[[], Mapping[Mode, UpstreamStates]] | None = None
@@ -306,8 +306,8 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family as prometheus-client's types."""
-        if self.settle is not None:
-            self.settle()
+        if self.flush_shortcuts is not None:
+            self.flush_shortcuts()
         for counters in self._counters:
             counter = CounterMetricFamily(f"eidproxy_{counters.name}", counters.text, labels=counters.labels)
             for values, count in counters.series.items():

@@ -11,7 +11,7 @@ from msgspec import Struct
 from eidproxy.inbound.chat import AssistantMessage
 from eidproxy.relay.chunk import Delta, Frames, Function, ToolCall, _CommonDelta, chunk_head, progress_chunk
 from eidproxy.relay.completion import Message
-from eidproxy.relay.dialect import _KNOWN_FIELDS, CameDelta, _LooseDelta
+from eidproxy.relay.dialect import _KNOWN_FIELDS, RouterDelta, _LooseDelta
 from eidproxy.relay.sanitize import Sanitizer
 
 HEAD = chunk_head("id-1", 1700000000, "daily")
@@ -134,7 +134,7 @@ def test_a_head_is_made_for_each_stream() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", [CameDelta, _LooseDelta, _CommonDelta, Message, AssistantMessage])
+@pytest.mark.parametrize("kind", [RouterDelta, _LooseDelta, _CommonDelta, Message, AssistantMessage])
 def test_a_field_of_the_delta_stands_wherever_it_must(kind: type[Struct]) -> None:
     """One that is read but not in `_CommonDelta` would be lost on the short way alone, and nobody would see it."""
     texts = set(Delta.__struct_fields__) - {"role"}

@@ -10,12 +10,12 @@ import pytest
 from msgspec import UNSET, Raw
 
 from eidproxy.relay.dialect import (
-    CameCall,
-    CameChoice,
-    CameDelta,
-    CameFunction,
     NotJson,
     NotObject,
+    RouterCall,
+    RouterChoice,
+    RouterDelta,
+    RouterFunction,
     TooManyItems,
     count_unknown_fields,
     decode_event,
@@ -27,7 +27,7 @@ from eidproxy.relay.dialect import (
 from tests.cost import cost
 
 
-def came(delta: Any, **choice: Any) -> CameDelta | None:
+def came(delta: Any, **choice: Any) -> RouterDelta | None:
     """What is read of a delta."""
     (found,) = decode_event(json.dumps({"choices": [{"delta": delta, **choice}]}).encode())[0].choices or []
     assert found.message is None
@@ -78,40 +78,40 @@ def test_texts(delta: Any, wanted: tuple[str | None, str | None, str | None]) ->
     assert texts(delta) == wanted
 
 
-def calls(*given: Any) -> list[CameCall]:
+def calls(*given: Any) -> list[RouterCall]:
     found = came({"tool_calls": list(given)})
     assert found is not None
     return found.tool_calls or []
 
 
-CALLS: dict[str, tuple[Any, CameCall | None]] = {
+CALLS: dict[str, tuple[Any, RouterCall | None]] = {
     "a call": (
         {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
-        CameCall(0, "a", CameFunction("f", "{}")),
+        RouterCall(0, "a", RouterFunction("f", "{}")),
     ),
     "arguments that are an object": (
         {"index": 0, "function": {"name": "f", "arguments": {"city": "Busan"}}},
-        CameCall(0, None, CameFunction("f", '{"city": "Busan"}')),
+        RouterCall(0, None, RouterFunction("f", '{"city": "Busan"}')),
     ),
     "arguments that are a list": (
         {"function": {"arguments": [1.0]}},
-        CameCall(None, None, CameFunction(None, "[1.0]")),
+        RouterCall(None, None, RouterFunction(None, "[1.0]")),
     ),
     "arguments null": (
         {"index": "0", "function": {"name": "f", "arguments": None}},
-        CameCall(0, None, CameFunction("f")),
+        RouterCall(0, None, RouterFunction("f")),
     ),
-    "an index with a point": ({"index": 1.0}, CameCall(1, None, CameFunction())),
-    "an index in a text": ({"index": "12"}, CameCall(12, None, CameFunction())),
-    "strange types": ({"index": [], "id": 5, "function": {"name": 5}}, CameCall(None, None, CameFunction())),
-    "no function": ({"index": "x", "id": "a"}, CameCall(None, "a", CameFunction())),
+    "an index with a point": ({"index": 1.0}, RouterCall(1, None, RouterFunction())),
+    "an index in a text": ({"index": "12"}, RouterCall(12, None, RouterFunction())),
+    "strange types": ({"index": [], "id": 5, "function": {"name": 5}}, RouterCall(None, None, RouterFunction())),
+    "no function": ({"index": "x", "id": "a"}, RouterCall(None, "a", RouterFunction())),
     "a function of a strange type": ({"id": "a", "function": 5}, None),
     "no call": (None, None),
 }
 
 
 @pytest.mark.parametrize(("given", "wanted"), CALLS.values(), ids=CALLS.keys())
-def test_calls(given: Any, wanted: CameCall | None) -> None:
+def test_calls(given: Any, wanted: RouterCall | None) -> None:
     assert calls(given, {"index": "odd"})[:-1] == ([] if wanted is None else [wanted])
 
 
@@ -151,7 +151,7 @@ def test_a_choice_that_is_read_loosely_is_read_whole() -> None:
 def test_a_message_in_the_delta_s_place() -> None:
     (choice,) = decode_event(b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}')[0].choices or []
     assert choice.delta is None
-    assert choice.message == CameDelta("a")
+    assert choice.message == RouterDelta("a")
     assert choice.finish_reason == "stop"
 
 
@@ -185,14 +185,14 @@ def test_what_is_no_chunk(data: bytes, kind: type[Exception]) -> None:
 
 def test_broken_unicode_is_mended_wherever_it_stands() -> None:
     chunk, data, marked = decode_event(b'{"choices":[{"delta":{"content":"a\xffb","tool_calls":[]}}]}')
-    assert (chunk.choices or [])[0].delta == CameDelta("a\ufffdb", tool_calls=[])
+    assert (chunk.choices or [])[0].delta == RouterDelta("a\ufffdb", tool_calls=[])
     assert data == '{"choices":[{"delta":{"content":"a\ufffdb","tool_calls":[]}}]}'.encode()
     assert marked
     # Where nobody reads it, it is nobody's business.
     assert decode_event(b'{"choices":[{"delta":{"content":"a"}}],"x":"\xff"}')[2] is False
     # In a leaf of an event that is read twice.
     chunk, _, _ = decode_event(b'{"choices":[{"delta":{"content":[{"type":"text","text":"\xff."}]}}]}')
-    assert "." in ((chunk.choices or [])[0].delta or CameDelta()).content  # type: ignore[operator]
+    assert "." in ((chunk.choices or [])[0].delta or RouterDelta()).content  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -284,8 +284,8 @@ def test_contents_in_contents_end_somewhere() -> None:
             b"}]" * depth,
         )
 
-    (choice,) = decode_event(nested(4))[0].choices or [CameChoice(0, None, None, None, UNSET)]
-    assert isinstance(choice.delta, CameDelta)
+    (choice,) = decode_event(nested(4))[0].choices or [RouterChoice(0, None, None, None, UNSET)]
+    assert isinstance(choice.delta, RouterDelta)
     assert choice.delta.reasoning_content == "a"
     with pytest.raises(TooManyItems):
         decode_event(nested(5))

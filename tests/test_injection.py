@@ -65,7 +65,7 @@ GIVING_BACK = {
     "AdmissionQueue.leave",
     "LocalGate._grant",
     "LocalGate.release",
-    "Relay._leave_gate",
+    "Relay._release_slot",
     "Relay.conclude",
     "Relay.on_disconnect",
     "Relay.on_wall_clock",
@@ -311,6 +311,6 @@ def test_every_call(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_control_a_broken_end_is_noticed(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Control: with an end that gives back the socket and not the slot, the same play fails."""
-    monkeypatch.setattr(relay.Relay, "_leave_gate", lambda _: None)
+    monkeypatch.setattr(relay.Relay, "_release_slot", lambda _: None)
     with pytest.raises(AssertionError, match=r"in use|watchdog"):
         uvloop.run(play("exception", seed, monkeypatch))

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from eidproxy.relay.dialect import CameCall, TooManyItems
+from eidproxy.relay.dialect import RouterCall, TooManyItems
 from eidproxy.relay.repair import Seams, repair
 from eidproxy.relay.tool_calls import ToolCalls
 
@@ -22,7 +22,7 @@ def passed(*events: list[Piece]) -> list[dict[str, Any]]:
     """The pieces that the caller gets for these events."""
     calls, seams, found = ToolCalls("r"), Seams(), []
     for event in events:
-        found += calls.read(msgspec.convert(event, list[CameCall]), seams, marked=False)
+        found += calls.read(msgspec.convert(event, list[RouterCall]), seams, marked=False)
     told: list[dict[str, Any]] = msgspec.to_builtins(found)
     return told
 
@@ -154,7 +154,7 @@ def test_characters_that_were_cut_are_joined_for_each_call() -> None:
             b"",
             0,
         )
-        for call in calls.read(msgspec.json.decode(data, type=list[CameCall]), seams, bool(marked)):
+        for call in calls.read(msgspec.json.decode(data, type=list[RouterCall]), seams, bool(marked)):
             assert call.function is not None
             found += call.function.arguments or ""
     assert found == "😀!"
@@ -163,17 +163,17 @@ def test_characters_that_were_cut_are_joined_for_each_call() -> None:
 def test_a_half_of_a_character_waits_behind_a_piece_that_says_nothing() -> None:
     calls, seams = ToolCalls("r"), Seams()
     data, marked = repair(rb'[{"id":"a","function":{"name":"f","arguments":"\ud83d"}}]') or (b"", False)
-    calls.read(msgspec.json.decode(data, type=list[CameCall]), seams, marked)
-    assert calls.read([CameCall(None, "a")], seams, marked=False) == []
+    calls.read(msgspec.json.decode(data, type=list[RouterCall]), seams, marked)
+    assert calls.read([RouterCall(None, "a")], seams, marked=False) == []
     data, marked = repair(rb'[{"id":"a","function":{"arguments":"\ude00"}}]') or (b"", False)
-    (rest,) = calls.read(msgspec.json.decode(data, type=list[CameCall]), seams, marked)
+    (rest,) = calls.read(msgspec.json.decode(data, type=list[RouterCall]), seams, marked)
     assert rest.function is not None
     assert rest.function.arguments == "😀"
 
 
 def test_a_broken_id_or_name_is_mended_and_no_mark_comes_through() -> None:
     data, marked = repair(rb'[{"id":"a\ud83d","function":{"name":"f\ud83d"}}]') or (b"", False)
-    (call,) = ToolCalls("r").read(msgspec.json.decode(data, type=list[CameCall]), Seams(), marked)
+    (call,) = ToolCalls("r").read(msgspec.json.decode(data, type=list[RouterCall]), Seams(), marked)
     assert call.function is not None
     assert (call.id, call.function.name) == ("a\ufffd", "f\ufffd")
 
@@ -192,7 +192,7 @@ def test_long_arguments_pass_whole() -> None:
 
 def test_an_answer_has_no_more_calls_than_any_answer() -> None:
     calls, seams = ToolCalls("r"), Seams()
-    begin = msgspec.convert([piece("f", "{}")], list[CameCall])
+    begin = msgspec.convert([piece("f", "{}")], list[RouterCall])
     for _ in range(1024):
         calls.read(begin, seams, marked=False)
     with pytest.raises(TooManyItems):

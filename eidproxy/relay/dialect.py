@@ -1,4 +1,4 @@
-"""The dialects of routers, read as one type: an event's data becomes a `CameChunk`.
+"""The dialects of routers, read as one type: an event's data becomes a `RouterChunk`.
 
 The structs have a field for each value that may pass and for the few that must be noticed (errors, usage, the model's
 name). The decoder skips unknown fields, so they never exist as a value. An event that the typed decoder refuses is read
@@ -12,29 +12,29 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from eidproxy.relay.repair import repair
 
 
-class CameFunction(Struct, gc=False):
+class RouterFunction(Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class CameCall(Struct, gc=False):
+class RouterCall(Struct, gc=False):
     index: int | None = None
     id: str | None = None
-    function: CameFunction | None = None
+    function: RouterFunction | None = None
 
 
-class CameDelta(Struct, gc=False):
+class RouterDelta(Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: list[CameCall] | None = None
+    tool_calls: list[RouterCall] | None = None
 
 
-class CameChoice(Struct, gc=False):
+class RouterChoice(Struct, gc=False):
     index: int | None = 0
-    delta: CameDelta | None = None
-    message: CameDelta | None = None
+    delta: RouterDelta | None = None
+    message: RouterDelta | None = None
     finish_reason: str | None = None
     error: Raw | UnsetType = UNSET
 
@@ -53,8 +53,8 @@ class _Envelope(Struct, gc=False, kw_only=True):
     error_message: Raw | UnsetType = UNSET
 
 
-class CameChunk(_Envelope, gc=False, kw_only=True):
-    choices: list[CameChoice] | None = None
+class RouterChunk(_Envelope, gc=False, kw_only=True):
+    choices: list[RouterChoice] | None = None
 
 
 class _LooseChunk(_Envelope, gc=False, kw_only=True):
@@ -100,7 +100,7 @@ class _Usage(Struct, gc=False):
     completion_tokens: Raw | UnsetType = UNSET
 
 
-_decode_chunk = msgspec.json.Decoder(CameChunk).decode
+_decode_chunk = msgspec.json.Decoder(RouterChunk).decode
 _decode_loose_chunk = msgspec.json.Decoder(_LooseChunk).decode
 _decode_list = msgspec.json.Decoder(list[Raw]).decode
 _decode_loose_choice = msgspec.json.Decoder(_LooseChoice).decode
@@ -137,7 +137,7 @@ def says_something(field: Raw | UnsetType) -> bool:
     return field is not UNSET and bytes(field).translate(None, b" \t\r\n") not in _SILENT
 
 
-def is_error(chunk: CameChunk) -> bool:
+def is_error(chunk: RouterChunk) -> bool:
     """Return whether an event without choices is an error in a dialect that has no `error` field."""
     return (chunk.object is not UNSET and bytes(chunk.object) == b'"error"') or (
         says_something(chunk.error_type) or says_something(chunk.error_message)
@@ -156,7 +156,7 @@ class TooManyItems(Exception):
     """A list is longer than in any honest answer. No part of it is read, since text must not be cut silently."""
 
 
-def decode_event(data: bytes) -> tuple[CameChunk, bytes, bool]:
+def decode_event(data: bytes) -> tuple[RouterChunk, bytes, bool]:
     """Decode an event's data. Return the chunk, the data as decoded, and whether it may have marks of `repair`.
 
     Raises NotObject, NotJson or TooManyItems.
@@ -187,7 +187,7 @@ def is_json(data: bytes | str) -> bool:
     return True
 
 
-def _decode(data: bytes) -> CameChunk:
+def _decode(data: bytes) -> RouterChunk:
     try:
         return _decode_chunk(data)
     except msgspec.ValidationError:
@@ -223,8 +223,8 @@ _EMPTY, _NOTHING = Raw(b"[]"), Raw(b"{}")
 # The second reading. Each function takes one leaf of any type and returns the part that counts.
 
 
-def _read_loosely(loose: _LooseChunk) -> CameChunk:
-    chunk = CameChunk(**{name: getattr(loose, name) for name in _Envelope.__struct_fields__})
+def _read_loosely(loose: _LooseChunk) -> RouterChunk:
+    chunk = RouterChunk(**{name: getattr(loose, name) for name in _Envelope.__struct_fields__})
     chunk.choices = _Leaves().choices(loose.choices)
     if bytes(_raw(loose.choices)).translate(None, b" \t\r\n") in _NO_CHOICES:
         return chunk  # of two `choices` the last one counts, and the first made the typed decoder refuse
@@ -245,11 +245,11 @@ class _Leaves:
     def __init__(self) -> None:
         self._left = _MOST_ITEMS
 
-    def choices(self, field: Raw | UnsetType) -> list[CameChoice]:
+    def choices(self, field: Raw | UnsetType) -> list[RouterChoice]:
         choices = [self._choice(raw) for raw in self._objects(field)]
         return [choice for choice in choices if choice is not None]
 
-    def _choice(self, raw: Raw) -> CameChoice | None:
+    def _choice(self, raw: Raw) -> RouterChoice | None:
         loose = _decode_loose_choice(raw)
         index = 0 if bytes(_raw(loose.index)) == b"null" else _index(loose.index)
         delta, message = self._delta(loose.delta), self._delta(loose.message)
@@ -257,9 +257,9 @@ class _Leaves:
         is_odd = delta is None and bytes(_raw(loose.delta)) != b"null"
         if index is None or (is_odd and message is None and reason is None and not says_something(loose.error)):
             return None
-        return CameChoice(index, delta, message, reason, loose.error)
+        return RouterChoice(index, delta, message, reason, loose.error)
 
-    def _delta(self, raw: Raw | UnsetType) -> CameDelta | None:
+    def _delta(self, raw: Raw | UnsetType) -> RouterDelta | None:
         try:
             loose = _decode_loose_delta(_raw(raw))
         except msgspec.ValidationError:
@@ -267,7 +267,7 @@ class _Leaves:
         content, thought = self._text(loose.content)
         reasoning = "".join(self._text(loose.reasoning_content)) or "".join(self._text(loose.reasoning))
         calls = [_call(call) for call in self._objects(loose.tool_calls)]
-        return CameDelta(content, thought + reasoning, None, _string(loose.refusal), [call for call in calls if call])
+        return RouterDelta(content, thought + reasoning, None, _string(loose.refusal), [call for call in calls if call])
 
     def _text(self, raw: Raw | UnsetType, depth: int = 1) -> tuple[str, str]:
         """Return text and reasoning of a content: a string or parts (BerriAI/litellm#16272, Mistral's `thinking`)."""
@@ -311,7 +311,7 @@ class _Leaves:
         return items
 
 
-def _call(raw: Raw) -> CameCall | None:
+def _call(raw: Raw) -> RouterCall | None:
     try:
         loose = _decode_loose_call(raw)
         is_bare = bytes(_raw(loose.function)) == b"null"
@@ -321,7 +321,7 @@ def _call(raw: Raw) -> CameCall | None:
     arguments = _string(function.arguments)
     if arguments is None and (text := bytes(_raw(function.arguments))) != b"null":
         arguments = text.decode()  # an object, as its JSON text (BerriAI/litellm#37792)
-    return CameCall(_index(loose.index), _string(loose.id), CameFunction(_string(function.name), arguments))
+    return RouterCall(_index(loose.index), _string(loose.id), RouterFunction(_string(function.name), arguments))
 
 
 def _raw(field: Raw | UnsetType) -> Raw:

@@ -106,7 +106,7 @@ class Job(NamedTuple):
     priority: Priority = Priority.FOREGROUND
     surface: Surface = Surface.PROXY
     trace_id: str | None = None
-    tells_progress: bool = False
+    sends_progress: bool = False
     """Whether the caller gets progress chunks if it asked for a stream (contract, 4)."""
 
 
@@ -117,7 +117,7 @@ class Relay:
         "_answer",
         "_doublings",
         "_exchange",
-        "_has_aimed",
+        "_has_tried_aligning",
         "_job",
         "_loop",
         "_passage",
@@ -154,7 +154,7 @@ class Relay:
         stream = Stream(connection.request_id, created, mode, completion, counts_unknown=counters.samples_unknown())
         self._splice = Splice(self, connection, stream, counters, services.guards[mode])
         self._answer = Answer(connection, stream, self._splice, self._times, mode, created)
-        tells = job.tells_progress and request.stream
+        tells = job.sends_progress and request.stream
         self._progress = Progress(self._loop, self._answer.tell, self._place) if tells else None
         self._permit: Permit | None = None
         self._exchange: Exchange | None = None
@@ -165,7 +165,7 @@ class Relay:
         self._silence_timer: asyncio.TimerHandle | None = None
         self._settlement: Settlement | None = None
         self._doublings = 0
-        self._has_aimed = False
+        self._has_tried_aligning = False
         self._status: int | None = None
         self._retry_seconds: int | None = None
 
@@ -389,9 +389,9 @@ class Relay:
         splice, exchange, body = self._splice, self._exchange, self._splice.body
         if exchange is None or isinstance(body, ErrorBody):
             return
-        shortcut = exchange.shortcut(aims=not self._has_aimed)
-        self._has_aimed = exchange.is_aiming
-        if exchange.is_aiming:
+        shortcut = exchange.shortcut(aims=not self._has_tried_aligning)
+        self._has_tried_aligning = exchange.aligns_to_chunk
+        if exchange.aligns_to_chunk:
             return  # `steady_at` stays, so this runs again after the next read, which should end with a chunk
         if splice.chunks - splice.steady_at > _STEADY_CHUNKS << self._doublings:
             self._doublings = 0
@@ -561,15 +561,15 @@ class Relay:
             refusal = self._verdict(state, cause, given, refusal)
             if refusal is not None:
                 is_silent = self._is_silent_end(refusal)
-                is_kept = self._settles(state, refusal, is_silent)
+                is_kept = self._try_settle(state, refusal, is_silent)
         except Exception as error:  # noqa: BLE001  # no fault may keep the slot
             self.services.log.fault("verdict", error)
             refusal = refusal or Refusal("internal_error")
         log = self.services.log
         if not is_kept:
             _call(log, self._close_upstream, refusal, is_silent)
-            _call(log, self._leave_guard, is_silent)
-            _call(log, self._leave_gate)
+            _call(log, self._exit_guard, is_silent)
+            _call(log, self._release_slot)
         _call(log, self._cancel_timers)
         _call(log, self._detach)
         self.services.metrics.in_progress[self.mode, PHASES[state]] -= 1
@@ -623,7 +623,7 @@ class Relay:
             return False
         return self._silence.is_silent_end(refusal.reason, self._loop.time())
 
-    def _leave_guard(self, is_silent: bool) -> None:
+    def _exit_guard(self, is_silent: bool) -> None:
         """Leave the guard, before the slot is given on: else the next request gets a slot only to be refused."""
         upstream = self.services.upstream
         if is_silent and upstream.shortcuts is not None:  # the guard must know signs of life in C, now and from now on
@@ -631,7 +631,7 @@ class Relay:
         if self._passage is not None and self._guard.leave(self._passage, self._loop.time(), silent=is_silent):
             self.services.on_upstream_state(self.mode)
 
-    def _settles(self, state: State, refusal: Refusal, is_silent: bool) -> bool:
+    def _try_settle(self, state: State, refusal: Refusal, is_silent: bool) -> bool:
         """Return whether a settlement keeps slot and router: the caller left while the server reads the prompt."""
         if state is not State.ASKED or not is_departure(refusal.reason) or self._exchange is None:
             return False
@@ -641,14 +641,14 @@ class Relay:
         def close() -> None:
             has_begun = self._silence is not None and self._silence.first_event_at is not None
             _call(log, self._close_upstream, refusal, False)
-            _call(log, self._leave_guard, is_silent and not has_begun)
+            _call(log, self._exit_guard, is_silent and not has_begun)
             self._let_go()
 
         left = self._times.deadline - self._loop.time()
         try:
             self._settlement = self.services.settlements.keep(self._permit, close, left)
             if self._settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
-                self._leave_guard(is_silent)  # the next request is the trial, even while this one is kept
+                self._exit_guard(is_silent)  # the next request is the trial, even while this one is kept
         except Exception as error:  # noqa: BLE001  # without a settlement `conclude` gives back everything
             self.services.log.fault("settle", error)
         return self._settlement is not None
@@ -665,7 +665,7 @@ class Relay:
         if hasattr(self._splice, "relay"):
             del self._splice.relay
 
-    def _leave_gate(self) -> None:
+    def _release_slot(self) -> None:
         if self._permit is not None:
             self.services.gate.release(self._permit)
             self._permit.on_revoked = None

@@ -10,11 +10,11 @@ from msgspec import UNSET, Raw
 from eidproxy.errors import reason_in_event
 from eidproxy.relay.chunk import Delta, FinishReason, Function, ToolCall
 from eidproxy.relay.dialect import (
-    CameChoice,
-    CameChunk,
-    CameDelta,
     NotJson,
     NotObject,
+    RouterChoice,
+    RouterChunk,
+    RouterDelta,
     TooManyItems,
     count_unknown_fields,
     decode_event,
@@ -31,7 +31,7 @@ _MODEL, _USAGE = Stripped.MODEL, Stripped.USAGE
 _PROMPT, _COMPLETION = TokenKind.PROMPT, TokenKind.COMPLETION
 _NONE_STRIPPED = dict.fromkeys(Stripped, 0)
 
-_WORDS: dict[str, FinishReason | None] = {
+_FINISH_REASONS: dict[str, FinishReason | None] = {
     "": None,
     "null": None,
     "stop": "stop",
@@ -62,7 +62,7 @@ class Sanitizer:
         "failure",
         "finish_reason",
         "has_text",
-        "is_late",
+        "has_text_after_finish",
         "said_done",
         "stripped",
         "tokens",
@@ -80,7 +80,7 @@ class Sanitizer:
         """Whether text, a refusal or a call came, not reasoning alone."""
         self.finish_reason: FinishReason | None = None
         """The last finish reason that came."""
-        self.is_late = False
+        self.has_text_after_finish = False
         """Whether text or calls came after a finish reason: then only the router's own end makes the answer whole."""
         self.said_done = False
         self.failure: str | None = None
@@ -92,7 +92,7 @@ class Sanitizer:
     @property
     def is_trusted(self) -> bool:
         """Whether the answer is whole, whatever follows: no error, clock or cut turns it into an error."""
-        return self.finish_reason is not None and not self.is_late
+        return self.finish_reason is not None and not self.has_text_after_finish
 
     @property
     def is_plain(self) -> bool:
@@ -125,7 +125,7 @@ class Sanitizer:
             self._drop(Dropped.NOT_JSON if data else Dropped.EMPTY)
             return None
 
-    def _read_chunk(self, chunk: CameChunk, data: bytes, marked: bool) -> Delta | None:
+    def _read_chunk(self, chunk: RouterChunk, data: bytes, marked: bool) -> Delta | None:
         if _tells_error(chunk):
             self._fail(data)
             return None
@@ -143,11 +143,11 @@ class Sanitizer:
         delta = self._filter_delta(came, marked)
         has_come = delta is not None or _has_text(came)
         if has_come and self.finish_reason is not None:
-            self.is_late = True
+            self.has_text_after_finish = True
         if failing:
             self._fail(data, in_choice=True)
             return delta
-        reason = _WORDS.get(word, "stop")
+        reason = _FINISH_REASONS.get(word, "stop")
         if reason is not None:
             self._finish(reason, data)
         if not self.begun and (has_come or reason is not None):
@@ -170,7 +170,7 @@ class Sanitizer:
             self._counted_end = True
             self._count_others(data)
 
-    def _filter_delta(self, came: CameDelta, marked: bool) -> Delta | None:
+    def _filter_delta(self, came: RouterDelta, marked: bool) -> Delta | None:
         """Return the part of a delta that may pass now; None when it is empty, or only the beginning of a character."""
         content, reasoning, refusal = came.content, came.reasoning_content or came.reasoning, came.refusal
         if marked or self._seams:
@@ -208,7 +208,7 @@ class Sanitizer:
         """Count the unknown fields of the first event of a stream and of the first that has a finish reason."""
         self.stripped[Stripped.OTHER] += count_unknown_fields(data)
 
-    def _count_facts(self, chunk: CameChunk) -> None:
+    def _count_facts(self, chunk: RouterChunk) -> None:
         """Count the fields that are removed from every event: the model's name and the usage."""
         if chunk.model is not UNSET:
             self.stripped[_MODEL] += 1
@@ -230,7 +230,7 @@ class Sanitizer:
         self.dropped[kind] = self.dropped.get(kind, 0) + 1
 
 
-def _tells_error(chunk: CameChunk) -> bool:
+def _tells_error(chunk: RouterChunk) -> bool:
     """Return whether an event is an error in any dialect. An empty `error` or `detail` is none (contract, 4)."""
     return (
         (chunk.error is not UNSET and says_something(chunk.error))
@@ -239,7 +239,7 @@ def _tells_error(chunk: CameChunk) -> bool:
     )
 
 
-def _first_choice(choices: list[CameChoice] | None) -> CameChoice | None:
+def _first_choice(choices: list[RouterChoice] | None) -> RouterChoice | None:
     """Return the choice with index 0, or None. A router that ignores `n: 1` may send others, in any order."""
     if not choices:
         return None
@@ -248,16 +248,16 @@ def _first_choice(choices: list[CameChoice] | None) -> CameChoice | None:
     return next((choice for choice in choices if not choice.index), None)
 
 
-def _delta_of(chunk: CameChunk, choice: CameChoice) -> CameDelta:
+def _delta_of(chunk: RouterChunk, choice: RouterChoice) -> RouterDelta:
     came = choice.delta or choice.message
-    return CameDelta() if came is None or _is_loading(chunk, came) else came
+    return RouterDelta() if came is None or _is_loading(chunk, came) else came
 
 
-def _has_text(came: CameDelta) -> bool:
+def _has_text(came: RouterDelta) -> bool:
     return bool(came.content or came.reasoning_content or came.reasoning or came.refusal)
 
 
-def _is_loading(chunk: CameChunk, came: CameDelta) -> bool:
+def _is_loading(chunk: RouterChunk, came: RouterDelta) -> bool:
     """Return whether an event is llama-swap's loading message, which names the model (contract, 4).
 
     No model's own event has this shape.

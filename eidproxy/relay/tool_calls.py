@@ -1,7 +1,7 @@
 """The tool calls of one answer: told apart, and numbered in the order in which they begin (contract, 4)."""
 
 from eidproxy.relay.chunk import Function, ToolCall
-from eidproxy.relay.dialect import CameCall, CameFunction, TooManyItems, is_json
+from eidproxy.relay.dialect import RouterCall, RouterFunction, TooManyItems, is_json
 from eidproxy.relay.repair import Seams, unmark
 
 _MOST_PIECES = 4096
@@ -34,13 +34,13 @@ class ToolCalls:
         """Arguments of calls without an id or an index: once complete, the same name again begins another call."""
         self._scanned = 0
 
-    def read(self, pieces: list[CameCall], seams: Seams, marked: bool) -> list[ToolCall]:
+    def read(self, pieces: list[RouterCall], seams: Seams, marked: bool) -> list[ToolCall]:
         """Return the pieces for the caller, numbered and with ids. Raises TooManyItems."""
         if len(pieces) > _MOST_PIECES:
             raise TooManyItems
         passed = []
         for piece in pieces:
-            function = piece.function or CameFunction()
+            function = piece.function or RouterFunction()
             given_id, name = piece.id, function.name
             if marked:
                 given_id, name = given_id and unmark(given_id), name and unmark(name)

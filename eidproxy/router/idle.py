@@ -58,7 +58,7 @@ class IdleConnections:
         """Keep a connection whose answer is over, for the next request or only to see whether the router closes it."""
         if len(self._idle) < (_MOST if self.is_trusted else 1):
             idle = _Idle(self, transport)
-            transport.hand_over(idle)
+            transport.set_protocol(idle)
             try:
                 self._idle.start(idle)
             except BaseException:
@@ -127,6 +127,6 @@ class IdleConnections:
         self._idle.stop(idle)
         try:
             self.doubt()
-            idle.transport.read_on()
+            idle.transport.read_now()
         finally:
             idle.transport.abort()

@@ -55,10 +55,10 @@ class Shortcuts:
         self.poller: _Poller = _splice.Poller(epoll, bounds, most)
         self.running: set[Shortcut] = set()
 
-    def settle(self) -> None:
+    def flush_counts(self) -> None:
         """Have all running shortcuts report their counts."""
         for shortcut in self.running:
-            shortcut.settle()
+            shortcut.flush_counts()
 
     def end(self) -> None:
         """End all running shortcuts."""
@@ -70,11 +70,11 @@ class Shortcuts:
 class Shortcut:
     """The way past the interpreter for one connection to the router. It may run many times, with gaps."""
 
-    __slots__ = ("_all", "_descriptor", "_error", "_read_soon", "_taken", "_tell", "limit")
+    __slots__ = ("_descriptor", "_error", "_read_soon", "_shortcuts", "_taken", "_tell", "limit")
 
     def __init__(self, shortcuts: Shortcuts, descriptor: int, read_soon: Callable[[], None]) -> None:
         """`read_soon` schedules a call of `read`: the selector does not report bytes that were already read."""
-        self._all = shortcuts
+        self._shortcuts = shortcuts
         self._descriptor = descriptor
         self._read_soon = read_soon
         self._tell: Callable[[Passed], None] | None = None
@@ -96,16 +96,16 @@ class Shortcut:
         sock = caller.get_extra_info("socket")
         if self._tell is not None or self.has_taken or sock is None:
             return False
-        poller = self._all.poller
+        poller = self._shortcuts.poller
         if not poller.arm(self._descriptor, sock.fileno(), caller, template, sent_at, budget):
             return False
         self._tell = tell
-        self._all.running.add(self)
+        self._shortcuts.running.add(self)
         return True
 
-    def settle(self) -> None:
+    def flush_counts(self) -> None:
         """Report what was passed on since the last report."""
-        if self._tell is not None and (passed := self._all.poller.take(self._descriptor)) is not None:
+        if self._tell is not None and (passed := self._shortcuts.poller.take(self._descriptor)) is not None:
             self._tell(Passed(*passed))
 
     @property
@@ -140,9 +140,9 @@ class Shortcut:
 
     def _finish(self) -> None:
         try:
-            self.settle()
+            self.flush_counts()
         finally:
             self._tell = None
-            self._all.running.discard(self)
+            self._shortcuts.running.discard(self)
             self._error = errno.EIO  # if `disarm` raises, the bytes that were read are lost
-            self._taken, self._error = self._all.poller.disarm(self._descriptor)
+            self._taken, self._error = self._shortcuts.poller.disarm(self._descriptor)

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.shortcut import READ_BYTES, Shortcut, Shortcuts
@@ -276,14 +276,14 @@ class TcpTransport(asyncio.Transport):
         self._protocol.connection_made(self)
         self.resume_reading()
 
-    def read_on(self) -> None:
+    def read_now(self) -> None:
         """Read now, as if the selector had reported the socket."""
         if self._reading and not self._closed:
             self.read(self._descriptor)
 
-    def hand_over(self, protocol: asyncio.Protocol) -> None:
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Call another protocol from now on."""
-        self._protocol = protocol
+        self._protocol = cast(asyncio.Protocol, protocol)
 
     def shortcut(self) -> Shortcut | None:
         """Return the shortcut past the interpreter; None where there is none. A read, a pause or a close ends it."""
@@ -444,7 +444,7 @@ class TcpTransport(asyncio.Transport):
                 self._protocol.resume_writing()
 
     def _read_soon(self) -> None:
-        self._loop.call_soon(self.read_on)
+        self._loop.call_soon(self.read_now)
 
     def _fault(self, error: Exception) -> None:
         """Report a fault of the protocol to the loop's exception handler and close, as the loop's transports do."""

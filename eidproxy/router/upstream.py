@@ -35,7 +35,7 @@ _LAST_CHUNK = b"0\r\n\r\n"
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,6}")
 _READ_SECONDS = 0.05
 """Delay before the next check when the kernel still has unread bytes."""
-_MOST_LOOKS = 20
+_MAX_UNREAD_CHECKS = 20
 """Such checks in one silence: a second in all, enough for a loop to read what 200 streams left unread."""
 
 _BIG_READ_BYTES = 64 * 1024
@@ -71,19 +71,19 @@ class Exchange(asyncio.Protocol):
 
     __slots__ = (
         "_between_chunks",
+        "_bytes_without_body",
+        "_checked_due",
+        "_checks",
         "_chunk_ended",
         "_coding",
         "_content_type",
-        "_dry_bytes",
         "_encoded",
+        "_extended_due",
         "_field_bytes",
         "_has_length",
         "_head_done",
         "_interim",
-        "_is_put_off_for",
         "_keeps_alive",
-        "_looked_for",
-        "_looks",
         "_loop",
         "_over",
         "_parser",
@@ -93,9 +93,9 @@ class Exchange(asyncio.Protocol):
         "_transport",
         "_write_timeout_seconds",
         "_write_timer",
+        "aligns_to_chunk",
         "dialling",
         "first_byte_at",
-        "is_aiming",
         "is_cut",
         "last_read_at",
         "on_unanswered",
@@ -113,7 +113,7 @@ class Exchange(asyncio.Protocol):
         self._chunk_ended = False  # the parser saw the end of a chunk, and no size line after it
         self._between_chunks = False
         self._head_done = False
-        self._dry_bytes = 0  # bytes received since the last byte of body, or since the beginning
+        self._bytes_without_body = 0  # bytes received since the last byte of body, or since the beginning
         self._field_bytes = 0
         self._paused = False
         self._interim = 0
@@ -123,9 +123,9 @@ class Exchange(asyncio.Protocol):
         self._has_length = False
         self._encoded = False
         self._keeps_alive = False
-        self._looked_for: float | None = None
-        self._looks = 0
-        self._is_put_off_for: float | None = None
+        self._checked_due: float | None = None
+        self._checks = 0
+        self._extended_due: float | None = None
         self.dialling: TcpTransport | None = None
         """The transport while it connects; None once it is connected."""
         self.first_byte_at: float | None = None
@@ -135,7 +135,7 @@ class Exchange(asyncio.Protocol):
         A missing last chunk is no cut: some servers leave it out.
         """
         self.last_read_at = 0.0
-        self.is_aiming = False
+        self.aligns_to_chunk = False
         """Whether the next read should be limited to end where a chunk ends."""
         self.retry_after = b""
         """The value of the router's `Retry-After`, unparsed."""
@@ -200,14 +200,14 @@ class Exchange(asyncio.Protocol):
         are no sign of life. A wait that began in the turn that stood still began with an old time, so each silence is
         extended once by as much as the clock is late (DESIGN, 39).
         """
-        if self._looked_for != due:
-            self._looked_for, self._looks = due, 0
-        self._looks += 1
-        if self._looks <= _MOST_LOOKS and self.unread():
+        if self._checked_due != due:
+            self._checked_due, self._checks = due, 0
+        self._checks += 1
+        if self._checks <= _MAX_UNREAD_CHECKS and self.unread():
             return _READ_SECONDS
-        if self._is_put_off_for == due:
+        if self._extended_due == due:
             return 0.0
-        self._is_put_off_for = due
+        self._extended_due = due
         return second_look(now - due, seconds)
 
     def unread(self) -> bool:
@@ -231,7 +231,7 @@ class Exchange(asyncio.Protocol):
             return None
         if self._between_chunks:
             return self._transport.shortcut()
-        self.is_aiming = aims
+        self.aligns_to_chunk = aims
         return None
 
     def end_shortcut(self) -> None:
@@ -294,29 +294,24 @@ class Exchange(asyncio.Protocol):
             self._hand_on()  # body bytes before the fault
             self._end(None if self._over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
             return
-        self._dry_bytes = 0 if self._parts else self._dry_bytes + len(data)
-        if self._dry_bytes > _MAX_HEAD_BYTES and not self._over:
+        self._bytes_without_body = 0 if self._parts else self._bytes_without_body + len(data)
+        if self._bytes_without_body > _MAX_HEAD_BYTES and not self._over:
             self._end(httpx.RemoteProtocolError("the router's head or trailer is too large"))
             return
         self._between_chunks = self._chunk_ended and data[-2:] == b"\r\n"
         if self._over and data[-5:] != _LAST_CHUNK:
             self._keeps_alive = False  # bytes follow the message, if only a blank line
-        parts, sink = self._parts, self._sink
-        if parts and sink is not None:
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
-            last_bytes = len(parts[-1])
-            parts.clear()
-            sink.upstream_body(body, now)
-            if self.is_aiming:
-                self.is_aiming = False
-                self._aim(data, last_bytes)
+        last_bytes = self._hand_on()
+        if last_bytes and self.aligns_to_chunk:
+            self.aligns_to_chunk = False
+            self._align_next_read(data, last_bytes)
         if self._over:
             self._end(None)
         elif len(data) > _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
             self._loop.call_soon(self._read_on)
 
-    def _aim(self, data: bytes, last_bytes: int) -> None:
+    def _align_next_read(self, data: bytes, last_bytes: int) -> None:
         """Limit the next read to the rest of the chunk whose first `last_bytes` bytes end `data`.
 
         Does nothing when `data` does not hold the chunk's size line.
@@ -439,12 +434,16 @@ class Exchange(asyncio.Protocol):
         if self._head_done:
             self._over = True
 
-    def _hand_on(self) -> None:
-        parts = self._parts
-        if parts and self._sink is not None:
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
-            parts.clear()
-            self._sink.upstream_body(body, self.last_read_at)
+    def _hand_on(self) -> int:
+        """Give the sink the parts that the parser found, in one piece. Return the length of the last, or 0."""
+        parts, sink = self._parts, self._sink
+        if not parts or sink is None:
+            return 0
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        last_bytes = len(parts[-1])
+        parts.clear()
+        sink.upstream_body(body, self.last_read_at)
+        return last_bytes
 
     def _end(self, error: httpx.TransportError | None) -> None:
         sink, self._sink = self._sink, None
@@ -549,7 +548,7 @@ class Upstream:
         try:
             exchange = Exchange(self._loop, self._write_timeout_seconds)
             exchange.on_unanswered = self._idle.unanswered
-            transport.hand_over(exchange)
+            transport.set_protocol(exchange)
             exchange.connection_made(transport)
         except BaseException:
             transport.abort()
@@ -562,7 +561,7 @@ class Upstream:
         try:
             if exchange.on_unanswered is not None:
                 self._idle.answered()
-                self._checked(True)
+                self._note_reachable(True)
             transport = exchange.release() if self._idle.seconds else None
             if transport is not None:
                 self._idle.keep(transport)
@@ -596,13 +595,8 @@ class Upstream:
             except BaseException:
                 transport.abort()
                 raise
-        except OSError as error:
-            self._checked(False)
-            self._explain(error, self.host, began_at)
-            raise httpx.ConnectError("the router refuses connections") from None
-        except httpx.ConnectError:
-            self._checked(False)
-            raise
+        except (OSError, httpx.ConnectError) as error:
+            raise self._not_connected(error, began_at) from None
         return exchange
 
     async def connect(self, begun: Exchange | None = None) -> Exchange:
@@ -616,17 +610,19 @@ class Upstream:
                 if begun is None:
                     return await self._connect_to_any()
                 return await self._connect_to(self.host, begun)
-        except TimeoutError:
-            self._checked(False)
+        except (OSError, httpx.ConnectError) as error:
+            raise self._not_connected(error, began_at) from None
+
+    def _not_connected(self, error: OSError | httpx.ConnectError, began_at: float) -> httpx.TransportError:
+        """Note a failed attempt to connect and return its error in the words of httpx."""
+        self._note_reachable(False)
+        if isinstance(error, TimeoutError):
             self.hint = None
-            raise httpx.ConnectTimeout("the router does not answer") from None
-        except OSError as error:
-            self._checked(False)
+            return httpx.ConnectTimeout("the router does not answer")
+        if isinstance(error, OSError):
             self._explain(error, self.host, began_at)
-            raise httpx.ConnectError("the router refuses connections") from None
-        except httpx.ConnectError:
-            self._checked(False)
-            raise
+            return httpx.ConnectError("the router refuses connections")
+        return error
 
     async def check(self) -> None:
         """Connect and close. Raises as `connect` does. Concurrent calls share one attempt."""
@@ -667,7 +663,7 @@ class Upstream:
     def _connected(self, exchange: Exchange, transport: TcpTransport, address: str, peer: Any) -> None:
         """Check the peer of a new connection and open it. Raises as `_check_peer` does."""
         self._check_peer(address, peer, transport.local())
-        self._checked(True)
+        self._note_reachable(True)
         exchange.dialling = None
         transport.open()
 
@@ -678,7 +674,7 @@ class Upstream:
         )
         try:
             self._check_peer(address, transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
-            self._checked(True)
+            self._note_reachable(True)
         except BaseException:
             transport.abort()
             raise
@@ -707,7 +703,7 @@ class Upstream:
                 return local is not None and canonical(local[0]) == address
         return False
 
-    def _checked(self, reachable: bool) -> None:
+    def _note_reachable(self, reachable: bool) -> None:
         self.reachable, self.checked_at = reachable, self._loop.time()
         self.attempts += 1
         if reachable:

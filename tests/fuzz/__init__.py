@@ -59,7 +59,7 @@ def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES, completion: Compl
         output,
         stream.chunks,
         sanitizer.finish_reason,
-        sanitizer.is_late,
+        sanitizer.has_text_after_finish,
         sanitizer.said_done,
         stream.failure,
         {str(kind): count for kind, count in sanitizer.dropped.items()},

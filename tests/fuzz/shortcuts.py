@@ -326,7 +326,7 @@ def run(reads: Sequence[bytes], poller: Callable[[], Poller], seed: int, moods: 
             if mood < 0.05:
                 exchange.end_shortcut()
             elif mood < 0.1 and read_poller.shortcuts is not None:
-                read_poller.shortcuts.settle()
+                read_poller.shortcuts.flush_counts()
             if relay.over is not None:
                 break
             line.until_resumed()

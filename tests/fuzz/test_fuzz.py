@@ -102,7 +102,7 @@ def _trusts_the_first_finish_reason(patch: pytest.MonkeyPatch) -> None:
 
 def _takes_any_word_for_an_end(patch: pytest.MonkeyPatch) -> None:
     """0.1.0: an empty finish reason is one."""
-    patch.setitem(sanitize._WORDS, "", "stop")
+    patch.setitem(sanitize._FINISH_REASONS, "", "stop")
 
 
 def _knows_no_failing_word(patch: pytest.MonkeyPatch) -> None:
