@@ -1,9 +1,12 @@
-"""Where eidproxy may connect to, decided on values. The shell resolves, asks here, dials the literal, asks again.
+"""The egress policy: where eidproxy may connect to, as pure functions.
 
-The permit is an explicit list of networks. A library's `is_private` is none: it is true for the link-local metadata
-address, 6to4, Teredo and the benchmark ranges, false for 100.64.0.0/10, and it changes between patch releases. So does
-the text of an address (`::ffff:7f00:1` up to Python 3.12, `::ffff:127.0.0.1` from 3.13; musl shortens other runs of
-zeros than glibc). Here an address is an integer, a network an integer and a mask, and their only text is our own.
+`router.upstream` resolves a name, asks here, dials the literal address, and checks the peer.
+
+The policy is an explicit list of networks. A library's `is_private` cannot replace it: that is true for the link-local
+metadata address, 6to4, Teredo and the benchmark ranges, false for 100.64.0.0/10, and changes between patch releases. So
+does the text of an address (`::ffff:7f00:1` up to Python 3.12, `::ffff:127.0.0.1` from 3.13; musl shortens other runs
+of zeros than glibc). Here an address is an integer, a network is an integer and a mask, and only this module reads and
+writes their text.
 """
 
 from collections.abc import Iterable
@@ -12,7 +15,7 @@ from typing import NamedTuple
 
 _BITS = {4: 32, 6: 128}
 _OCTETS = {str(value): value for value in range(256)}
-"""The one spelling of each octet."""
+"""Each octet, by the only spelling that is accepted."""
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -26,7 +29,7 @@ class Address(NamedTuple):
         if self.version == 4:
             return ".".join(str(octet) for octet in self.value.to_bytes(4, "big"))
         groups = [f"{self.value >> shift & 0xFFFF:x}" for shift in range(112, -16, -16)]
-        # "::" stands for the longest run of two zeros or more, the first of several (RFC 5952, 4.2).
+        # "::" replaces the longest run of two or more zero groups, the first of equally long ones (RFC 5952, 4.2).
         for length in range(8, 1, -1):
             for at in range(9 - length):
                 if groups[at : at + length] == ["0"] * length:
@@ -42,11 +45,11 @@ class Network(NamedTuple):
     mask: int
 
     def holds(self, address: Address) -> bool:
-        """Whether an address is one of them."""
+        """Return whether an address is in this network."""
         return address.version == self.version and address.value & self.mask == self.value
 
     def is_inside(self, outer: "Network") -> bool:
-        """Whether each of them is in another network too."""
+        """Return whether every address of this network is in `outer` too."""
         return self.mask & outer.mask == outer.mask and outer.holds(Address(self.version, self.value))
 
     def __str__(self) -> str:
@@ -54,7 +57,7 @@ class Network(NamedTuple):
 
 
 def literal(host: str) -> Address | None:
-    """The address a host is the canonical spelling of, or None when it is a name or malformed."""
+    """Return the address whose canonical spelling is `host`, or None for a name or anything malformed."""
     if "." in host:
         octets = [_OCTETS.get(part) for part in host.split(".", 4)]
         if len(octets) != 4:
@@ -76,12 +79,12 @@ def literal(host: str) -> Address | None:
             return None
         value = value << 16 | int(group, 16)
     address = Address(6, value)
-    # Leading zeros, a zero that "::" should have taken and one that it should not: each address has one spelling.
+    # Only the canonical spelling passes: no leading zeros, and "::" exactly where RFC 5952 puts it.
     return address if str(address) == host else None
 
 
 def network(text: str) -> Network:
-    """A network as `address/prefix`, or a canonical address alone. Raises ValueError; bits behind the prefix too."""
+    """Parse `address/prefix`, or a canonical address alone. Raises ValueError, also for bits behind the prefix."""
     spelled, slash, prefix = text.partition("/")
     address = literal(spelled)
     if address is None:
@@ -176,7 +179,7 @@ class EgressPolicy:
         return Decision(Verdict.PERMITTED, parsed)
 
     def decide_all(self, addresses: Iterable[str]) -> list[Decision]:
-        """Judge a whole answer of a resolver. One bad address refuses them all: the result is then that one alone."""
+        """Judge a resolver's whole answer. One refused address refuses all: the result is then its decision alone."""
         decisions = [self.decide(address) for address in addresses]
         for decision in decisions:
             if not decision.permitted:
@@ -185,14 +188,14 @@ class EgressPolicy:
 
 
 def _carries_ipv4(address: Address) -> bool:
-    """Whether an IPv6 address leads to an IPv4 address that was not judged."""
+    """Return whether an IPv6 address contains an IPv4 address, which would not be judged."""
     if address.version == 4 or address.value == 1:  # ::1 is loopback, though it looks like 0.0.0.1
         return False
     return address.value >> 32 & 0xFFFFFFFF in _ISATAP or any(carrier.holds(address) for carrier in _CARRIERS)
 
 
 def narrowed(networks: Iterable[str]) -> tuple[Network, ...]:
-    """Networks of a setting. Raises ValueError for one that is no network or not inside the permitted ones."""
+    """Parse the networks of a setting. Raises ValueError for one that is malformed or not in `DEFAULT_NETWORKS`."""
     result = tuple(map(network, networks))
     if not all(any(inner.is_inside(outer) for outer in DEFAULT_NETWORKS) for inner in result):
         raise ValueError("not inside the permitted networks")
@@ -200,10 +203,10 @@ def narrowed(networks: Iterable[str]) -> tuple[Network, ...]:
 
 
 def host_and_port(text: str) -> tuple[str, int | None]:
-    """Host, in lower case, and port of `host[:port]` or `[address][:port]`, as they stand in a URL.
+    """Return the host, in lower case, and the port of `host[:port]` or `[address][:port]`, as in a URL.
 
-    Raises ValueError. `urllib.parse` is not asked: its reading of brackets and ports differs between patch releases of
-    Python. Whether the host is an address or a name is for `literal` and `is_name` to say.
+    Raises ValueError. `urllib.parse` is not used: it reads brackets and ports differently between patch releases of
+    Python. `literal` and `is_name` then judge the host.
     """
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
@@ -218,12 +221,12 @@ def host_and_port(text: str) -> tuple[str, int | None]:
 
 
 def is_loopback(address: Address) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     return any(network.holds(address) for network in _LOOPBACK)
 
 
 def is_name(host: str) -> bool:
-    """Whether a host is a DNS name of letters, digits and hyphens whose last label is not numeric.
+    """Return whether a host is a DNS name of letters, digits and hyphens whose last label is not numeric.
 
     Resolvers read `127.1`, `0x7f000001` and `134744072` as addresses, so a numeric last label is never a name
     (WHATWG URL, "ends in a number").
@@ -236,6 +239,6 @@ def is_name(host: str) -> bool:
 
 
 def _is_number(label: str) -> bool:
-    """Whether resolvers may read a label as a number: decimal digits, or `0x` and hexadecimal ones."""
+    """Return whether resolvers may read a label as a number: decimal digits, or `0x` and hexadecimal ones."""
     digits = label.lower()
     return _DECIMAL.issuperset(digits) or (digits.startswith("0x") and _HEX.issuperset(digits[2:]))

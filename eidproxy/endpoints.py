@@ -1,8 +1,8 @@
-"""What can be asked for: the main job and the chat surface through the relay, the rest through Starlette's router.
+"""The endpoints: the relay answers completions and the chat surface, Starlette's router answers everything else.
 
-`Endpoints` is the service behind every connection. A request is judged by its head before its body is read: where it
-comes from, host, key or token, path, media type, our own headers. Then it is answered by one of three: the relay, the
-chat surface, or Starlette's router with the pages below.
+`Endpoints` is the service behind every connection. It judges a request by its head before the body is read: the site
+that it comes from, host, key or token, path, media type, our own headers. Then it passes the request to the relay (for
+the chat surface through `ChatSurface`), or to Starlette's router with the pages below.
 """
 
 import asyncio
@@ -40,22 +40,23 @@ CHAT_STATE = "/chat/state"
 
 _PROBES = frozenset({"/healthz", "/readyz"})
 _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
+"""Paths whose successful answers are neither logged nor counted."""
 _UNCOUNTED = _PROBES | {CHAT_CONFIG}
-"""What is asked to see whether it is there: `top` asks whether there is a chat, and its view should not count that."""
+"""Paths whose pages are never logged or counted: probes, and the one by which `top` sees whether there is a chat."""
 _OTHER_APIS = frozenset(
     {"/v1/responses", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/chat", "/v1/chat/completions/"}
     | {"/chat/completions", "/responses", "/completions", "/embeddings", "/v1/v1/chat/completions", "/v1/moderations"}
     | {"/api/chat", "/api/generate", "/api/v1/chat/completions", "/openai/v1/chat/completions"}
 )
-"""What clients ask when they speak another API, or were given another base URL."""
+"""Paths that clients of another API, or with another base URL, ask for: the 404 then names our path."""
 _PROGRESS_WORDS = {b"1": True, b"true": True, b"0": False, b"false": False}
 _PRIORITIES = {word.value.encode(): word for word in Priority}
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _NAVIGABLE = frozenset({"/", CHAT_PAGE})
-"""Where a link on another site may lead."""
+"""Pages that a link on another site may open (contract, 2)."""
 
 _PAGES_A_TURN = 4
-"""How many pages are worked at in one turn of the loop, so that a crowd of them does not hold it."""
+"""How many page requests are started in one turn of the loop, so that a crowd of them does not hold it."""
 
 _METRICS_SECONDS = 1.0
 """How old the text of `/metrics` may be (contract, 2): it takes some milliseconds to write."""
@@ -64,7 +65,7 @@ _JSON = re.compile(rb'application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?', 
 
 
 class NotReady(Refusal):
-    """The reason why `/readyz` says no. Its status is 503 whatever the reason would have elsewhere (contract, 2)."""
+    """The refusal of `/readyz`. Its status is 503, whatever status its reason has elsewhere (contract, 2)."""
 
     @property
     def status(self) -> int:
@@ -158,40 +159,40 @@ class Endpoints:
         self._record(connection, _surface(head), refusal.status, refusal.reason)
 
     def fault(self, where: str, error: BaseException) -> None:
-        """See `server.Service`."""
+        """See `connection.Service`."""
         self.services.log.fault(where, error)
 
     def _shown(self, refusal: Refusal, head: RequestHead) -> Refusal:
-        """The refusal as a page instead of JSON, when a person in a browser went to an address."""
+        """Return the refusal as a page instead of JSON if a person's browser asked: GET or HEAD that accepts HTML."""
         if head.method in ("GET", "HEAD") and b"text/html" in head.headers.get(b"accept", b""):
             return for_browser(refusal, head.path, has_chat=self._chat is not None)
         return refusal
 
     def _authorize(self, head: RequestHead) -> None:
         key = bearer_token(head)
-        # Both are compared each time, so that the time tells nothing either.
+        # Both keys are compared each time, so that the time reveals nothing either.
         known = [hmac.compare_digest(key, one) for one in (self._api_key, self._background_key) if one is not None]
         if not any(known):
             raise Refusal("unauthorized")
 
     def _priority(self, head: RequestHead) -> Priority:
-        """The class that was asked for; who comes with the background key is BACKGROUND whatever the header says."""
+        """Return the class that the header names; the background key makes it BACKGROUND whatever the header says."""
         if self._background_key is not None and hmac.compare_digest(bearer_token(head), self._background_key):
             return Priority.BACKGROUND
         return _priority(head)
 
     def _complete(self, connection: Connection, head: RequestHead, body: bytes) -> None:
-        """`POST /v1/chat/completions`: everything is checked before the gate."""
+        """Start the relay for `POST /v1/chat/completions`; the whole request is checked before the gate."""
         job = Job(self._priority(head), trace_id=trace_id(head), sends_progress=_progress(head))
         Relay(self.services, connection, parse_chat_request(body, self._models), job).start()
 
     def _converse(self, chat: ChatSurface, connection: Connection, head: RequestHead, body: bytes) -> None:
-        """`POST /api/eid/chat`: everything is checked before the gate."""
+        """Start the relay for `POST /api/eid/chat`; the whole request is checked before the gate."""
         job = Job(surface=Surface.CHAT, trace_id=trace_id(head), sends_progress=True)
         Relay(self.services, connection, chat.request(body), job).start()
 
     def _find_page(self, head: RequestHead) -> None:
-        """Refuse what has a body and leads nowhere, before the body is taken."""
+        """Raise Refusal `not_found` or `method_not_allowed` unless a page answers, before the body is read."""
         scope = {"type": "http", "method": head.method, "path": head.path, "root_path": "", "headers": []}
         matches = {route.matches(scope)[0]: route for route in self._pages.routes}
         if Match.FULL not in matches:
@@ -201,7 +202,7 @@ class Endpoints:
             raise Refusal("method_not_allowed", allow=", ".join(sorted(page.methods or ())).encode())
 
     def _work_at_pages(self) -> None:
-        """Begin with those that were asked for first, a few in each turn."""
+        """Start the oldest page requests, `_PAGES_A_TURN` in each turn of the loop."""
         for _ in range(min(len(self._asked), _PAGES_A_TURN)):
             connection, head, body = self._asked.popleft()
             if connection.state is not State.BUSY:
@@ -214,7 +215,7 @@ class Endpoints:
             asyncio.get_running_loop().call_soon(self._work_at_pages)
 
     async def _ask_pages(self, connection: Connection, head: RequestHead, body: bytes) -> None:
-        """Ask Starlette's router for a request that is whole and an answer that is small."""
+        """Answer a request through Starlette's router. The body is complete and the answer small: none is streamed."""
         status, headers, sent = 500, [], bytearray()
 
         async def receive() -> dict[str, Any]:
@@ -234,7 +235,7 @@ class Endpoints:
             "http_version": "1.1",
             "method": head.method,
             "scheme": "http",
-            # The path as it was sent: a second spelling of a path is another path.
+            # The path as it was sent, not decoded: another spelling of a path is another path.
             "path": head.path,
             "raw_path": head.path.encode(),
             "root_path": "",
@@ -291,7 +292,7 @@ def check_media_type(head: RequestHead) -> None:
 
 
 def trace_id(head: RequestHead) -> str | None:
-    """The trace id of a valid `traceparent` (W3C Trace Context, 3.2.2), else None."""
+    """Return the trace id of a valid `traceparent` (W3C Trace Context, 3.2.2), else None."""
     given = head.headers.get(b"traceparent")
     if given is None:
         return None
@@ -302,7 +303,7 @@ def trace_id(head: RequestHead) -> str | None:
 
 
 def _is_cross_site(head: RequestHead) -> bool:
-    """Whether a page of another site asks (W3C Fetch Metadata), and not because somebody followed a link."""
+    """Return whether a page of another site asks (W3C Fetch Metadata), other than by a link to a navigable page."""
     site = head.headers.get(b"sec-fetch-site")
     if site is None or b"cross-site" not in site.lower():
         return False
@@ -337,12 +338,12 @@ def _progress(head: RequestHead) -> bool:
 
 
 def json_response(value: Any) -> Response:
-    """A value as JSON."""
+    """Return a response with a value as JSON."""
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 
 async def taken_by_the_relay(_: Request) -> Response:
-    """Stands for a path whose one method never comes here, so that the router knows what to say to the others."""
+    """Hold the place of a path whose POST goes to the relay, so that Starlette answers other methods with 405."""
     raise Refusal("internal_error")
 
 
@@ -355,11 +356,11 @@ def build_pages(
     extra: list[Route],
     clock: Callable[[], float] = time.monotonic,
 ) -> Router:
-    """A router with every endpoint that is no job for the relay.
+    """Return a router with every endpoint that the relay does not answer.
 
     `ready` returns the reason why the proxy is not ready, or None.
     """
-    texts: dict[str, tuple[float, bytes]] = {}  # by content type, of which there are a few, whatever is asked for
+    texts: dict[str, tuple[float, bytes]] = {}  # by content type: a few, whatever callers accept
     models = [{"id": mode, "object": "model", "created": created, "owned_by": "eidproxy"} for mode in Mode]
 
     async def healthz(_: Request) -> Response:

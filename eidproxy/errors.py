@@ -1,7 +1,7 @@
 """Errors as a table: reason → status, retry advice, sentence. No other module decides any of the three.
 
-A `Refusal` is the one exception that carries a reason to the caller. `reason_of_status` and `reason_in_event` turn
-what a router says into a reason of the table or of the router's closed alphabet (contract, 5).
+A `Refusal` is the one exception that carries a reason to the caller. `reason_of_status` and `reason_in_event` turn a
+router's error into a reason of the table, or into the router's own word within a closed alphabet (contract, 5).
 """
 
 import math
@@ -17,7 +17,7 @@ from eidproxy.vocabulary import Deadline, StreamEnd
 
 
 class Retry(Enum):
-    """What a caller is told about trying again."""
+    """The retry advice that a caller gets as a header."""
 
     SILENT = "silent"
     """Neither header: the 4xx rows, where the caller must change the request."""
@@ -34,7 +34,7 @@ class Rule(NamedTuple):
     retry: Retry
     message: str
     retry_seconds: int = 5
-    """The advice when nothing better is known: a MacBook wakes in half a minute, an SDK gives up after two retries."""
+    """`Retry-After` if no better time is known: a MacBook wakes in half a minute, an SDK gives up after two retries."""
 
 
 _ROUTER_UNREACHABLE = "The model is not reachable right now. Try again shortly."
@@ -50,7 +50,7 @@ ROUTER_REASONS = {
     "upstream_cold": Rule(503, Retry.LATER, "The model is being woken up. Try again shortly.", 15),
     "provider_not_configured": Rule(503, Retry.NEVER, "This model is not set up. Ask the operator."),
 }
-"""The five reasons of a router that have a name of their own in the metrics."""
+"""The five words of a router that have a row and a metric label of their own."""
 
 RULES: dict[str, Rule] = {
     "invalid_json": Rule(400, Retry.SILENT, "The body is not one JSON object within the limits."),
@@ -105,7 +105,7 @@ RULES: dict[str, Rule] = {
     "egress_blocked": Rule(500, Retry.NEVER, "The model server's address is not permitted. Ask the operator."),
     "internal_error": Rule(500, Retry.NEVER, "Something went wrong in the proxy. Ask the operator."),
 }
-"""Every reason but `router_http_<status>` and a router's own word, which share `_ROUTER_RULE`."""
+"""All reasons except `router_http_<status>` and a router's own word, which share `_ROUTER_RULE`."""
 
 _ROUTER_RULE = Rule(503, Retry.LATER, _ROUTER_FAULT)
 
@@ -116,7 +116,7 @@ TYPES = {
     500: "server_error",
     503: "service_unavailable",
 }
-"""`error.type` by status; every other status is the caller's fault."""
+"""`error.type` by status; every other status is the caller's fault, `invalid_request_error`."""
 
 CLIENT_GONE = "client_gone"
 """The reason of a request whose caller left (499): never sent, only logged and counted."""
@@ -134,7 +134,7 @@ DEADLINES = {
     "router_WriteTimeout": Deadline.WRITE,
     "stream_deadline_exceeded": Deadline.TOTAL,
 }
-"""The reasons that mean that a clock ran out."""
+"""Which deadline passed, by reason; every other reason means that none did."""
 
 STREAM_ENDS = {
     "upstream_truncated": StreamEnd.TRUNCATED,
@@ -153,40 +153,40 @@ _GENERAL_WORDS = frozenset(
     | {"server_error", "api_error", "stream_error", "internal_error", "internal_server_error", "service_unavailable"}
     | {"timeout_error", "overloaded_error", "error", "dict", "none"}
 )
-"""What servers put into `error.type` without telling a reason (smg, llama-server, lm-proxy: a Python class)."""
+"""Words in a server's `error.type` that name no reason (smg, llama-server, lm-proxy: a Python class)."""
 
 _CONTEXT_WORDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
 _CONTEXT_MESSAGE = re.compile(
     r"ContextWindowExceededError|exceed_context_size_error|context_length_exceeded|(?i:maximum context length)"
 )
-"""How a message says that the prompt is longer than the context (LiteLLM, llama.cpp behind lm-proxy, vLLM)."""
+"""A message that means: the prompt is longer than the context (LiteLLM, llama.cpp behind lm-proxy, vLLM)."""
 
 _CONTEXT_STATUSES = frozenset({400, 413, 422})
 
 FINAL_STATUSES = frozenset({401, 403, 404, 405, 413, 415, 422})
-"""A router that refuses with one of these refuses the same request again: an operator must mend it."""
+"""Statuses with which a router would refuse the same request again: an operator must mend the cause."""
 
 MAX_RETRY_SECONDS = 60
 """The most that `Retry-After` says (contract, 5)."""
 
 
 class RouterReason(str):
-    """A reason that is the router's own word, and none of the five that have a row of their own.
+    """A reason that is the router's own word and not one of `ROUTER_REASONS`.
 
-    It may be spelled like a reason of ours (`unauthorized`, `draining`, `client_gone`) and still is an error of the
-    router: 503, try again.
+    It may be spelled like one of our reasons (`unauthorized`, `draining`, `client_gone`), but it is always an error of
+    the router: 503, try again.
     """
 
     __slots__ = ()
 
 
 class Refusal(Exception):
-    """A request that is answered with an error of the table.
+    """The exception that answers a request with an error of the table.
 
     `reason` is a key of `RULES`, `router_http_<status>` or a `RouterReason` word within the alphabet `[a-z0-9_]{1,64}`.
     `param` names the field at fault, where that is safe to repeat, and `hint` is one more sentence of ours.
-    `retry_seconds` is the advice of a reason whose rule is `Retry.LATER`; `allow` names the methods that a path does
-    take. `is_final` marks a refusal of the router that waiting does not mend.
+    `retry_seconds` replaces the row's `Retry-After` if the rule is `Retry.LATER`; `allow` lists the methods that the
+    path takes, for 405. `is_final` marks a refusal of the router that waiting does not mend.
     """
 
     content_type = b"application/json"
@@ -221,7 +221,7 @@ class Refusal(Exception):
         return " ".join(filter(None, (message, self.hint, f"The field is {self.param}." if self.param else "")))
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers that go with the refusal: the reason, and what to do about trying again."""
+        """Return the headers of the refusal: the reason, the retry advice, `WWW-Authenticate` or `Allow`."""
         headers = [(b"X-Eid-Error-Reason", self.reason.encode())]
         retry = Retry.NEVER if self.is_final else rule(self.reason).retry
         if retry is Retry.LATER:
@@ -235,7 +235,7 @@ class Refusal(Exception):
         return headers
 
     def body(self, request_id: str) -> bytes:
-        """The JSON object that is the body before the first byte and the last event after it."""
+        """Return the error as JSON: the body before the first byte, the data of the last event after it."""
         error = {
             "message": self.message,
             "type": TYPES.get(self.status, "invalid_request_error"),
@@ -245,31 +245,31 @@ class Refusal(Exception):
         return msgspec.json.encode({"error": error, "error_reason": str(self.reason), "request_id": request_id})
 
     def event(self, request_id: str) -> bytes:
-        """The server-sent event that ends a stream which had begun."""
+        """Return the server-sent event that ends a stream that has begun."""
         return b"event: error\ndata: " + self.body(request_id) + b"\n\n"
 
 
 def rule(reason: str) -> Rule:
-    """The row of a reason; a router's own word has the row of any router error."""
+    """Return the row of a reason; without one, and for a router's own word, that of any router error."""
     return _ROUTER_RULE if isinstance(reason, RouterReason) else RULES.get(reason, _ROUTER_RULE)
 
 
 def retry_after(reason: str, seconds: float | None) -> int:
-    """Whole seconds for `Retry-After`, 1 to 60: openai-node ignores more, openai-python then gives up."""
+    """Return whole seconds for `Retry-After`, 1 to 60: openai-node ignores more, openai-python gives up on more."""
     if seconds is None or not math.isfinite(seconds):
         return rule(reason).retry_seconds
     return min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS)
 
 
 def router_retry_seconds(value: bytes) -> int | None:
-    """The whole seconds of a router's `Retry-After` (RFC 9110, 10.2.3), or None for a date or anything else."""
+    """Return the whole seconds of a router's `Retry-After` (RFC 9110, 10.2.3); None for a date or anything else."""
     if not re.fullmatch(rb"[0-9]+", value):
         return None
     return int(value) if len(value) < 10 else MAX_RETRY_SECONDS
 
 
 def metric_reason(reason: str) -> str:
-    """The label of a reason: a member of `METRIC_REASONS`."""
+    """Return the metric label of a reason: a member of `METRIC_REASONS`."""
     if isinstance(reason, RouterReason):
         return "other"
     if reason in _METRIC_REASONS:
@@ -277,7 +277,7 @@ def metric_reason(reason: str) -> str:
     return "router_http" if reason.startswith("router_http_") else "other"
 
 
-# What a router says. Whatever is not asked for stays undecoded: an error body may be anything.
+# A router's error body. Its fields stay undecoded until one is needed, since each may be of any type.
 
 
 class _Error(Struct, gc=False):
@@ -298,7 +298,7 @@ _decode_str = msgspec.json.Decoder(str).decode
 
 
 class _Told(NamedTuple):
-    """What an error of a router says: its reason if it names one, and whether the prompt was too long."""
+    """What a router's error says: the word for its reason, if any, and whether the prompt was too long."""
 
     word: str | None = None
     is_about_context: bool = False
@@ -330,17 +330,17 @@ def _text(raw: Raw) -> str:
 
 
 def _usable(word: str | None) -> str | None:
-    """A router's word as a reason, or None when it is outside the alphabet."""
+    """Return a router's word as a reason, or None when it is outside the alphabet."""
     if word is None or not _WORD.fullmatch(word):
         return None
     return word if word in ROUTER_REASONS else RouterReason(word)
 
 
 def reason_of_status(status: int, body: bytes) -> str | None:
-    """The reason behind a router's status (no 1xx) and body, or None for a 200 that may be a stream.
+    """Return the reason for a router's status (no 1xx) and body, or None for a 200, which may be a stream.
 
-    The body is read for 4xx and 5xx. Of a 400 it counts only whether the prompt was too long: every other one is a
-    fault of configuration, whatever it says.
+    The body is read for 4xx and 5xx. With a 400 it only decides whether the prompt was too long: every other 400 is a
+    fault of configuration, whatever its body says.
     """
     if status == 200:
         return None
@@ -364,9 +364,10 @@ def reason_of_status(status: int, body: bytes) -> str | None:
 
 
 def reason_in_event(data: bytes, *, begun: bool, in_choice: bool = False) -> str:
-    """The reason behind an error that came inside a stream: the router's word, or `upstream_error`.
+    """Return the reason for an error inside a stream: the router's word, or `upstream_error`.
 
-    Before the first event (not `begun`) it is judged for the context as a 400 is. An error `in_choice` names no reason.
+    Before the first event (not `begun`) it may be `context_too_long`, as a 400 may. An error `in_choice` names no
+    reason.
     """
     word, is_about_context = _told(data)
     if is_about_context and not begun:

@@ -1,9 +1,9 @@
-"""The last five minutes, a row for each five seconds, so that a view that is opened now shows them.
+"""The last five minutes, a row for each five seconds, so that a view shows them as soon as it is opened.
 
     history.sample(waiting)     # each five seconds
     history.rows                # for `/status`
 
-A row is the difference between two looks at histograms that are counted anyway: nothing is added to a request's work.
+A row is the difference between two snapshots of histograms that are counted anyway, so a request costs nothing more.
 """
 
 from bisect import bisect_left
@@ -22,14 +22,14 @@ class _Look(NamedTuple):
 
 
 class _Trend:
-    """One histogram over time: a look at it for each row, and one more before the first."""
+    """One histogram over time: a snapshot (`_Look`) for each row, and one more before the first."""
 
     def __init__(self, distribution: Distribution) -> None:
         self._distribution = distribution
         self._looks = deque([self._look()], maxlen=ROWS + 1)
 
     def sample(self) -> Spread | None:
-        """The newest row; None when all rows are empty."""
+        """Take a snapshot and return the newest row; None when all rows are empty."""
         now, before = self._look(), self._looks[-1]
         self._looks.append(now)
         window = [new - old for new, old in zip(now.counts, self._looks[0].counts, strict=True)]
@@ -44,7 +44,7 @@ class _Trend:
 
 
 class History:
-    """The rows. `sample` is called each `status.ROW_SECONDS`."""
+    """The rows of `/status`. The application calls `sample` each `status.ROW_SECONDS`."""
 
     def __init__(self, gate_wait: Mapping[str, Distribution], first_token: Mapping[str, Distribution]) -> None:
         self.rows: deque[HistoryRow] = deque(maxlen=ROWS)
@@ -62,10 +62,10 @@ def _spreads(trends: Iterable[tuple[str, _Trend]]) -> dict[str, Spread]:
 
 
 def quantile(part: float, bounds: tuple[float, ...], counts: list[int]) -> float:
-    """The value below which `part` of the counted values lie, read from buckets as Prometheus' histogram_quantile does.
+    """Return the value below which `part` of the values lie, read from buckets as Prometheus' histogram_quantile does.
 
-    `counts` has one entry for each upper bound and one for what lies above the last; a value up there is told as the
-    last bound. At least one value must have been counted.
+    `counts` has one entry for each upper bound and one for the values above the last; a quantile among those is
+    returned as the last bound. At least one value must have been counted.
     """
     cumulative = list(accumulate(counts))
     rank = part * cumulative[-1]

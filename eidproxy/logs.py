@@ -1,7 +1,7 @@
 """Logs: one line for each request and one for each change of state, from a closed schema.
 
 A line holds members of enumerations, numbers and our own ids, never text that came from a caller or a router. An
-exception is its class and the places it passed: its words may quote a prompt.
+exception is logged as its class and its frames, without its message, which may quote a prompt.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ _MAX_LINE_BYTES = 4096
 
 
 _REFUSALS_SECONDS = 1.0
-"""How often a flood of refusals has a line."""
+"""A flood of refusals gets one line in each of these intervals."""
 _REFUSALS_AT_ONCE = 8
-"""A person's few mistakes have a line each; a flood has one a second."""
+"""How many refusals are logged at once: a person's few mistakes have a line each; a flood has one a second."""
 _FOLLOW_SECONDS = 1.0
-"""A file is looked for under its name at most so often."""
+"""The shortest time between two looks at whether the log file was rotated."""
 
 
 class Event(StrEnum):
-    """Every event there is."""
+    """The name of each kind of log line."""
 
     REQUEST = "request"
     STARTED = "started"
@@ -82,10 +82,10 @@ class RequestLine(msgspec.Struct, omit_defaults=True, tag_field="event", tag=Eve
 
 
 class LineWriter:
-    """Writes whole lines to a descriptor and never waits: a reader that stopped reading must not stop the proxy.
+    """A writer of whole lines to a descriptor that never waits: a reader that stopped reading must not stop the proxy.
 
-    A file that is rotated is followed: when another file stands under its name, the descriptor is opened anew. launchd
-    opens the file once and for ever, and newsyslog only renames it.
+    It follows a rotated file: when its name leads to another file, the descriptor is opened again. launchd opens the
+    file only once, and newsyslog only renames it (DESIGN, 35).
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class LineWriter:
         self._on_drop = on_drop
         self._clock = clock
         self._looked_at = clock()
-        # A regular file takes whatever comes.
+        # A regular file is always writable, so it is not polled.
         self._may_block = not stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._path = None if self._may_block else _path_of(descriptor)
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
     def msg(self, line: bytes | str) -> None:
-        """Write one line, or drop it when nobody reads."""
+        """Write one line, cut to 4,096 bytes; drop it if it cannot be written at once."""
         data = (line.encode() if isinstance(line, str) else line)[: _MAX_LINE_BYTES - 1] + b"\n"
         try:
             if self._may_block:
@@ -115,7 +115,7 @@ class LineWriter:
                 os.write(self._descriptor, data)
                 return
         except OSError:
-            pass  # a full disk or a closed pipe: counted like a reader that does not read
+            pass  # a full disk or a closed pipe: counted like a reader that stopped reading
         self._on_drop()
 
     debug = info = warning = error = critical = msg
@@ -125,7 +125,7 @@ class LineWriter:
         if self._path is None or now - self._looked_at < _FOLLOW_SECONDS:
             return
         self._looked_at = now
-        with contextlib.suppress(OSError):  # renamed and not made again, or not ours: the old one is better than none
+        with contextlib.suppress(OSError):  # no new file yet, or not ours: the old one is better than none
             there, ours = os.stat(self._path), os.fstat(self._descriptor)
             if stat.S_ISREG(there.st_mode) and not os.path.samestat(there, ours):
                 opened = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -134,7 +134,7 @@ class LineWriter:
 
 
 def _path_of(descriptor: int) -> str | None:
-    """The name of an open file, where the system tells it."""
+    """Return the path of an open file, or None where the system does not tell it."""
     try:
         if sys.platform == "darwin":
             return os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0"))
@@ -144,7 +144,7 @@ def _path_of(descriptor: int) -> str | None:
 
 
 class Log:
-    """The one way to write a line."""
+    """The log: every line is written through it."""
 
     def __init__(self, level: str, fmt: str, on_drop: Callable[[], None] = lambda: None) -> None:
         console = fmt == "console" or (fmt == "auto" and sys.stderr.isatty())
@@ -163,7 +163,7 @@ class Log:
         ).bind()
 
     def request(self, record: RequestRecord, left_out: int | None = None) -> None:
-        """One ended request; one that an operator must mend is an error, as those of `ERRORS` are."""
+        """Log an ended request: level error if an operator must mend the cause, warning for other errors, else info."""
         label = record.label
         level = "info"
         if record.outcome is Outcome.ERROR:
@@ -190,19 +190,19 @@ class Log:
             facts = {name: fact for name, fact in msgspec.structs.asdict(line).items() if fact is not None}
             getattr(self._logger, level)(Event.REQUEST.value, **facts)
             return
-        # The line that structlog would write. Its chain costs as much as all else that is done at a request's end.
+        # The line that structlog would write. Its processors cost as much as everything else at a request's end.
         self._writer.msg(b'{"timestamp":"%b","level":"%b",%b' % (_now().encode(), level.encode(), _encode(line)[1:]))
 
     def state(self, event: Event, **facts: str | int | float) -> None:
-        """One change of state."""
+        """Log a change of state, at level info."""
         self._logger.info(event.value, **facts)
 
     def alarm(self, event: Event, **facts: str | int | float) -> None:
-        """One change of state for the worse."""
+        """Log a change of state for the worse, at level error."""
         self._logger.error(event.value, **facts)
 
     def fault(self, where: str, error: BaseException) -> None:
-        """An exception nobody expected: its class and the frames it passed, without its words and without values."""
+        """Log an unexpected exception: its class and its last eight frames, without its message and without values."""
         frames = [
             f"{Path(frame.filename).name}:{frame.lineno}:{frame.name}"
             for frame in traceback.extract_tb(error.__traceback__)[-8:]
@@ -211,12 +211,12 @@ class Log:
 
 
 class Refusals:
-    """The lines of requests that were refused at the edge: eight at once, then one a second.
+    """The rate limit of log lines for requests refused before the relay: eight at once, then one a second.
 
-    Whoever can connect can be refused, tens of thousands of times a second, so a line for each would fill a disk. The
-    line at the end of a second is that of its last refusal and tells how many others have none: the lines and what
-    they left out are all that were refused. Each of them is counted in the metrics by its reason. Each second without
-    a refusal allows one more at once, up to eight.
+    Any client can cause tens of thousands of refusals a second, so a line for each would fill a disk. The line at the
+    end of a second is that of its last refusal, and its `left_out` counts the others: lines and `left_out` add up to
+    all refusals. The metrics count each refusal by its reason. Each second in which no line was held back allows one
+    more at once, up to eight.
     """
 
     def __init__(self, log: Log, call_later: Callable[[float, Callable[[], None]], object]) -> None:
@@ -227,7 +227,7 @@ class Refusals:
         self._left_out = 0
 
     def add(self, record: RequestRecord) -> None:
-        """One refused request."""
+        """Log a refused request, or hold its line back until the end of the second."""
         if self._free:
             if self._free == _REFUSALS_AT_ONCE:
                 self._call_later(_REFUSALS_SECONDS, self._tick)
@@ -260,7 +260,7 @@ _second, _second_text = -1, ""
 
 
 def _now() -> str:
-    """The time in UTC with microseconds (RFC 3339). The text of a second is kept, since a line costs half of it."""
+    """Return the time in UTC with microseconds (RFC 3339). The second's text is cached: a line then costs half."""
     global _second, _second_text
     second, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
     if second != _second:
@@ -269,12 +269,12 @@ def _now() -> str:
 
 
 def _stamp(_logger: Any, level: str, facts: Any) -> dict[str, Any]:
-    """Put the moment first, then how bad it is, then what it is: a line is read from the left."""
+    """Put timestamp, level and event first, in this order: a line is read from the left."""
     return {"timestamp": _now(), "level": level, "event": facts.pop("event"), **facts}
 
 
 class ConsoleRenderer:
-    """Lines for a person at a terminal: one short line a request, what matters first.
+    """A structlog processor that writes short lines for a person at a terminal, what matters first.
 
     18:22:59 ok daily fg 200 wait 3.9s ttft 0.1s total 5.1s 50 chunks 2fb5fcda
     """
@@ -297,11 +297,11 @@ class ConsoleRenderer:
 _STYLES = {"ok": "32", "info": "", "warning": "33", "error": "1;31"}
 _SHORT = {"foreground": "fg", "background": "bg"}
 _OWN_ID_LENGTH = 24
-"""Of the ids that we make; a longer or shorter one is a caller's."""
+"""The length of the ids that we make; an id of another length is a caller's."""
 
 
 def _request_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
-    """How a request ended, and its other facts in the order in which they are looked for."""
+    """Return how a request ended, and its other facts in the order in which a reader looks for them."""
     words = []
     if facts["surface"] == "chat":
         words.append("chat")
@@ -318,7 +318,7 @@ def _request_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
     if facts.get("chunks"):
         words.append(f"{facts['chunks']} chunks")
     request_id = facts["request_id"]
-    # Our own ids are random: the beginning tells them apart. A caller's may all begin alike.
+    # Our own ids are random, so their first digits differ. A caller's ids may all begin alike.
     words.append(request_id[:8] if len(request_id) == _OWN_ID_LENGTH else request_id)
     if "trace_id" in facts:
         words.append(f"trace {facts['trace_id']}")
@@ -344,7 +344,7 @@ def _to_json(value: Any, **_: Any) -> bytes:
 
 
 def silence_libraries() -> None:
-    """Take every other way to the outputs away: library loggers, warnings, unraisable exceptions, core dumps' words."""
+    """Silence the loggers of libraries, logging's last resort, and all warnings."""
     logging.lastResort = None
     root = logging.getLogger()
     root.handlers = [logging.NullHandler()]

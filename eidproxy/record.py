@@ -1,4 +1,4 @@
-"""What is known of one ended request: the metrics count it and the log tells it, from the same values."""
+"""The record of one ended request, from which the metrics count it and the log writes its line."""
 
 from msgspec import Struct
 
@@ -13,7 +13,7 @@ class RequestRecord(Struct, kw_only=True, gc=False):
     surface: Surface
     mode: str
     reason: str | None = None
-    """What the caller was told; None for a whole answer. A router's own word is a `RouterReason`."""
+    """The reason of an error; None for a whole answer. A router's own word is a `RouterReason`."""
     status: int
     seconds: float
     """From the request's first byte to its end."""
@@ -25,21 +25,21 @@ class RequestRecord(Struct, kw_only=True, gc=False):
     bytes: int | None = None
     trace_id: str | None = None
     must_be_mended: bool = False
-    """Whether only an operator can help."""
+    """Whether an operator must mend the cause."""
 
     @property
     def label(self) -> str:
-        """The reason as a member of METRIC_REASONS."""
+        """The reason as a metric label: a member of `METRIC_REASONS`."""
         return "none" if self.reason is None else metric_reason(self.reason)
 
     @property
     def own_reason(self) -> str:
-        """The reason if it is a word of ours: a router's may look like one. Empty for none."""
+        """The reason if it is one of ours, else empty: a router's word may be spelled like ours."""
         return "" if self.reason is None or isinstance(self.reason, RouterReason) else self.reason
 
     @property
     def outcome(self) -> Outcome:
-        """How it ended, seen from its caller."""
+        """How the request ended, seen from its caller."""
         if self.reason is None:
             return Outcome.OK
         return Outcome.CLIENT_GONE if self.own_reason == CLIENT_GONE else Outcome.ERROR

@@ -1,15 +1,15 @@
 """Signals that stop the process (contract, 8): one handler, from the first line of the program to its last.
 
-A loop's own handlers come late (imports take half a second) and go early (a loop that closes sets the defaults back),
-and a task that is to end something may not have begun. So the handler is the process's, and what must happen does not
-rely on a loop or a task:
+A loop's own handlers come late (imports take half a second) and go early (a loop that closes restores the defaults),
+and a task that should end something may not have begun. So the process has its own handler, and what must happen does
+not rely on a loop or a task:
 
-    who runs                                   the first signal           the second
+    what runs                                  the first signal           the second
     starting, or a command that owes nothing   clean up, exit `code`      -
     a server, from `notify` on                 `stop` on the loop         `stop` on the loop, and at most a second more
     the last lines, from `ignore` on           nothing                    nothing
 
-Little is imported here, and of the standard library alone: until `install` ran, a signal does what Python does.
+This module imports little, and only the standard library: until `install` runs, a signal does what Python does.
 """
 
 import _thread
@@ -23,28 +23,28 @@ from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""SIGHUP stops like SIGTERM: the terminal was closed, and there is nothing to read anew."""
+"""SIGHUP stops like SIGTERM: the terminal was closed, and there are no settings to reload."""
 
 INTERRUPTED = 130
-"""The status that shells give to what Ctrl-C ended: 128 and the number of SIGINT."""
+"""The exit status that shells report for a process that Ctrl-C ended: 128 plus the number of SIGINT."""
 _GRACE_SECONDS = 1.0
-"""How long a server has to end after the second signal before the process ends without it."""
+"""How long a server may take to end after the second signal; then the process ends without it."""
 
 
 class StopSignals:
-    """What a signal to stop does now. There is one for the process: `stop_signals`."""
+    """The handler of signals that stop the process. There is one instance: `stop_signals`."""
 
     def __init__(self) -> None:
         self.code = INTERRUPTED
         """The exit status of a process that a signal ends at once."""
         self.clean_up: Callable[[], object] | None = None
-        """Called before such an end, between any two lines of whatever runs: it must not rely on buffers or locks."""
+        """Called before that exit, between any two lines of running code, so it must not rely on buffers or locks."""
         self._stop: Callable[[], object] | None = None
         self._loop: Any = None
         self._received = 0
 
     def install(self) -> None:
-        """Take the signals. `nohup` is obeyed: a SIGHUP that is ignored already stays so."""
+        """Install the handler. `nohup` is obeyed: a SIGHUP that is already ignored stays ignored."""
         if sys.argv[1:2] == ["serve"]:
             self.code = 0
         for number in STOP_SIGNALS:
@@ -52,12 +52,12 @@ class StopSignals:
                 signal.signal(number, self._handle)
 
     def notify(self, loop: Any, stop: Callable[[], object]) -> None:
-        """Have each signal call `stop` on the loop from now on, and the exit status be 0."""
+        """From now on, call `stop` on the loop for each signal and exit with 0."""
         self._stop, self.code = stop, 0
         self._loop = loop
 
     def ignore(self) -> None:
-        """The process is about to exit by itself. The interpreter sets handlers to the default before it is gone."""
+        """Ignore signals from now on: the process exits, and the interpreter restores the defaults before that."""
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -66,7 +66,7 @@ class StopSignals:
             self._exit()
         self._received += 1
         if self._received == 2:
-            with suppress(RuntimeError):  # no thread is to be had: the loop has it to itself
+            with suppress(RuntimeError):  # no thread can start: only the loop can end the process
                 # Not `threading`, whose locks the interrupted line may hold.
                 _thread.start_new_thread(self._exit_later, ())
         with suppress(RuntimeError):  # the loop is closed: the process is ending

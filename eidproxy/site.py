@@ -1,12 +1,12 @@
 """The pages a browser loads: the files of a folder, read once at start and served from memory.
 
 - `chat_routes` serves the chat page and its files. Each file has two names: `/chat/<digest>/<file>`, which the page
-  uses and which may be kept for ever, and `/chat/<file>`, which is asked for anew each time (service worker, manifest).
-- `live_view` is one document with style, script and icon inside, so that the view can ask for the API key before it
-  has been shown one.
-- `for_browser` turns a refusal into a page for whoever typed an address.
+  uses and browsers may cache for ever, and `/chat/<file>`, which they revalidate each time (service worker, manifest).
+- `live_view` is one document with style, script and icon inside, so that it loads without the API key and can ask for
+  the key itself (DESIGN, 45).
+- `for_browser` turns a refusal into a page for a person who opened an address.
 
-Nothing is looked up on the disk for a request, so no spelling of a path leads out of a folder.
+No request reads the disk, so no spelling of a path leads out of a folder.
 """
 
 import base64
@@ -30,10 +30,10 @@ CHAT_POLICY = (
     "manifest-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types eid-worker"
 )
-"""What the chat page may load and speak to: its own origin alone. No string can become markup or script.
+"""The Content-Security-Policy of the chat page: it may load from and connect to its own origin alone.
 
-Trusted Types count the address of a service worker as script, so one policy is allowed: `eid-worker` of offline.js,
-which gives the same constant whatever it is asked for.
+No string can become markup or script. Trusted Types count the address of a service worker as script, so one policy is
+allowed: `eid-worker` of offline.js, which returns the same constant for any input.
 """
 
 SECURITY_HEADERS = {
@@ -41,7 +41,7 @@ SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-"""Beside the policy, on everything a browser is given."""
+"""Sent beside the policy with every page and file."""
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATED = "no-cache"
@@ -61,15 +61,15 @@ _TYPES = {
 }
 
 _ALWAYS_ASKED_FOR = frozenset({"sw.js", "manifest.webmanifest"})
-"""Files whose address may not change: browsers come back to it."""
+"""Files whose address may not change, since browsers request it again later."""
 
 _REFERENCE = re.compile(r"""(?<=["'(])/chat/([^"'()?#]+)(?=["')])""")
-"""A file by its absolute name: in an attribute, an import or a `url()`. Relative names need no change."""
+"""An absolute reference to a file, in an attribute, an import or a `url()`. Relative ones need no change."""
 
 _REFERRING = ("text/html", "text/css", "text/javascript")
 
 _PACKED = (*_REFERRING, "application/manifest+json", "image/svg+xml", "text/plain")
-"""Kinds of files that are sent with gzip to who takes it."""
+"""Content types that are sent with gzip to callers that accept it."""
 
 
 class StaticFile(NamedTuple):
@@ -80,14 +80,14 @@ class StaticFile(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A page that needs nothing but itself, and the policy that says so."""
+    """A page with everything that it needs inside, and the Content-Security-Policy that permits nothing else."""
 
     body: bytes
     policy: str
 
 
 def load_pages(folder: Path) -> dict[str, StaticFile]:
-    """Every file below a folder, by its path inside it. Raises KeyError for a kind of file that has no type here."""
+    """Read every file below a folder, by its path inside it. Raises KeyError for a suffix that is not in `_TYPES`."""
     return {
         path.relative_to(folder).as_posix(): StaticFile(path.read_bytes(), _TYPES[path.suffix])
         for path in sorted(folder.rglob("*"))
@@ -99,12 +99,12 @@ def load_pages(folder: Path) -> dict[str, StaticFile]:
 
 
 def framed_by_own(policy: str) -> str:
-    """The policy of a page that a page of the same origin may show in a frame: the demo alone does that."""
+    """Return a policy that also lets pages of the same origin show the page in a frame. Only the demo does."""
     return policy.replace("frame-ancestors 'none'", "frame-ancestors 'self'")
 
 
 def chat_routes(title: str, folder: Path = _FOLDER / "chat", *, policy: str = CHAT_POLICY) -> list[Route]:
-    """Routes of the chat page, its files, its manifest and its service worker."""
+    """Return the routes of the chat page, its files, its manifest and its service worker."""
     files = load_pages(folder)
     page = files.pop("chat.html")
     digest = _digest(files)
@@ -115,7 +115,7 @@ def chat_routes(title: str, folder: Path = _FOLDER / "chat", *, policy: str = CH
         "manifest.webmanifest": _named(files["manifest.webmanifest"], title),
         "sw.js": _with_list(files["sw.js"], digest, ["/chat", *kept]),
     }
-    worker = {"service-worker-allowed": "/chat"}  # by itself its scope would be /chat/, which the page is not in
+    worker = {"service-worker-allowed": "/chat"}  # the default scope, /chat/, would not contain the page
     return [
         Route("/chat", _serve(page, REVALIDATED, policy)),
         *(Route(f"/chat/{digest}/{name}", _serve(file, IMMUTABLE, policy)) for name, file in files.items()),
@@ -127,7 +127,7 @@ def chat_routes(title: str, folder: Path = _FOLDER / "chat", *, policy: str = CH
 
 
 def _digest(files: Mapping[str, StaticFile]) -> str:
-    """One digest for all files of a page, so that no old one meets a new one."""
+    """Return one digest for all files of a page, so that old and new files never mix (DESIGN, 46)."""
     digest = hashlib.sha256()
     for name, file in files.items():
         digest.update(f"{name} {len(file.body)}\n".encode() + file.body)
@@ -139,7 +139,7 @@ def _is_needed_offline(name: str) -> bool:
 
 
 def _with_digest(file: StaticFile, digest: str, files: Mapping[str, StaticFile]) -> StaticFile:
-    """The file with the lasting names of those it refers to."""
+    """Return the file with its absolute references rewritten to the names with the digest."""
     if not file.content_type.startswith(_REFERRING):
         return file
 
@@ -192,13 +192,13 @@ def _serve(
 
 @functools.cache
 def _packed(body: bytes) -> bytes | None:
-    """The bytes with gzip, for callers without an edge in front; None when that saves nothing."""
+    """Return the bytes with gzip, for callers without an edge in front; None when that saves nothing."""
     packed = gzip.compress(body, mtime=0)
     return packed if len(packed) < len(body) else None
 
 
 def _takes_gzip(request: Request) -> bool:
-    """Whether the caller names gzip and does not forbid it (RFC 9110, 12.5.3)."""
+    """Return whether the caller names gzip and does not forbid it (RFC 9110, 12.5.3)."""
     for offer in request.headers.get("accept-encoding", "").lower().split(","):
         coding, _, weight = offer.partition(";")
         if coding.strip() == "gzip":
@@ -207,7 +207,10 @@ def _takes_gzip(request: Request) -> bool:
 
 
 def _has_it(request: Request, tag: str) -> bool:
-    """Whether the caller's copy is this one (RFC 9110, 13.1.2: weak comparison; the tag of a packed file is weak)."""
+    """Return whether the caller's cached copy is this file.
+
+    The comparison is weak (RFC 9110, 13.1.2), since the tag of a packed file is weak.
+    """
     given = request.headers.get("if-none-match", "")
     return any(one.strip().removeprefix("W/") == tag for one in given.split(","))
 
@@ -216,7 +219,7 @@ def _has_it(request: Request, tag: str) -> bool:
 
 
 def inlined(page: str, files: Mapping[str, StaticFile]) -> Document:
-    """A page with its style sheets, scripts and icon inside, and a policy that permits those and no others."""
+    """Return a page with its style sheets, scripts and icon inlined, and a policy that permits no others."""
     sources: dict[str, list[str]] = {"style": [], "script": []}
 
     def embed(tag: str, name: str) -> str:
@@ -248,12 +251,12 @@ _LIVE_VIEW_WITHOUT_CHAT = _LIVE_VIEW._replace(body=re.sub(rb'<a id="chat".*?</a>
 
 
 def live_view(*, has_chat: bool) -> Document:
-    """The live view. It leads to the chat, where there is one."""
+    """Return the live view, with a link to the chat if there is one."""
     return _LIVE_VIEW if has_chat else _LIVE_VIEW_WITHOUT_CHAT
 
 
 def live_route(*, has_chat: bool, is_framed: bool = False) -> Route:
-    """The route of the live view."""
+    """Return the route of the live view; `is_framed` lets the demo show it in a frame."""
     document = live_view(has_chat=has_chat)
     if is_framed:
         document = document._replace(policy=framed_by_own(document.policy))
@@ -261,7 +264,7 @@ def live_route(*, has_chat: bool, is_framed: bool = False) -> Route:
 
 
 def demo_route(token: str) -> Route:
-    """The route of the demo's page: the chat, logged in with the token, and the live view beside it."""
+    """Return the route of the demo's page: the chat, logged in with the token, and the live view beside it."""
     page = _DEMO._replace(body=_DEMO.body.replace(b"{token}", token.encode()))
     return _document_route("/demo", page._replace(policy=f"{page.policy}; frame-src 'self'"))
 
@@ -285,7 +288,7 @@ def _document_headers(document: Document) -> list[tuple[str, str]]:
 
 
 class ShownRefusal(Refusal):
-    """A refusal as a browser shows it: the same status and the same headers, a page instead of JSON."""
+    """A refusal with a page instead of JSON: the same status, and the same headers beside those of the page."""
 
     def __init__(self, refusal: Refusal, document: Document) -> None:
         super().__init__(refusal.reason, refusal.param, retry_seconds=refusal.retry_seconds)
@@ -309,7 +312,7 @@ class ShownRefusal(Refusal):
 
 
 class _Words(NamedTuple):
-    """What a page says about a refusal: Korean first, English beside it."""
+    """The text of a refusal page: Korean first, English beside it."""
 
     title: str
     text: str
@@ -346,7 +349,7 @@ _OTHER = _Words(
 
 
 def for_browser(refusal: Refusal, path: str, *, has_chat: bool) -> Refusal:
-    """The refusal as a page. The live view without its key is the view itself, which then asks for it."""
+    """Return the refusal as a page. For the live view without a key it is the view itself, which asks for the key."""
     if refusal.reason == "unauthorized" and path == "/":
         return ShownRefusal(refusal, live_view(has_chat=has_chat))
     is_chat = path == "/chat" or path.startswith("/chat/")

@@ -1,6 +1,6 @@
 """The answer of `/status` (contract, 2): one type that the server encodes, `top` decodes and the live view reads.
 
-Words are printable ASCII and short, so that a server which is not eidproxy cannot speak to a terminal through them.
+Words are short and printable ASCII, so that a server which is not eidproxy cannot send control codes to a terminal.
 """
 
 from typing import Annotated
@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 ROW_SECONDS = 5.0
 ROWS = 60
-"""The history: how much time one row is, and how many there are at most."""
+"""The history: the length of one row, and the maximum number of rows."""
 
 # \Z and not $, which would let a line end pass.
 Word = Annotated[str, Meta(pattern=r"^[ -~]{0,64}\Z")]
@@ -22,7 +22,7 @@ class HolderStatus(Struct):
     priority: Word
     age_seconds: float
     settling: bool | UnsetType = UNSET
-    """Its caller left, and the slot waits for the model server to notice (contract, 6)."""
+    """Whether the caller left and the slot waits for the model server to notice (contract, 6)."""
 
 
 class WaiterStatus(Struct):
@@ -45,23 +45,23 @@ class GateStatus(Struct):
 
 
 class Deadlines(Struct):
-    """How long a request may take and wait."""
+    """The time limits of a request: after its grant, and in the queue."""
 
     stream_seconds: float
     gate_wait_seconds: float
 
 
 class RouterStatus(Struct):
-    """The last look at the router."""
+    """What the last connect to the router showed."""
 
     reachable: bool | None
     checked_seconds_ago: float | None
     hint: Word | UnsetType = UNSET
-    """What an operator can do about one that is not reachable, where more than the reason is known."""
+    """What an operator can do about a router that is not reachable, if more than the reason is known."""
 
 
 class UpstreamStatus(Struct):
-    """What a mode's model server did with the last requests: `live`, `suspect` or `wedged`."""
+    """The wedge guard's view of a mode's model server: `live`, `suspect` or `wedged` (contract, 6)."""
 
     state: Word
     since_seconds: float
@@ -70,7 +70,7 @@ class UpstreamStatus(Struct):
 
 
 class Spread(Struct):
-    """Times of one kind: those of one row, and their 95th percentile in the five minutes that end with it."""
+    """Durations of one kind: those of one row, and the 95th percentile of the five minutes that end with it."""
 
     count: int
     mean_seconds: float | None
@@ -78,7 +78,7 @@ class Spread(Struct):
 
 
 class HistoryRow(Struct, omit_defaults=True):
-    """Five seconds. A class or a mode of which the five minutes that end with them have no time is left out."""
+    """Five seconds. A class or mode without a duration in the five minutes that end with the row is left out."""
 
     waiting: int
     gate_wait: dict[Word, Spread] = {}
@@ -88,7 +88,7 @@ class HistoryRow(Struct, omit_defaults=True):
 
 
 class Status(Struct):
-    """The whole answer."""
+    """The answer of `/status`."""
 
     version: Word
     uptime_seconds: float

@@ -1,8 +1,8 @@
-"""The chat surface: `POST /api/eid/chat`, the assistant with its persona and rules in front.
+"""The chat surface: `POST /api/eid/chat` puts the persona and rules of the assistant before a conversation.
 
 A request is checked in a fixed order (token, JSON, fields, roles, number, length of each, total). The system message
-is composed here, from files that are read for each request, and from nothing that a caller sends; without the rules
-nothing reaches the router.
+is composed here from files that are read for each request, and from nothing that a caller sends. Without the rules
+nothing is sent to the router.
 """
 
 import os
@@ -21,9 +21,9 @@ from eidproxy.vocabulary import Mode
 
 _FORBIDDEN_ROLES = frozenset({"system", "developer", "tool"})
 _MAX_FILE_BYTES = 256 * 1024
-"""The longest file that is read for each question: a longer one is the wrong file."""
+"""The longest persona or rules file that is read: a longer one is the wrong file."""
 _READS = 3
-"""How often a file is read that changes meanwhile. An editor writes once."""
+"""How many times a file that changes during the read is read. An editor writes once."""
 
 
 class Caps(NamedTuple):
@@ -35,7 +35,7 @@ class Caps(NamedTuple):
 
     @property
     def body_bytes(self) -> int:
-        """The longest body that can be within the caps, or a little longer.
+        """An upper bound, in bytes, of the bodies that are within the caps.
 
         A code point takes at most 12 bytes, as two `\\uXXXX` escapes; a message has some names and blanks around it.
         """
@@ -43,7 +43,7 @@ class Caps(NamedTuple):
 
 
 class Message(Closed):
-    """A message of the page. Its role is judged after its fields."""
+    """A message of the chat page. Its role is checked after its fields (contract, 9)."""
 
     role: str
     content: str
@@ -57,7 +57,7 @@ class Conversation(Closed):
 
 
 class ChatSurface:
-    """Turns a request of the page into one of the main job."""
+    """The check of a chat page's request, and its conversion into a `ChatRequest` for the relay."""
 
     def __init__(self, settings: ChatSettings, models: Mapping[Mode, Model]) -> None:
         assert settings.jwt_secret is not None and settings.rules_file is not None  # noqa: S101, PT018  # enabled
@@ -66,7 +66,7 @@ class ChatSurface:
         )
         self.caps = Caps(settings.max_message_chars, settings.max_messages, settings.max_total_chars)
         self._models = models
-        # The persona says who speaks, the rules come last and have the last word.
+        # The persona says who speaks. The rules come last, so that they have the last word.
         self._files = [name for name in (settings.persona_file, settings.rules_file) if name is not None]
 
     def authorize(self, head: RequestHead) -> None:
@@ -74,7 +74,7 @@ class ChatSurface:
         self.tokens.check(bearer_token(head))
 
     def request(self, body: bytes) -> ChatRequest:
-        """The request for the relay. Raises Refusal."""
+        """Validate a body and return the request for the relay. Raises Refusal."""
         conversation = typed(parse_object(body), Conversation)
         mode = Mode(conversation.mode)
         check_messages(conversation.messages, self.caps)
@@ -83,12 +83,12 @@ class ChatSurface:
         return ChatRequest(mode, True, upstream_body(self._models[mode], [system, *messages], {}))
 
     def compose(self) -> str:
-        """The system message as the files have it now. Raises Refusal `rules_missing`."""
+        """Read the files and return the system message. Raises Refusal `rules_missing`."""
         return "\n\n".join(read_text(name) for name in self._files)
 
 
 def check_messages(messages: list[Message], caps: Caps) -> None:
-    """Raise Refusal unless the conversation may be had; the checks are made in the order of (contract, 9)."""
+    """Raise Refusal if a role or a cap is violated; the checks are made in the order of (contract, 9)."""
     for at, message in enumerate(messages):
         if message.role in _FORBIDDEN_ROLES:
             raise Refusal("system_role_forbidden", f"messages[{at}].role")
@@ -104,7 +104,7 @@ def check_messages(messages: list[Message], caps: Caps) -> None:
 
 
 def unreadable_files(chat: ChatSettings) -> list[str]:
-    """The settings of the files that the surface needs and cannot read now; none when it is off."""
+    """Return the names of the settings whose file cannot be read now; none when the surface is off."""
     faults = []
     for name, path in (("chat.persona_file", chat.persona_file), ("chat.rules_file", chat.rules_file)):
         try:
@@ -116,9 +116,9 @@ def unreadable_files(chat: ChatSettings) -> list[str]:
 
 
 def read_text(path: str) -> str:
-    """A small text file, whole. Raises Refusal `rules_missing` when it is not there, not text or blank.
+    """Read a small text file. Raises Refusal `rules_missing` when it is missing, too long, not UTF-8 or blank.
 
-    A file that changes while it is read is read again: half an old and half a new text is neither.
+    A file that changes during the read is read again, so that old and new text never mix.
     """
     try:
         for _ in range(_READS):

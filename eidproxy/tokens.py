@@ -1,7 +1,7 @@
-"""Who may use the chat surface: a JWT that could not have been meant otherwise, and the link that carries it.
+"""The tokens of the chat surface: strict checks of a JWT, its issue, and the link that carries it.
 
-PyJWT checks the signature and the times. What it takes beyond that (padding, odd numbers, repeated claims, header
-fields it ignores) is refused before, so that a token has one reading. Every fault is the same `unauthorized`.
+PyJWT checks the signature and the times. What it tolerates (padding, odd numbers, repeated claims, header fields it
+ignores) is refused before, so that a token has one reading. Every fault is the same `unauthorized`.
 """
 
 import base64
@@ -20,25 +20,25 @@ from eidproxy.errors import Refusal
 from eidproxy.inbound.http1 import RequestHead
 
 _MAX_TOKEN_BYTES = 4096
-"""A bound of the contract (9): what is longer is not looked at."""
+"""A bound of the contract (9): a longer token is not parsed."""
 _MAX_KID_BYTES = 128
-"""A key is not chosen by it, so it need only be readable."""
+"""A bound of the contract (9). `kid` never chooses a key."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _HEADER_FIELDS = frozenset({"alg", "typ", "kid"})
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _MAX_SECONDS = 10 * 366 * 86_400.0
-"""Ten years: more is a slip of the unit, and no token can be called back."""
+"""Ten years: more is a wrong unit, and no token can be revoked."""
 
 
 def bearer_token(head: RequestHead) -> bytes:
-    """The token of the one `Authorization: Bearer` header; empty, which none is, when there are none or two."""
+    """Return the token of the only `Authorization: Bearer` header; empty, thus invalid, when there are none or two."""
     scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
     return b"" if scheme.lower() != b"bearer" or b"authorization" in head.repeated else token.strip()
 
 
 class Tokens:
-    """Checks tokens against one secret, and issues them."""
+    """The checker and issuer of tokens of one secret."""
 
     def __init__(self, secret: str, audience: str | None, issuer: str | None, leeway_seconds: float) -> None:
         self._secret = secret.encode()
@@ -47,7 +47,7 @@ class Tokens:
         self._leeway_seconds = leeway_seconds
 
     def check(self, token: bytes) -> str:
-        """The subject of a token. Raises Refusal `unauthorized`."""
+        """Check a token and return its subject. Raises Refusal `unauthorized`."""
         if len(token) > _MAX_TOKEN_BYTES:
             raise Refusal("unauthorized")
         try:
@@ -76,7 +76,7 @@ class Tokens:
         return subject
 
     def issue(self, subject: str, seconds: float) -> str:
-        """A token that is valid for so long from now."""
+        """Return a token that is valid for `seconds` from now."""
         now = int(time.time())
         claims: dict[str, Any] = {"sub": subject, "iat": now, "exp": now + math.ceil(seconds)}
         if self._audience is not None:
@@ -87,7 +87,10 @@ class Tokens:
 
 
 def _segment(text: str) -> bytes:
-    """Undo base64url without padding, in its one canonical spelling (RFC 4648, 3.5: no stray bits)."""
+    """Decode base64url without padding, in its one canonical spelling (RFC 4648, 3.5: no stray bits).
+
+    Raises Refusal `unauthorized`.
+    """
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except binascii.Error:
@@ -98,7 +101,7 @@ def _segment(text: str) -> bytes:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    """The JSON object a segment is, none of its names twice."""
+    """Parse a segment as a JSON object. Raises ValueError, also for a repeated name, or Refusal for another type."""
 
     def closed(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
@@ -142,7 +145,7 @@ def _check_claims(claims: dict[str, Any], audience: str | None) -> None:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90s`, `15m`, `1h`, `7d` or `2w`; a number alone is seconds. Raises ValueError."""
+    """Return the seconds of `90s`, `15m`, `1h`, `7d` or `2w`; a number alone is seconds. Raises ValueError."""
     match = _DURATION.fullmatch(text)
     seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if not 0 < seconds <= _MAX_SECONDS:
@@ -151,7 +154,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_base_url(url: str) -> str:
-    """The address of an eidproxy or of its edge, without a slash at the end; `/chat` may stand there.
+    """Return the address of an eidproxy or of its edge, without a `/` or `/chat` at its end.
 
     Raises ValueError.
     """
@@ -167,15 +170,15 @@ def parse_base_url(url: str) -> str:
 
 
 def login_link(url: str, token: str) -> str:
-    """A link that logs in. The token stands behind `#`, which a browser keeps to itself."""
+    """Return a link that logs in. The token is the fragment, behind `#`, which a browser does not send."""
     return f"{url}/chat#token={token}"
 
 
 def qr_code(text: str, *, colour: bool) -> str:
-    """A QR code of half blocks, for a terminal: a block is light, a blank is dark.
+    """Return a QR code of half blocks for a terminal: a block is light, a blank is dark.
 
-    With `colour` each line says so; without, a terminal with a light ground shows the code inverted, which not every
-    camera reads.
+    With `colour` each line sets these colours. Without, a terminal with a light background shows the code inverted,
+    which not every camera reads.
     """
     import segno
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Mode(StrEnum):
-    """What a caller may ask for: the only models there are (contract, P1)."""
+    """The models that a caller may ask for, and there are no others (contract, P1)."""
 
     DAILY = "daily"
     DEEP = "deep"
@@ -36,7 +36,7 @@ class Outcome(StrEnum):
 
 
 class Phase(StrEnum):
-    """Where a running request of the main job stands."""
+    """The phase of a running request of the main job."""
 
     QUEUED = "queued"
     UPSTREAM = "upstream"
@@ -100,7 +100,7 @@ class TokenKind(StrEnum):
 
 
 class UpstreamState(StrEnum):
-    """What the wedge guard thinks of the model server behind a mode."""
+    """The wedge guard's view of the model server behind a mode (contract, 6)."""
 
     LIVE = "live"
     SUSPECT = "suspect"
@@ -108,7 +108,7 @@ class UpstreamState(StrEnum):
 
 
 class AfterLeave(StrEnum):
-    """What becomes of a slot whose caller left between the request and its first event (contract, 6)."""
+    """What happens to a slot whose caller left between the request and its first event (contract, 6)."""
 
     RELEASE = "release"
     SETTLE = "settle"
@@ -128,7 +128,7 @@ NO_MODE = "none"
 """The mode label of a request that asked for no valid model."""
 
 RESPONSE_CODES = ("2xx", "3xx", "4xx", "5xx", "none")
-"""Labels of `upstream_responses_total`; `none` is a router that gave no status."""
+"""Labels of `upstream_responses_total`; `none` is a request that got no status from the router."""
 
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
-"""What may stand in `finish_reason`; anything else a router says becomes `stop` (contract, 4)."""
+"""The values of `finish_reason`; any other word of a router becomes one of them or an error (contract, 4)."""

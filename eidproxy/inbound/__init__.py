@@ -1,1 +1,1 @@
-"""A caller's side: connections, the request's edge, and what a request may say."""
+"""The caller's side: the server, its connections, the HTTP parser and the validation of requests."""

@@ -1,8 +1,8 @@
-"""The closed request: a body becomes a `ChatRequest`, or a `Refusal` that says why not.
+"""Validation of chat requests: a JSON body becomes a `ChatRequest`, or a `Refusal` with the reason.
 
-The body is parsed once, after its values were counted, and converted to the types below. They are the schema: what
-they have no field for is refused, and what the router gets is built anew from their values. `null` counts as absent.
-The work for each byte is bounded: a body of one MiB is judged in some 35 ms, whatever it holds.
+The values of a body are counted, then it is parsed once and converted to the types below. The types are the schema:
+a field that they lack is refused, and the router's request is rebuilt from their values. `null` counts as absent.
+The work for each byte is bounded: a body of 1 MiB is judged in some 35 ms, whatever it holds.
 """
 
 import re
@@ -16,15 +16,15 @@ from eidproxy.errors import Refusal
 from eidproxy.vocabulary import Mode
 
 MAX_DEPTH = 32
-"""How deep a body may nest (contract, 3): schemas of tools nest deepest, and far less."""
+"""How deep a body may nest (contract, 3). Schemas of tools nest deepest, and stay far below this."""
 MAX_VALUES = 100_000
-"""How many values a body may have (contract, 3): each costs more memory and time than its bytes."""
+"""How many values a body may have (contract, 3). A parsed value costs more memory and time than its bytes."""
 MAX_MESSAGES = 200
-"""The longest list that is read as a conversation."""
+"""How many messages a request may have (contract, 3)."""
 
 Object = dict[str, Any]
 
-# The request as types. A field of type `Any` goes nowhere: clients send it, and it may be whatever it likes.
+# The request as types. A field of type `Any` is accepted with any value, since clients send it, and never passed on.
 
 FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]  # `$` also matches before a line feed
 Penalty: TypeAlias = Annotated[int, Meta(ge=-2, le=2)] | Annotated[float, Meta(ge=-2, le=2)]
@@ -36,7 +36,7 @@ class Closed(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
 
 
 class Marked(Closed):
-    """A message, part or tool: clients mark in it what a cache should keep."""
+    """Base of messages, parts and tools, in which clients mark what a cache should keep."""
 
     cache_control: Any = None
     copilot_cache_control: Any = None
@@ -71,7 +71,7 @@ class AssistantCall(Closed):
 
 
 class Message(Marked, tag_field="role"):
-    """What every message may have."""
+    """Base of messages: the fields that each role may have."""
 
     name: str | None = None
 
@@ -208,16 +208,17 @@ class CompletionRequest(Closed):
 
 
 NAMES = frozenset(CompletionRequest.__struct_fields__)
-"""Every name that a request may have at its top."""
+"""The names of all top-level fields of a request."""
 
 _ONLY_EMPTY = ("functions", "logit_bias", "extra_body")
 
 
 class Model(NamedTuple):
-    """What a mode is at the router, and what its requests have when their caller says nothing.
+    """A mode's model at the router, and the defaults of its requests.
 
-    `max_tokens` is also the most that a caller gets. `params` are the operator's constants. A request of more than
-    `max_prompt_bytes` is refused; 0 is no bound.
+    `alias` is the router's name of the model. `max_tokens` is also the most that a caller gets. `params` are the
+    operator's constants, added to each request. A rebuilt request of more than `max_prompt_bytes` is refused; 0 is no
+    bound.
     """
 
     alias: str
@@ -229,13 +230,13 @@ class Model(NamedTuple):
 
 
 class ChatRequest(NamedTuple):
-    """A request of the main job, as the bytes that will be sent: one that waits must not be held as a tree."""
+    """A valid request, as the bytes for the router: a waiting request must not keep a parsed tree in memory."""
 
     mode: Mode
     stream: bool
     body: bytes
     generates_unseen: bool = False
-    """Whether `tools` or JSON was asked for, which servers generate without a word before it is whole."""
+    """Whether the request has `tools` or a JSON format: servers generate both without an event until they are whole."""
 
 
 class _ModelOnly(Struct):
@@ -243,7 +244,10 @@ class _ModelOnly(Struct):
 
 
 def _finite(text: str) -> float:
-    """msgspec's own way with `1e300` and the like takes up to 18 µs a number, `float` less than 0.3 µs."""
+    """Return a finite number; raise ValueError for an infinite one.
+
+    msgspec's own parser takes up to 18 µs for `1e300` and the like, `float` less than 0.3 µs.
+    """
     number = float(text)
     if number - number == 0:
         return number
@@ -259,7 +263,7 @@ T = TypeVar("T", bound=Struct)
 
 
 def parse_object(body: bytes) -> Object:
-    """The one JSON object a body is. Raises Refusal `invalid_json` for anything else (RFC 8259, UTF-8, no NaN)."""
+    """Parse a body that is one JSON object (RFC 8259, UTF-8, no NaN). Raises Refusal `invalid_json` otherwise."""
     if not _within_limits(body):
         raise Refusal("invalid_json")
     try:
@@ -278,7 +282,7 @@ def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest
     """
     value = parse_object(body)
     try:
-        _decode_model(body)  # a parser keeps the last of two equal keys, and each `model` must be valid
+        _decode_model(body)  # a parser keeps the last of two equal keys, but each `model` must be valid
     except ValidationError as error:
         raise _misfit(error, value) from None
     try:
@@ -286,7 +290,7 @@ def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest
     except ValidationError:
         asked = None
     if asked is None:
-        # Null is absent, in a known field or not. Few bodies have one, so only what was refused is cleared of them.
+        # Null counts as absent in every field. Few bodies have any, so they are dropped only after a failed conversion.
         _drop_nulls(value)
         asked = typed(value, CompletionRequest)
     if asked.store or asked.logprobs:
@@ -318,9 +322,9 @@ def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest
 
 
 def upstream_body(model: Model, messages: list[Object], fields: Object) -> bytes:
-    """The body for the router. It is always asked for a stream: only a stream lets it notice that a caller left.
+    """Return the body for the router. It always asks for a stream: only that lets the router notice a departure.
 
-    Raises Refusal `prompt_too_long`, by the size of that body: it is what the model server has to read.
+    Raises Refusal `prompt_too_long` by the size of this body, since this is what the model server has to read.
     """
     body = {
         **model.params,
@@ -340,7 +344,7 @@ def upstream_body(model: Model, messages: list[Object], fields: Object) -> bytes
 
 
 def typed(value: Object, kind: type[T]) -> T:
-    """An object of JSON as a value of that type. Raises Refusal with the reason and, where safe, the field."""
+    """Convert a JSON object to the type `kind`. Raises Refusal with the reason and, where safe, the field."""
     known = kind.__struct_fields__
     for name in value:
         if name not in known:
@@ -359,13 +363,13 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _within_limits(body: bytes) -> bool:
-    """Whether valid JSON has at most 100,000 values and is at most 32 deep. Each step is one pass in C.
+    """Return whether valid JSON has at most 100,000 values and at most 32 levels. Each step is one pass in C.
 
-    A value is the outermost, the first of its container, or behind a comma. Of the brackets, taking out each empty pair
-    takes one level off. For other bytes than valid JSON it does not matter what is said: they are refused anyway.
+    A value is the outermost one, the first in its container, or the one after a comma. Removing each empty pair of
+    brackets removes one level. For invalid JSON the result does not matter: the parser refuses it anyway.
     """
     containers = body.count(b"[") + body.count(b"{")
-    # No more than these, even if none of them stands in a string. A value and its comma take two bytes.
+    # These counts are upper bounds: they include bytes inside strings. A value and its comma take two bytes.
     is_counted = len(body) >= 2 * MAX_VALUES and containers + body.count(b",") >= MAX_VALUES
     if containers <= MAX_DEPTH and not is_counted:
         return True
@@ -373,7 +377,7 @@ def _within_limits(body: bytes) -> bool:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     if is_counted:
         body = body.translate(None, _BLANKS).replace(b"[]", _EMPTY).replace(b"{}", _EMPTY)
-    # Two strings never touch, so two quotes that do are a string without structure, wherever they are.
+    # Two strings never touch, so two adjacent quotes are one string that held no structure.
     structure = body.translate(None, _NO_STRUCTURE).replace(b'""', b"")
     outside = b"".join(structure.split(b'"')[::2])
     if is_counted and 1 + outside.count(b",") + outside.count(b"[") + outside.count(b"{") > MAX_VALUES:
@@ -392,7 +396,7 @@ _INSIDE = frozenset(
 
 
 def _drop_nulls(value: Object) -> None:
-    """Take out every field that is null, in place. What is free-form (`parameters`, `schema`) is not entered."""
+    """Remove every null field, in place. Free-form values (`parameters`, `schema`) are not entered."""
     has_null = False
     for name, given in value.items():
         if given is None:
@@ -414,12 +418,12 @@ _KINDS = {"content": "text", "tools": "function", "tool_calls": "function", "too
 
 
 def _misfit(error: ValidationError, value: Object) -> Refusal:
-    """Turn an error of msgspec into the refusal to tell: a reason, and the path of the field.
+    """Return the refusal for an error of msgspec: a reason, and the path of the field.
 
-    The path is made of our own names and of numbers. Of the error's text nothing is told: it may hold the caller's.
+    The path consists of our own names and of numbers. The error's text is not passed on: it may quote the caller.
     """
     text, _, path = str(error).rpartition(" - at `$")  # "Expected `str`, got `int` - at `$.messages[0].role`"
-    text, path = (text, path[:-1].removeprefix(".")) if text else (path, "")  # at the top it tells no path
+    text, path = (text, path[:-1].removeprefix(".")) if text else (path, "")  # no path at the top level
     if text.startswith("Object contains unknown field"):
         if _is_other_kind(value, path):
             return Refusal("unsupported_content", f"{path}.type")
@@ -438,7 +442,7 @@ def _misfit(error: ValidationError, value: Object) -> Refusal:
 
 
 def _is_other_kind(value: Any, path: str) -> bool:
-    """Whether what stands at a path is a part, tool or call of another type: that is said before what else it has."""
+    """Return whether the value at a path is a part, tool or call of another type, which is reported first."""
     field = ""
     for step in _STEP.findall(path):
         if step.isdecimal():
@@ -450,7 +454,10 @@ def _is_other_kind(value: Any, path: str) -> bool:
 
 
 def _token_limit(asked: CompletionRequest, most: int) -> int:
-    """The smallest of the limits. A number without a fraction is a whole number; -1 is none."""
+    """Return the smallest of the limits. A number without a fraction is a whole number; -1 counts as absent.
+
+    Raises Refusal `invalid_request`.
+    """
     for name in ("max_tokens", "max_completion_tokens"):
         given = getattr(asked, name)
         if given is None or given == -1:
@@ -462,7 +469,10 @@ def _token_limit(asked: CompletionRequest, most: int) -> int:
 
 
 def _rebuilt(messages: Iterable[AnyMessage]) -> list[Object]:
-    """The messages for the router. One system message stands at the head: templates refuse a second or a late one."""
+    """Return the messages for the router.
+
+    All instructions become one system message at the head: chat templates refuse a second or a late one.
+    """
     instructions: list[Content] = []
     rebuilt: list[Object] = []
     content: str | list[Object] | None

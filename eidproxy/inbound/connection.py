@@ -1,7 +1,7 @@
-"""A caller's connection: reads one request at a time, strictly, and gives whoever answers it a way to write.
+"""A caller's connection: parses one request at a time, strictly, and writes its answer.
 
-`Connection` is the protocol that the server runs for each connection. It hands a request on once it is whole, and calls
-`on_disconnect` when the caller leaves, at whatever moment and in whatever way. Its states, and what happens in each:
+`Connection` is the asyncio protocol of one accepted connection. It passes a complete request to the `Service` and calls
+`on_disconnect` as soon as the caller leaves, in whatever way. Its states, and what each event does in them:
 
     event   IDLE          HEAD      BODY      BUSY          FLUSHING           CLOSING   LINGERING
     bytes   HEAD BODY BUSY …        … BUSY    abort         empty: as IDLE,    -         -
@@ -11,10 +11,10 @@
     drain   next answer   503       503       this answer   this answer        -         -
             is the last                       is the last   was the last
 
-An answer with a status, or an abort, ends what the table says it ends: 408 and 503 lead to LINGERING, abort to CLOSED.
-After an answer a connection is IDLE, FLUSHING while much of it is unsent, or CLOSING when it was the last.
-Bytes in BUSY are a second request behind the one that runs: it would hide the caller's departure, since the socket
-would have to stay unread.
+408 and 503 are answered and lead to LINGERING; abort leads to CLOSED. After any other answer the connection is IDLE, or
+FLUSHING while more than 64 KiB of the answer is unsent, or CLOSING when the answer was the last.
+Bytes in BUSY are a pipelined request. Keeping it would hide the caller's departure, since the socket would have to stay
+unread.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ from eidproxy.inbound.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, che
 from eidproxy.timeouts import PatientTimer, TimeoutQueue
 
 _FLUSH_SECONDS = 30.0
-"""How long a caller may take to read an answer that has no wall clock of its own."""
+"""How long a caller may take to read an answer that has no wall clock of its own (no `flush_seconds`)."""
 _SMALL_ANSWER_BYTES = 64 * 1024
 """With at most this much unsent no flush timer is set: the idle timeout covers it."""
 
 _OWN_BUFFER_BYTES = 64 * 1024
-"""What each connection may have unsent. More, up to `buffer_bytes`, is lent from what all have together."""
+"""Bytes that each connection may have unsent. More, up to `buffer_bytes`, is a loan from `MAX_LENT_BYTES`."""
 
 MAX_LENT_BYTES = 32 * 1024 * 1024
-"""What is lent to slow readers in all. Who gets no loan has its router read no further, as if its buffer were full."""
+"""Bytes lent to all slow readers together. Without a loan, the router is read no further, as if the buffer was full."""
 
 MAX_UNFINISHED_BYTES = 64 * 1024 * 1024
-"""What all bodies that are not yet whole may take in memory together (contract, 2)."""
+"""Memory that all incomplete request bodies together may take (contract, 2)."""
 
 _STATUS_LINES = {int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode() for s in http.HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -53,42 +53,42 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class State(IntEnum):
-    """What a connection waits for. Integers, since the hash of a plain Enum is a function in Python."""
+    """What a connection waits for. An IntEnum, since a plain Enum is hashed by a slow Python function."""
 
     IDLE = auto()
-    """The first byte of a request."""
+    """Waiting for the first byte of a request."""
     HEAD = auto()
-    """The rest of its head."""
+    """Waiting for the rest of the request head."""
     BODY = auto()
-    """The rest of its body."""
+    """Waiting for the rest of the request body."""
     BUSY = auto()
-    """Whoever answers it."""
+    """The request is complete; waiting until the service has written its answer."""
     FLUSHING = auto()
-    """The caller, to take the end of an answer. The next request may follow."""
+    """The answer is written; waiting until the caller has read it. The next request may follow."""
     CLOSING = auto()
-    """The caller, to take what is unsent. Nothing follows, and nothing is read."""
+    """Waiting until the unsent bytes are sent, then the connection closes. Nothing more is read."""
     LINGERING = auto()
-    """The caller, to close: an answer that was sent while a request still arrives would be lost by closing first."""
+    """Refused while the request still arrives; waiting until the caller closes. Closing first would lose the answer."""
     CLOSED = auto()
-    """Nothing: the connection is gone, or about to be."""
+    """The connection is gone, or about to be."""
 
 
 class Service(Protocol):
-    """Who answers requests."""
+    """The handler of requests; `Endpoints` implements it."""
 
     buffer_bytes: int
 
     def admit(self, head: RequestHead) -> int:
-        """Judge a request by its head, before its body is read: how long the body may be. Raises Refusal."""
+        """Judge a request by its head, before its body is read; return the maximum body bytes. Raises Refusal."""
 
     def handle(self, connection: "Connection", head: RequestHead, body: bytes) -> None:
-        """Answer a whole request: now, or later through the connection. Raises Refusal."""
+        """Answer a complete request, now or later through the connection. Raises Refusal."""
 
     def refused(self, connection: "Connection", head: RequestHead | None, refusal: Refusal) -> None:
-        """A request was refused, one without a valid head perhaps; its answer is on its way."""
+        """Record a refusal whose answer is already written. `head` is None unless a complete, valid head came."""
 
     def fault(self, where: str, error: BaseException) -> None:
-        """A handler failed; the caller gets an answer."""
+        """Record an exception of the handler named by `where`; the connection answers the caller."""
 
 
 _PATIENCE = {State.IDLE: 15.0, State.HEAD: 5.0, State.BODY: 10.0, State.LINGERING: 2.0}
@@ -96,20 +96,21 @@ _PATIENCE = {State.IDLE: 15.0, State.HEAD: 5.0, State.BODY: 10.0, State.LINGERIN
 
 
 class Connections:
-    """All connections, the timeouts of those that are owed no answer, and what they hold in memory together.
+    """All open connections, the timeouts of those that wait for their caller, and the memory that all share.
 
-    Who is owed no answer may be closed: when its time is up, or when the place is needed, longest-waiting first.
+    A connection that waits for its caller is closed when its time is up, or when there are more than `limit`
+    connections: then the one that has waited longest is closed.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.open: set[Connection] = set()
         self.draining = False
-        """Whether no request is taken any more after those at hand."""
+        """Whether the server stops: the next answer of each connection is its last."""
         self.unfinished_bytes = 0
-        """What bodies that are not yet whole have allocated."""
+        """Bytes that incomplete request bodies have allocated."""
         self.lent_bytes = 0
-        """What slow readers were lent for their answers."""
+        """Bytes lent to slow readers for their unsent answers."""
         self._waiting = {
             state: TimeoutQueue(seconds, Connection.expire, patient=True) for state, seconds in _PATIENCE.items()
         }
@@ -117,7 +118,7 @@ class Connections:
         self._date_second = 0
 
     def add(self, connection: "Connection") -> None:
-        """Take a new connection in, at the cost of the one that has waited longest when there are too many."""
+        """Add a new connection. Over `limit`, abort the one that has waited longest for its caller."""
         self.open.add(connection)
         if len(self.open) > self.limit:
             firsts = [first for line in self._waiting.values() if (first := line.first()) is not None]
@@ -128,21 +129,21 @@ class Connections:
         self.open.discard(connection)
 
     def start_timeout(self, connection: "Connection", state: State) -> None:
-        """Bound how long a connection may stay in a state in which it waits for its caller."""
+        """Start the timeout of a state in which a connection waits for its caller."""
         self._waiting[state].start(connection)
 
     def stop_timeout(self, connection: "Connection", state: State) -> None:
-        """Stop that clock: the state was left."""
+        """Stop the timeout of a state that a connection leaves."""
         self._waiting[state].stop(connection)
 
     def drain(self) -> None:
-        """The server stops: take no request after those at hand, and turn those away that are not whole."""
+        """Refuse incomplete requests, and make the next answer of each connection its last: the server stops."""
         self.draining = True
         for connection in list(self.open):
             connection.drain()
 
     def hold(self, more_bytes: int) -> None:
-        """A body that is not yet whole grew. Over the bound the ones that have been arriving longest are refused."""
+        """Count memory of an incomplete body. Over the limit, refuse the bodies that have been arriving longest."""
         self.unfinished_bytes += more_bytes
         while self.unfinished_bytes > MAX_UNFINISHED_BYTES:
             oldest = self._waiting[State.BODY].first()
@@ -151,14 +152,14 @@ class Connections:
             oldest.refuse_unfinished(Refusal("overloaded"))
 
     def lend(self, size: int) -> bool:
-        """Lend a slow reader room for its answer, if there is some."""
+        """Lend a slow reader `size` bytes if they are free, and return whether. A sole loan may exceed the limit."""
         if self.lent_bytes + size > MAX_LENT_BYTES and self.lent_bytes:
             return False
         self.lent_bytes += size
         return True
 
     def date(self) -> bytes:
-        """The time as HTTP wants it (RFC 9110, 5.6.7), written once a second."""
+        """Return the value of the `Date` header (RFC 9110, 5.6.7), formatted once a second."""
         now = int(time.time())
         if now != self._date_second:
             self._date_second, self._date = now, formatdate(now, usegmt=True).encode()
@@ -166,7 +167,10 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """One caller's connection. Whoever answers the request at hand sets `on_disconnect` and the two writing calls."""
+    """One caller's connection.
+
+    The handler of the current request sets `on_disconnect`, `writing_paused` and `writing_resumed`.
+    """
 
     __slots__ = (
         "_buffer",
@@ -203,12 +207,12 @@ class Connection(asyncio.Protocol):
         self._held = 0
         self._keep_alive = True
         self._is_head_request = False
-        self._is_paused = False  # and told so
+        self._is_paused = False  # and `writing_paused` was called
         self._loan = 0
         self._flush_timer: PatientTimer | None = None
         self.since = 0.0
         self.began_at = 0.0
-        """When the first byte of the request at hand arrived, on the loop's clock."""
+        """When the first byte of the current request arrived, on the loop's clock."""
         self.request_id = ""
         self.on_disconnect: Callable[[], object] | None = None
         self.writing_paused: Callable[[], None] | None = None
@@ -216,29 +220,29 @@ class Connection(asyncio.Protocol):
 
     @property
     def state(self) -> State:
-        """What it waits for."""
+        """What the connection waits for."""
         return self._state
 
     @property
     def owes_answer(self) -> bool:
-        """Whether an answer is still to be given or taken."""
+        """Whether an answer is still to be written, or to be read by the caller."""
         return self._state in (State.BUSY, State.FLUSHING, State.CLOSING)
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A caller connected."""
+        """Register the new connection and wait for its first request."""
         self._transport = cast(asyncio.Transport, transport)
         try:
             self._transport.set_write_buffer_limits(high=min(self._service.buffer_bytes, _OWN_BUFFER_BYTES))
             self._wait(State.IDLE)
             self._connections.add(self)
         except BaseException:
-            self._transport.abort()  # uvloop would keep it, unread
+            self._transport.abort()  # uvloop would keep the connection, unread
             raise
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """The connection is gone, whoever ended it."""
+        """Release what the connection holds and tell the handler, whichever side closed it."""
         try:
             self._unwait()
             self._state = State.CLOSED
@@ -252,16 +256,16 @@ class Connection(asyncio.Protocol):
             self._leave()
 
     def eof_received(self) -> None:
-        """The caller closed its side. A half-closed connection is a caller that has left (contract, 2)."""
+        """Treat a half-closed connection as a caller that has left (contract, 2)."""
         if self._state is State.BUSY:
             self.abort()
         elif self._state not in (State.CLOSING, State.CLOSED):
             self._close(None)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request."""
+        """Process received bytes by the state, as the table of this module says."""
         if self._state is State.FLUSHING and not self._transport.get_write_buffer_size():
-            self._flushed()  # the caller has the whole answer: it can only be its next request
+            self._flushed()  # the whole answer is sent, so these bytes begin the next request
         state = self._state
         if state is State.IDLE:
             self.began_at = self.loop.time()
@@ -280,18 +284,18 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def pause_writing(self) -> None:
-        """More is unsent than a connection's own share."""
+        """Take a loan, since more is unsent than the connection's own share; without a loan, pause the handler."""
         if self._state is not State.BUSY:
             return
         size = self._service.buffer_bytes - _OWN_BUFFER_BYTES
         if size > 0 and not self._loan and self._connections.lend(size):
-            self._loan = size  # the transport says no more until it has caught up: `write_chunk` looks itself
+            self._loan = size  # no second call comes until the buffer drains: `write_chunk` checks it
             self._look_at_buffer()
         else:
             self._pause()
 
     def resume_writing(self) -> None:
-        """The caller has caught up."""
+        """Return the loan and resume the handler, since the buffer has drained; in FLUSHING, end the answer."""
         if self._state is State.FLUSHING:
             self._flushed()
             return
@@ -358,7 +362,7 @@ class Connection(asyncio.Protocol):
             self._take_body(rest)
 
     def _take_body(self, data: bytes) -> None:
-        """Add to the body; hand the request on when it is whole, and count what it holds while it is not."""
+        """Add to the body. Dispatch the request when it is complete, else count the memory that the body holds."""
         head, chunked = self._head, self._chunked
         assert head is not None  # noqa: S101  # the state says so
         if chunked is not None:
@@ -377,7 +381,7 @@ class Connection(asyncio.Protocol):
         elif is_whole:
             self._dispatch(head, bytes(body))
         else:
-            allocated = body.__alloc__()  # as it grows it takes more than its length
+            allocated = body.__alloc__()  # a growing bytearray allocates more than its length
             more, self._held = allocated - self._held, allocated
             self._connections.hold(more)
 
@@ -397,12 +401,12 @@ class Connection(asyncio.Protocol):
         self._service.refused(self, head, refusal)
 
     def refuse_unfinished(self, refusal: Refusal) -> None:
-        """Turn away a request that is not whole; one that is, or none, is left alone."""
+        """Refuse an incomplete request; do nothing when there is none."""
         if self._state in (State.HEAD, State.BODY):
             self._refuse_at_edge(refusal)
 
     def _refuse_at_edge(self, refusal: Refusal) -> None:
-        """Answer a request that is not whole, then wait for the caller to close."""
+        """Refuse a request of which bytes may still arrive, then wait for the caller to close."""
         self.request_id = self.request_id or new_request_id()
         head = self._head
         self._forget_request()
@@ -413,7 +417,7 @@ class Connection(asyncio.Protocol):
         self._linger()
 
     def _forget_request(self) -> None:
-        """Let go of what a request holds while it arrives."""
+        """Release what an arriving request holds: head, decoder, buffer, and its share of the memory limit."""
         self._head = self._chunked = None
         if self._buffer:
             self._buffer = bytearray()
@@ -424,12 +428,12 @@ class Connection(asyncio.Protocol):
     # Answering
 
     def respond(self, status: int, headers: Headers, body: bytes, flush_seconds: float | None = None) -> None:
-        """Send a whole answer. The caller has `flush_seconds` to take it (30 when it is not said)."""
+        """Send a complete answer. The caller has `flush_seconds` to read it (default 30)."""
         self._transport.write(self._answer(status, headers, body))
         self._finish(flush_seconds)
 
     def refuse(self, refusal: Refusal, flush_seconds: float | None = None) -> None:
-        """Send an error; the connection ends after one that is the caller's fault."""
+        """Send an error. After one below 500, which is the caller's fault, the connection closes."""
         self._write_refusal(refusal)
         self._finish(flush_seconds)
 
@@ -459,7 +463,7 @@ class Connection(asyncio.Protocol):
             self._look_at_buffer()
 
     def free_transport(self) -> asyncio.Transport | None:
-        """The transport, while an answer runs and the caller has all of it that was written."""
+        """Return the transport if an answer is in progress and nothing of it is unsent, else None."""
         is_free = self._state is State.BUSY and not self._transport.get_write_buffer_size()
         return self._transport if is_free else None
 
@@ -469,7 +473,7 @@ class Connection(asyncio.Protocol):
         self._finish(flush_seconds)
 
     def abort(self) -> None:
-        """Close now, whatever is still to be sent."""
+        """Close at once, drop what is unsent, and tell the handler."""
         if self._state is not State.CLOSED:
             self._unwait()
             self._state = State.CLOSED
@@ -477,7 +481,7 @@ class Connection(asyncio.Protocol):
             self._leave()
 
     def expire(self) -> None:
-        """The caller took too long."""
+        """End a wait that took too long: close in IDLE, abort in LINGERING, else refuse with `request_timeout`."""
         if self._state is State.IDLE:
             self._close(None)
         elif self._state is State.LINGERING:
@@ -486,12 +490,12 @@ class Connection(asyncio.Protocol):
             self.refuse_unfinished(Refusal("request_timeout"))
 
     def drain(self) -> None:
-        """The server stops: a request that is not whole is turned away, and none is taken after the one at hand."""
+        """Refuse an incomplete request, and make the next answer the last: the server stops."""
         self._keep_alive = False
         self.refuse_unfinished(Refusal("draining"))
 
     def close(self) -> None:
-        """The server is gone: send what is written, then close."""
+        """Send what is written, then close: the server has stopped."""
         if self._state is not State.CLOSED:
             self._unwait()
             self._state = State.CLOSING
@@ -506,7 +510,7 @@ class Connection(asyncio.Protocol):
                 lines.append(b"%b: %b\r\n" % (name, value))
         if not self._keep_alive:
             lines.append(b"Connection: close\r\n")
-        if status != http.HTTPStatus.NOT_MODIFIED:  # its length would have to be that of the whole (RFC 9110, 8.6)
+        if status != http.HTTPStatus.NOT_MODIFIED:  # its length would have to be the 200's (RFC 9110, 8.6)
             lines.append(b"Content-Length: %d\r\n" % len(body))
         lines.append(b"X-Request-Id: %b\r\nCache-Control: %b\r\n\r\n" % (self.request_id.encode(), caching))
         if not self._is_head_request:
@@ -520,7 +524,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(self._answer(refusal.status, headers, refusal.body(self.request_id)))
 
     def _finish(self, flush_seconds: float | None) -> None:
-        """The answer is written: wait for it to be taken, then for the next request."""
+        """Detach the handler, since the answer is written; then flush, close, or wait for the next request."""
         self.on_disconnect = self.writing_paused = self.writing_resumed = None
         if self._state is not State.BUSY:
             return
@@ -530,12 +534,12 @@ class Connection(asyncio.Protocol):
         elif self._transport.get_write_buffer_size() > _SMALL_ANSWER_BYTES:
             self._state = State.FLUSHING
             self._guard_flush(flush_seconds)
-            self._transport.set_write_buffer_limits(high=0)  # resume_writing tells when it is empty
+            self._transport.set_write_buffer_limits(high=0)  # `resume_writing` then comes when it is empty
         else:
             self._wait(State.IDLE)
 
     def _close(self, flush_seconds: float | None) -> None:
-        """Close once everything is sent, or when the caller does not take it in time."""
+        """Close once everything is sent; abort if the caller does not read it within `flush_seconds`."""
         self._unwait()
         self._forget_request()
         self._state = State.CLOSING
@@ -562,7 +566,7 @@ class Connection(asyncio.Protocol):
             self._wait(State.IDLE)
 
     def _linger(self) -> None:
-        """Half-close and read on for a moment: closing with bytes unread resets the connection under the answer."""
+        """Half-close and keep reading for 2 s: closing with unread bytes resets the connection and loses the answer."""
         if self._transport.is_closing():
             self._state = State.CLOSING
             return
@@ -570,7 +574,7 @@ class Connection(asyncio.Protocol):
         self._wait(State.LINGERING)
 
     def _leave(self) -> None:
-        """Tell whoever answers at once, not when the transport gets round to it."""
+        """Call `on_disconnect`, once, and now rather than when the transport calls `connection_lost`."""
         on_disconnect, self.on_disconnect = self.on_disconnect, None
         if on_disconnect is not None:
             on_disconnect()
@@ -587,7 +591,7 @@ class Connection(asyncio.Protocol):
 
 
 def _random_ids() -> Iterator[str]:
-    """Ids of 24 hexadecimal digits. The kernel is asked for many at once: it costs as much as for one."""
+    """Yield ids of 24 hexadecimal digits. One system call reads enough for 256 and costs as much as for one."""
     while True:
         digits = os.urandom(12 * 256).hex()
         yield from (digits[at : at + 24] for at in range(0, len(digits), 24))
@@ -597,12 +601,12 @@ _own_ids = _random_ids()
 
 
 def new_request_id() -> str:
-    """An id of our own."""
+    """Return a fresh request id, as given to a request that brings none."""
     return next(_own_ids)
 
 
 def _request_id(head: RequestHead) -> str:
-    """The caller's id when it is harmless, else one of ours."""
+    """Return the caller's `X-Request-Id` if it is valid (contract, 3), else a fresh id."""
     given = head.headers.get(b"x-request-id", b"")
     if 1 <= len(given) <= 128 and _REQUEST_ID.issuperset(given) and b"x-request-id" not in head.repeated:
         return given.decode("ascii")

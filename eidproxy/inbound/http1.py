@@ -1,14 +1,14 @@
-"""The request's edge: RFC 9112 read strictly, as functions on bytes.
+"""A strict parser of HTTP/1.1 requests (RFC 9112), as functions on bytes.
 
-Servers and proxies that read a doubtful request differently can be played against each other (request smuggling), so
-what is not exactly the grammar is refused: bare CR or LF, folded lines, blanks around names or sizes, control bytes,
-names with an underscore (CGI-style gateways read them as a hyphen), two lengths, two codings, any upgrade.
+A request that two servers read differently allows request smuggling, so everything outside the exact grammar is
+refused: bare CR or LF, folded lines, blanks around names or sizes, control bytes, names with an underscore (CGI-style
+gateways read them as a hyphen), two lengths, two codings, any upgrade.
 
-No pattern engine decides here: possessive groups match what they must not before Python 3.11.5 (cpython#106052), and
-plain ones backtrack. A head is judged by `split`, `partition`, `translate` and comparisons, each of which passes once
-over its bytes, and no byte is passed over more than a dozen times: in the head, in its line, in its field. A chunk
-extension is walked by a table, one step for each byte. So the work is linear whatever the bytes are, and it does not
-depend on the version of anything; `tests/test_http1.py` counts it.
+No regular expressions are used: possessive groups match what they must not before Python 3.11.5 (cpython#106052), and
+plain ones backtrack. `split`, `partition`, `translate` and comparisons judge a head; each makes one pass, and no byte
+is passed over more than a dozen times: in the head, in its line, in its field. A table walks a chunk extension, one
+step for each byte. So the work is linear for any bytes and does not depend on the version of anything;
+`tests/test_http1.py` counts it.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ MAX_HEAD_BYTES = 16 * 1024
 MAX_FIELDS = 64
 """A bound of the contract (2)."""
 MAX_CHUNK_EXTENSION_BYTES = 256
-"""A bound of the contract (2). Nobody needs any, and nobody may make us read without end (RFC 9112, 7.1.1)."""
+"""A bound of the contract (2). Clients need no extension, and none may make us read without end (RFC 9112, 7.1.1)."""
 
 _ALNUM = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _HEX = b"0123456789ABCDEFabcdef"
@@ -28,20 +28,20 @@ _NAME = _ALNUM + b"!#$%&'*+.^`|~-"
 _TOKEN = _NAME + b"_"
 _TARGET = _ALNUM + b"._~!$&'()*+,;=:@/?-%"
 _LINE = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
-"""What may stand in a line: blanks, visible ASCII and obs-text (RFC 9110, 5.5). All else is CR, LF or refused."""
-# RFC 3986, 3.2.2: an address in brackets or a name, which may be empty. Whether it is served is another question.
+"""Bytes allowed inside a line: blanks, visible ASCII and obs-text (RFC 9110, 5.5). All others but CR LF are refused."""
+# RFC 3986, 3.2.2: an address in brackets or a name, which may be empty. `Endpoints` checks whether it is served.
 _HOST_ADDRESS = _HEX + b":."
 _HOST_NAME = _ALNUM + b"._~!$&'()*+,;=-%"
 _MAX_LENGTH_DIGITS = 18
-"""More digits are over every cap, and a number of any length takes time to read."""
+"""A longer Content-Length is over every cap, and parsing a number of any length takes time."""
 _MAX_SIZE_DIGITS = 16
-"""64 bits: what every other reader of a chunk can hold."""
+"""64 bits: the largest chunk size that other parsers can hold."""
 _MAX_CHUNK_LINE_BYTES = _MAX_SIZE_DIGITS + MAX_CHUNK_EXTENSION_BYTES + 2
 """A size, an extension and the end of the line."""
 
 
 def _step(*ways: tuple[bytes, int]) -> bytes:
-    """A row of a table: for each byte the state it leads to, _NOWHERE for those that no way names."""
+    """Return a row of the table: the next state for each of 256 bytes, `_NOWHERE` for a byte in none of the `ways`."""
     row = bytearray(256)
     for found, state in ways:
         for byte in found:
@@ -65,9 +65,10 @@ _EXTENSION_MAY_END = frozenset({_NAME_GOES_ON, _VALUE_GOES_ON, _ENDED})
 
 
 class RequestHead(NamedTuple):
-    """A request head that is strictly valid.
+    """A strictly valid request head.
 
-    Names in `headers` are in lower case; `repeated` are those given more than once, their values joined by commas.
+    Names in `headers` are in lower case. `repeated` holds the names given more than once; their values are joined by
+    commas.
     """
 
     method: str
@@ -83,31 +84,31 @@ class RequestHead(NamedTuple):
 
 
 def check_partial_head(data: bytes | bytearray, seen: int) -> None:
-    """Look at a head that is not yet whole; the first `seen` bytes were looked at before.
+    """Check an incomplete head, of which an earlier call has checked the first `seen` bytes.
 
-    Raises Refusal as soon as no continuation could make it valid, so that nobody waits for a hopeless one.
+    Raises Refusal as soon as its size, its request line or a byte of it is invalid, so that nobody waits for the rest.
     """
     if len(data) >= MAX_HEAD_BYTES:
         raise Refusal("headers_too_large")
-    # A line feed needs the byte before it, a carriage return the one behind it, which may not have come.
+    # LF is judged together with the byte before it, CR with the byte after it, which may not have arrived.
     piece = data[max(seen - 1, 0) :].removesuffix(b"\r")
     if seen:
-        piece = piece.removeprefix(b"\n")  # judged before
+        piece = piece.removeprefix(b"\n")  # judged by the earlier call
     if not _is_lines(piece):
         raise Refusal("invalid_request")
-    # The first line is looked at once, when the line feed that ends it has come.
+    # The request line is checked once: in the call that brings its line feed.
     end = data.find(b"\n", seen)
     if end >= 0 and data.find(b"\n", 0, seen) < 0:
         _request_line(bytes(data[: end - 1]))
 
 
 def _is_lines(data: bytes | bytearray) -> bool:
-    """Whether every CR has its LF and every LF its CR, and no other control byte is there."""
+    """Return whether CR and LF stand only as CR LF, and there is no other control byte."""
     return data.translate(None, _LINE) == b"\r\n" * data.count(b"\r\n")
 
 
 def _request_line(line: bytes) -> tuple[bytes, bytes]:
-    """Method and target of a request line without its end."""
+    """Return method and target of a request line without its CR LF. Raises Refusal `invalid_request`."""
     words = line.split(b" ", 3)
     if len(words) != 3:
         raise Refusal("invalid_request")
@@ -125,12 +126,15 @@ def _request_line(line: bytes) -> tuple[bytes, bytes]:
 
 
 def _is_percent_encoded(text: bytes) -> bool:
-    """Whether two hexadecimal digits follow each percent sign (RFC 3986, 2.1)."""
+    """Return whether two hexadecimal digits follow each percent sign (RFC 3986, 2.1)."""
     return all(len(piece) >= 2 and not piece[:2].translate(None, _HEX) for piece in text.split(b"%")[1:])
 
 
 def parse_head(head: bytes) -> RequestHead:
-    """Parse a head with its last blank line. Raises Refusal `invalid_request` or `headers_too_large`."""
+    """Parse a complete head, including its final blank line.
+
+    Raises Refusal `invalid_request`, `headers_too_large`, or `body_too_large` for a Content-Length over every cap.
+    """
     if len(head) > MAX_HEAD_BYTES:
         raise Refusal("headers_too_large")
     line, *fields = head.split(b"\r\n")
@@ -183,7 +187,7 @@ _SINGLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"
 
 
 def _host(value: bytes) -> bytes:
-    """The host of a `Host` field without its port."""
+    """Return the host of a `Host` field without its port. Raises Refusal `invalid_request`."""
     if value.startswith(b"["):
         address, bracket, rest = value[1:].partition(b"]")
         _, colon, port = rest.partition(b":")
@@ -198,7 +202,10 @@ def _host(value: bytes) -> bytes:
 
 
 def _framing(headers: dict[bytes, bytes]) -> tuple[int, bool]:
-    """The declared length and whether the body is chunked (RFC 9112, 6.3, without the lenient cases)."""
+    """Return the declared length and whether the body is chunked (RFC 9112, 6.3, without the lenient cases).
+
+    Raises Refusal `invalid_request` or `body_too_large`.
+    """
     length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
     if coding is not None:
         if length is not None or coding.lower() != b"chunked":
@@ -215,7 +222,7 @@ def _framing(headers: dict[bytes, bytes]) -> tuple[int, bool]:
 
 
 def _chunk_size(line: bytes | bytearray) -> int:
-    """The size that a chunk's first line names, without its end. Raises Refusal `invalid_request`."""
+    """Return the size in a chunk's first line, given without its CR LF. Raises Refusal `invalid_request`."""
     digits, semicolon, extensions = line.partition(b";")
     if not 0 < len(digits) <= _MAX_SIZE_DIGITS or digits.translate(None, _HEX):
         raise Refusal("invalid_request")
@@ -231,7 +238,7 @@ def _chunk_size(line: bytes | bytearray) -> int:
 
 
 class ChunkedBody:
-    """Decodes a chunked body (RFC 9112, 7.1) of at most `limit` bytes."""
+    """A decoder of a chunked body (RFC 9112, 7.1) of at most `limit` bytes."""
 
     __slots__ = ("_left", "_rest", "_state", "body", "complete", "limit", "surplus")
 
@@ -246,7 +253,7 @@ class ChunkedBody:
         self._state = self._size_line
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes. Raises Refusal `invalid_request` or `body_too_large`."""
+        """Decode the next bytes. Raises Refusal `invalid_request` or `body_too_large`."""
         rest = self._rest
         rest += data
         at = 0
@@ -255,7 +262,7 @@ class ChunkedBody:
         del rest[:at]
         self.surplus = self.complete and bool(rest)
 
-    # Each state takes what it needs from `rest` at `at` and returns the place after it, or -1 when too little is there.
+    # Each state consumes bytes of `rest` from offset `at` and returns the offset after them, or -1 when it needs more.
 
     def _size_line(self, rest: bytearray, at: int) -> int:
         after = self._whole_chunks(rest, at)
@@ -276,7 +283,10 @@ class ChunkedBody:
         return end + 1
 
     def _whole_chunks(self, rest: bytearray, at: int) -> int:
-        """Take the chunks that are whole in one loop: a body may come in chunks of one byte, and others wait."""
+        """Consume all complete chunks and return the offset after them.
+
+        One loop does it, since a body may come in chunks of one byte while other callers wait.
+        """
         body = self.body
         room = self.limit - len(body)
         while (line_end := rest.find(b"\r\n", at, at + _MAX_CHUNK_LINE_BYTES)) >= 0:
@@ -313,7 +323,7 @@ class ChunkedBody:
 
     @staticmethod
     def _line_end(rest: bytearray, at: int) -> int:
-        """The place after a CRLF that must stand here, or -1 when it has not come yet."""
+        """Return the offset after the CR LF at `at`, or -1 until it arrives. Raises Refusal `invalid_request`."""
         if rest[at : at + 2] == b"\r\n":
             return at + 2
         if len(rest) - at >= 2 or (len(rest) > at and rest[at] != 0x0D):

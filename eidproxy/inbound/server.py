@@ -1,8 +1,8 @@
-"""The process that serves: uvicorn opens the sockets and runs the loop, our `Connection` reads and writes.
+"""The HTTP server: uvicorn opens the sockets and runs the loop, our `Connection` reads and writes.
 
-uvicorn's own protocol classes are not used, since they miss departures behind a pipelined request, have no deadline for
-a head or a body, and accept more than one reading of a request; nor is its stop, which refuses where we explain (see
-DESIGN.md).
+uvicorn's own protocol classes are not used: they miss a departure behind a pipelined request, have no deadline for a
+head or a body, and accept requests that have more than one reading (DESIGN, 2). Its stop is not used either: it closes
+the listener first, so a new caller would get no error that names the reason.
 """
 
 import asyncio
@@ -18,37 +18,37 @@ from eidproxy.inbound.connection import Connection, Connections, Service
 from eidproxy.keepalive import enable_keepalive
 
 BACKLOG = 2048
-"""Connections that the kernel holds until they are accepted, so that a burst is not refused."""
+"""Connections that the kernel queues until we accept them, so that a burst is not refused."""
 
 _MANY_DESCRIPTORS = 4096
-"""With fewer all are for connections."""
+"""With fewer descriptors, all are for connections: none is spare (DESIGN, 73)."""
 _RESERVED_DESCRIPTORS = 80
-"""For the listener, the logs, the loop, files that are read for a request, look-ups, and kept connections."""
+"""For the listener, the logs, the loop, files read for a request, look-ups, and kept connections to the router."""
 
 
 class Process(Protocol):
-    """What the server asks of the application around it."""
+    """The application around the server, as the server calls it."""
 
     async def started(self) -> None:
-        """The listeners are open."""
+        """Do what has to wait until the listeners are open."""
 
     def drain(self) -> None:
-        """Take nothing new and turn away what waits. What runs goes on."""
+        """Refuse new and waiting requests from now on; running ones go on."""
 
     async def drained(self) -> None:
-        """Wait for what runs, for as long as the settings say, then for callers to take what they are owed."""
+        """Wait for running requests, at most `drain_seconds`, then until callers have read their answers."""
 
     def end(self) -> None:
-        """End what still runs, now. Called at least once before `stopped`."""
+        """End running requests at once. Called at least once before `stopped`."""
 
     async def stopped(self) -> None:
-        """Nothing is served any more."""
+        """Release what the application holds: the listeners are closed."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with its stop replaced: uvicorn closes the listener first, which refuses instead of explaining.
+    """uvicorn's server with a stop of our own: the first `stop` drains, the second ends at once.
 
-    The first `stop` drains while the listener stays open, the second ends at once.
+    While it drains the listener stays open, so that a new caller gets 503 `draining` instead of a refused connection.
     """
 
     def __init__(self, service: Service, process: Process, connections: Connections) -> None:
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve on these until `stop`. Connections inherit from them that a caller that vanished is found out."""
+        """Serve on these sockets until `stop`. Connections inherit TCP keep-alive, which finds vanished callers."""
         for sock in sockets or []:
             if sock.family != socket.AF_UNIX:
                 enable_keepalive(sock)
@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave them alone: the process has one handler, before uvicorn and after it."""
+        """Install no handler: the process has its own (`signals`), before uvicorn runs and after it."""
         yield
 
     async def main_loop(self) -> None:
@@ -95,12 +95,12 @@ class Server(uvicorn.Server):
 
     @property
     def port(self) -> int:
-        """Where it listens; 0 for a Unix socket."""
+        """The TCP port of the listener; 0 for a Unix socket."""
         names = [sock.getsockname() for server in self.servers for sock in server.sockets]
         return next((int(name[1]) for name in names if isinstance(name, tuple)), 0)
 
     def stop(self) -> None:
-        """Begin to drain; asked again, end at once. Neither relies on a task that may not have begun."""
+        """Begin to drain; on the second call, end at once. Neither depends on a task that may not have started."""
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._process.drained())
             self._draining.add_done_callback(lambda _: self._end())
@@ -117,7 +117,7 @@ class Server(uvicorn.Server):
             self._ended.set()
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """Close what is open. Nothing here waits for a caller."""
+        """Close listeners and connections, without waiting for any caller."""
         for server in self.servers:
             server.close()
         await self._process.stopped()
@@ -128,25 +128,28 @@ class Server(uvicorn.Server):
 
 
 async def _no_application(scope: Any, receive: Any, send: Any) -> None:
-    """uvicorn wants one; connections go to the service instead."""
+    """Satisfy uvicorn, which needs an application; requests go to the service instead."""
 
 
 def connection_limit(spare: int = 0) -> int:
-    """How many connections may be open: half of the descriptors, since a running request needs a second one.
+    """Return how many connections may be open: half of the descriptors, since a running request needs two.
 
-    `spare` are those that some requests have for a third.
+    `spare` descriptors are set aside for requests that use a third one (see `spare_descriptors`).
     """
     return max((_descriptors() - spare - _RESERVED_DESCRIPTORS) // 2, 16)
 
 
 def spare_descriptors() -> int:
-    """How many descriptors there may be for requests that can do with a third one: none where there are few."""
+    """Return how many requests may use a third descriptor, the accelerator's duplicate of the caller's (DESIGN, 73).
+
+    0 below `_MANY_DESCRIPTORS`.
+    """
     descriptors = _descriptors()
     return descriptors // 8 if descriptors >= _MANY_DESCRIPTORS else 0
 
 
 def _descriptors() -> int:
-    """How many there may be, which is raised as far as it goes."""
+    """Raise the limit of open descriptors as far as possible, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65536)
     try:
