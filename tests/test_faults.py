@@ -440,7 +440,7 @@ def test_silent_peers_are_probed(router: Router, proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     "planted",
     [
-        "from eidproxy.router import wire; wire.enable_keepalive = lambda sock: None",
+        "from eidproxy.router import transport; transport.enable_keepalive = lambda sock: None",
         "from eidproxy.inbound import server; server.enable_keepalive = lambda sock: None",
     ],
     ids=["router", "caller"],

@@ -82,8 +82,8 @@ PURE = {
         "LocalPermit.__init__",
         "Relay._close_upstream",
     ),
-    *("Connection.connection_lost", "Connection.connection_made", "Relay._detach", "Connections.depart"),
-    *("TimeoutQueue._sweep", "TimeoutQueue.stop", "Wire.abort"),
+    *("Connection.connection_lost", "Connection.connection_made", "Relay._detach", "Connections.remove"),
+    *("TimeoutQueue._sweep", "TimeoutQueue.stop", "TcpTransport.abort"),
     *("IdleConnections._outlast", "IdleConnections._refuse", "IdleConnections.close", "IdleConnections.doubt"),
     *("IdleConnections.drop",),
 }
