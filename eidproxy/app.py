@@ -1,4 +1,4 @@
-"""The one place that builds the parts and joins them."""
+"""The one place that builds the parts of the proxy and connects them."""
 
 import asyncio
 import contextlib
@@ -61,27 +61,27 @@ from eidproxy.vocabulary import Mode, Phase, Priority, UpstreamState, WaitOutcom
 VERSION = version("eidproxy")
 
 _WATCHDOG_SECONDS = 5.0
-"""How long after the deadline a slot that is still held is taken back (contract, 6)."""
+"""Time from the deadline until the watchdog takes back a slot that is still held (contract, 6)."""
 
 _CHECK_SECONDS = 10.0
-"""How old the last look at the router may be before `/status` has another taken."""
+"""Age of the last router check from which on `/status` starts a new one."""
 
 _READY_SECONDS = 1.0
-"""How old the answer of `/readyz` may be."""
+"""How long `/readyz` reuses its last check."""
 
 _FLUSH_SECONDS = 1.0
-"""How long callers have to take the errors that a drain ends with."""
+"""How long callers have to read the errors with which a drain ends their requests."""
 
 
 def accelerator(settings: Settings) -> str | None:
-    """Why usual events do not go past the interpreter; None when they do."""
+    """Return why usual events do not bypass the interpreter, or None when they do."""
     if settings.stream.accelerator == "off":
         return "it is switched off"
     return None if IS_BUILT else "it was not built: that takes Linux, a C compiler and Python's headers"
 
 
 def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upstream:
-    """The way to the router."""
+    """Return the client of the router."""
     host, port, secure = settings.router_address
     router = settings.router
     return Upstream(
@@ -92,7 +92,7 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
         tls=ssl.create_default_context(cafile=router.ca_file) if secure else None,
         connect_timeout_seconds=router.connect_timeout_seconds,
         write_timeout_seconds=router.write_timeout_seconds,
-        # What keeps two replicas apart is that a request's connection ends with its lease (decision 23).
+        # Replicas with a shared gate stay apart because a request's connection ends with its lease (decision 23).
         keep_idle_seconds=0.0 if settings.gate.url else router.keep_idle_seconds,
         resolver=resolver,
         poller=partial(SplicePoller, INTERVALS, spare_descriptors()) if accelerator(settings) is None else None,
@@ -100,7 +100,7 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
 
 
 def build_models(settings: Settings) -> dict[Mode, Model]:
-    """What each mode is at the router."""
+    """Return the model of each mode: its alias, parameters and limits."""
     models = settings.models
     return {
         mode: Model(
@@ -116,10 +116,10 @@ def build_models(settings: Settings) -> dict[Mode, Model]:
 
 
 def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
-    """The gate before `daily`: in the process, or in the store that `gate.url` names."""
+    """Return the gate before `daily`: in the process, or in the store that `gate.url` names."""
     gate = settings.gate
     if gate.url is not None:
-        # Imported here, so that who has no shared gate needs no client for its store.
+        # Imported here, so that only a shared gate needs the client of its store (redis-py).
         from eidproxy.gate.shared import RedisGate, build_client
 
         def changed(error: Exception | None) -> None:
@@ -149,7 +149,7 @@ def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
 
 
 def _page_routes(chat: ChatSettings, gate: Gate, more: list[Route] | None) -> list[Route]:
-    """`more` is what the demo adds: a page that shows the others in frames."""
+    """Return the routes of the pages. `more` is the demo's own page, which shows the others in frames."""
     if not chat.enabled:
         return [live_route(has_chat=False)]
     config = {
@@ -176,7 +176,7 @@ def _page_routes(chat: ChatSettings, gate: Gate, more: list[Route] | None) -> li
 
 
 def chat_state(statistics: GateStatistics) -> dict[str, Any]:
-    """What a person who asks now would meet: how many are before them, and the seconds until their turn if known."""
+    """Return how many requests a new question would wait for, and the seconds until its turn if known."""
     before = statistics.depth[Priority.FOREGROUND]
     eta: int | None = 0
     if before or statistics.in_use >= statistics.slots:
@@ -186,7 +186,7 @@ def chat_state(statistics: GateStatistics) -> dict[str, Any]:
 
 
 class Application:
-    """The proxy: everything that one process holds. Build it inside a running event loop."""
+    """The proxy: all parts of one process. Build it inside a running event loop."""
 
     def __init__(self, settings: Settings, more_pages: list[Route] | None = None) -> None:
         self.settings = settings
@@ -262,7 +262,7 @@ class Application:
         self._loop.set_exception_handler(self._unexpected)
         loop_lag_sampler(self.metrics, self._loop.call_later, self._loop.time)
         self._loop.call_later(ROW_SECONDS, self._sample_history)
-        # What was built until now stays: the collector need not look at it again.
+        # Objects built until now stay as long as the process: the collector need not scan them again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
@@ -314,17 +314,17 @@ class Application:
         while not reached():  # noqa: ASYNC110  # only while the process stops
             await asyncio.sleep(0.02)
 
-    # What the pages show
+    # For the pages
 
     async def ready(self) -> str | None:
-        """The reason why requests would fail now, or None. The router and the gate are asked at most once a second."""
+        """Return why requests would fail now, or None. Asks the router and the gate at most once a second."""
         if self.endpoints.draining:
             return "draining"
         if self._loop.time() - self._asked_at >= _READY_SECONDS:
             self._reason = await self._ask_if_ready()
             self._asked_at, self._attempts = self._loop.time(), self.upstream.attempts
         elif self.upstream.reachable and self.upstream.attempts > self._attempts:
-            return None  # a request got through since
+            return None  # a request has reached the router since
         return self._reason
 
     async def _ask_if_ready(self) -> str | None:
@@ -344,7 +344,7 @@ class Application:
         return reason
 
     def status(self) -> Status:
-        """What `/status` tells."""
+        """Return the answer of `/status`."""
         now = self._loop.time()
         upstream, statistics = self.upstream, self.gate.statistics()
         age = None if upstream.checked_at is None else now - upstream.checked_at
@@ -391,7 +391,7 @@ class Application:
         )
 
     def _on_upstream_state(self, mode: Mode) -> None:
-        """The guard of a mode came to another state: say so, and turn away who waits for a model server that hangs."""
+        """Log the new state of a mode's guard; if its model server hangs, refuse the requests not sent yet."""
         guard = self.guards[mode].statistics(self._loop.time())
         self.log.state(Event.UPSTREAM_STATE, mode=mode, state=guard.state, silent_ends=guard.silent_ends)
         if guard.state is UpstreamState.WEDGED:
@@ -415,7 +415,7 @@ class Application:
             work.close()
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """The loop's own way to report prints values; ours names the class."""
+        """Log an unhandled error of the loop by its class only: the loop's own handler would print values."""
         error = context.get("exception")
         self.log.fault("loop", error if isinstance(error, BaseException) else RuntimeError())
 

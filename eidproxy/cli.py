@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from eidproxy.commands.service import Kind, Step
 
 EX_CONFIG = 78
-"""sysexits.h: something is wrong with the configuration."""
+"""The exit code of sysexits.h for a wrong configuration."""
 
 _HIJACKERS = (
-    # They let the environment choose where a name leads.
+    # These let the environment choose the address of a name.
     *("HOSTALIASES", "LOCALDOMAIN", "RES_OPTIONS"),
-    # They let it choose whom to trust, and who can read along.
+    # These choose the trusted authorities, and a file for the session keys of TLS.
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"),
 )
 """Variables that the C library's resolver and OpenSSL obey."""
 
 _LOCK_TRIES = 100
-"""Twenty a second: a start has the folder for some milliseconds."""
+"""Attempts to lock the folder, twenty a second: a start holds the lock for some milliseconds."""
 
 
 def _load(config: Path | None, flags: Mapping[str, str | None]) -> Loaded:
@@ -50,7 +50,7 @@ def _load(config: Path | None, flags: Mapping[str, str | None]) -> Loaded:
         sys.exit(EX_CONFIG)
 
 
-# Help is as wide as the terminal, up to a line that is still read at a glance.
+# Help is as wide as the terminal, up to a width that is still easy to read.
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def cli() -> None:
     """A local-only proxy for self-hosted language models."""
@@ -152,10 +152,12 @@ def listen(settings: Settings) -> list[socket.socket]:
 
 
 def _listen_unix(path: str, backlog: int) -> socket.socket:
-    """Listen at a path. A path is a name and not a lock: who removes what is there may take over a living server.
+    """Listen at a path. A path is no lock: a process that removes an existing socket may take over a live server.
 
-    So only what refuses a connection is removed, and the lock of the folder makes one of all that start at once: from
-    the look at the path until somebody answers there no other start looks.
+    So only a socket that refuses a connection is removed, and a lock on the folder runs concurrent starts one by one:
+    from the first check of the path until a server listens there, no other start checks it.
+
+    Raises OSError, SocketTaken.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -173,10 +175,10 @@ def _listen_unix(path: str, backlog: int) -> socket.socket:
 
 @contextmanager
 def _folder_locked(folder: Path) -> Iterator[None]:
-    # The kernel gives the lock back with the descriptor, however the process ends; nothing is left in the folder.
+    # The kernel releases the lock with the descriptor, however the process ends; no file is left in the folder.
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:  # a folder that may be written and not read: nobody can lock it
+    except PermissionError:  # a folder that is writable but not readable: nobody can lock it
         yield
         return
     try:
@@ -193,7 +195,7 @@ def _folder_locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_dead_socket(path: str) -> None:
-    """Remove what a process left that was killed. Raises SocketTaken for anything else."""
+    """Remove the socket of a killed process. Raises SocketTaken for anything else at the path."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise SocketTaken(f"{path} is there and is no socket; remove it, or choose another path")
@@ -209,7 +211,7 @@ def _remove_dead_socket(path: str) -> None:
         except FileNotFoundError:
             return
         except OSError:
-            pass  # its queue is full, or it is of another kind or another user: somebody's, in any case
+            pass  # its backlog is full, or it has another type or another owner: it is in use in any case
     raise SocketTaken(f"somebody answers at {path}; stop that process, or choose another path")
 
 
@@ -243,7 +245,7 @@ def demo(once: bool, open_browser: bool, port: int) -> None:
 
 
 def _free_listener(wanted: int) -> socket.socket:
-    """A listener at the port, or at the next one that is free."""
+    """Return a listener at the port, or at the next one that is free. Exits with 1 if none is."""
     for port in range(wanted, min(wanted + _STEPS, 65535) + 1):
         try:
             (listener,) = listen(Settings(server=ServerSettings(port=port)))
@@ -323,7 +325,7 @@ def top(once: bool, url: str | None, interval: float, config: Path | None) -> No
         raise click.BadParameter(
             "must be http:// or https:// and a host, perhaps with a port and a path", param_hint="--url"
         )
-    # The router is none of its business, so none need be set where it is called.
+    # `top` does not use the router, so none need be set: this URL only makes the settings valid.
     client, name = connect(_load(config, {"router__url": "http://router"}).settings, url)
     plain = once or not takes_a_view(sys.stdout)
     try:
@@ -385,7 +387,7 @@ def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) 
         raise click.BadParameter("must be a name that can be printed", param_hint="--sub")
     if qr and url is None:
         raise click.UsageError("--qr needs --url: the code holds the link")
-    # Router and rules are none of its business: what stands here serves only to have the settings accepted.
+    # `token` uses neither router nor rules: these values only make the settings valid.
     chat = _load(config, {"router__url": "http://router", "chat__rules_file": "rules"}).settings.chat
     assert chat.jwt_secret is not None  # noqa: S101  # rules without a secret are a fault of the settings
     issuer = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds)
@@ -491,7 +493,7 @@ def _kind() -> "Kind":
 
 
 def _carry_out(steps: "Sequence[Step]", yes: bool, root: str) -> None:
-    """Show the steps, ask, do them."""
+    """Show the steps, ask for confirmation, and carry them out."""
     from eidproxy.commands.service import ServiceError, do, is_root, shown
 
     click.echo("\nThis will be done:" if yes else "\nThis would be done:")

@@ -24,11 +24,11 @@ from eidproxy.inbound.chat import NAMES
 from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0
-"""The longest that anything may be set to take: more is a slip of the unit."""
+"""Upper limit of every duration: a longer one has the wrong unit."""
 _LIKENESS = 0.6
-"""From which ratio on (difflib) a name is suggested for another."""
+"""Lowest ratio (difflib) at which a known name is suggested for an unknown one."""
 _ALMOST = 0.85
-"""The same for a name that need not be ours at all."""
+"""The same for an environment name that may belong to another program."""
 Seconds = Annotated[float, Meta(gt=0, le=_WEEK)]
 SecondsOrNever = Annotated[float, Meta(ge=0, le=_WEEK)]
 Count = Annotated[int, Meta(ge=1, le=10_000_000)]
@@ -36,7 +36,7 @@ _VISIBLE = r"\A[!-~]+\Z"
 Word = Annotated[str, Meta(min_length=1, max_length=256, pattern=_VISIBLE)]
 Secret = Annotated[str, Meta(min_length=1, extra={"secret": True})]
 Title = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A\S(?:[^\x00-\x1f\x7f]*\S)?\Z")]
-Key = Annotated[str, Meta(min_length=1, pattern=_VISIBLE, extra={"secret": True})]  # it stands in a header
+Key = Annotated[str, Meta(min_length=1, pattern=_VISIBLE, extra={"secret": True})]  # it is sent in a header
 
 
 class RouterSettings(Struct, frozen=True, kw_only=True):
@@ -61,7 +61,7 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Params = dict[str, Any]
-"""Constants for every request of a mode: a table of the file, which no word of an environment or command can say."""
+"""Constants for every request of a mode: a table of the file, with no environment name and no flag."""
 
 
 class DailySettings(Struct, frozen=True, kw_only=True):
@@ -150,7 +150,7 @@ class ChatSettings(Struct, frozen=True, kw_only=True):
 
     @property
     def enabled(self) -> bool:
-        """Whether the surface is there at all."""
+        """Whether the chat surface is served."""
         return self.jwt_secret is not None and self.rules_file is not None
 
 
@@ -166,17 +166,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     chat: ChatSettings = ChatSettings()
 
     def alias(self, mode: Mode) -> str:
-        """The router's name for a mode."""
+        """Return the router's name for a mode."""
         return self.models.daily.alias if mode is Mode.DAILY else self.models.deep.alias
 
     @property
     def router_address(self) -> tuple[str, int, bool]:
-        """Host, port and whether TLS is spoken, of `router.url`."""
+        """The host and port of `router.url`, and whether it uses TLS."""
         return router_address(self.router.url)
 
     @property
     def allowed_hosts(self) -> frozenset[str]:
-        """The names that may stand in `Host`, without port, lower case."""
+        """The names accepted in `Host`, without port, in lower case."""
         given = self.server.allowed_hosts
         if given:
             return frozenset(host.lower() for host in given)
@@ -193,7 +193,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 def refused(settings: Settings, verdict: Verdict) -> str:
-    """Why an address of the router is refused."""
+    """Return why an address of the router is refused."""
     narrowed_by = settings.router.allowed_networks and verdict is Verdict.OUTSIDE
     return VERDICTS[verdict] + (", as far as router.allowed_networks leaves them" if narrowed_by else "")
 
@@ -202,12 +202,12 @@ _ROUTER_URL = "must be http:// or https:// and a host, perhaps with a port, and 
 
 
 def router_address(url: str) -> tuple[str, int, bool]:
-    """Host, port and whether TLS is spoken, of `http[s]://host[:port]`, perhaps with `/` or `/v1` behind it.
+    """Return host, port and whether TLS is used, of `http[s]://host[:port]`, with or without `/` or `/v1` at the end.
 
     Raises ValueError for anything else.
     """
     scheme, _, rest = url.partition("://")
-    authority = rest.removesuffix("/").removesuffix("/v1")  # as people have it in OPENAI_BASE_URL
+    authority = rest.removesuffix("/").removesuffix("/v1")  # `/v1` as in OPENAI_BASE_URL
     if scheme not in ("http", "https") or not authority or not url.isascii() or set("/?#@") & set(authority):
         raise ValueError(_ROUTER_URL)
     host, port = host_and_port(authority)
@@ -215,7 +215,7 @@ def router_address(url: str) -> tuple[str, int, bool]:
 
 
 class Field(NamedTuple):
-    """One setting as the outside knows it."""
+    """One setting: its path, environment name, type and default."""
 
     path: str
     env: str
@@ -225,12 +225,12 @@ class Field(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """Its command line option. A secret has none: command lines are visible to every user of a machine."""
+        """The command line option. A secret gets none: command lines are visible to every user of a machine."""
         return "--" + self.path.replace(".", "-").replace("_", "-")
 
     @property
     def file_only(self) -> bool:
-        """Whether it is a table of the file, with neither an environment name (`env` is empty) nor a flag."""
+        """Whether the setting is a table of the file, with neither an environment name (`env` is empty) nor a flag."""
         return not self.env
 
     @property
@@ -259,7 +259,7 @@ _OWN_NAMES = {"router.url": "LLM_ROUTER_URL", "stream.accelerator": "EIDPROXY_AC
 
 
 def fields(kind: type[Struct] = Settings, prefix: str = "") -> Iterator[Field]:
-    """Every setting, in the order of the structs."""
+    """Yield every setting, in the order of the structs."""
     for field in msgspec.structs.fields(kind):
         path = prefix + field.name
         if isinstance(field.type, type) and issubclass(field.type, Struct):
@@ -313,7 +313,7 @@ def load(config: Path | None, environ: Mapping[str, str], flags: Mapping[str, st
 
 
 def shown(loaded: Loaded, *, everything: bool) -> Iterator[tuple[str, str, str]]:
-    """Path, value and origin of each setting that differs from its default, or of every one; secrets masked."""
+    """Yield path, value and origin of each setting that differs from its default, or of every one; secrets masked."""
     for field in FIELDS:
         value: Any = loaded.settings
         for name in field.path.split("."):
@@ -388,9 +388,9 @@ def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Iterator
 
 
 def requirement(kind: Any) -> str:
-    """What a setting of this type must be, in words: "must be a whole number from 0 to 65535"."""
+    """Return what a setting of this type must be, in words: "must be a whole number from 0 to 65535"."""
     known = msgspec.inspect.type_info(kind)
-    if isinstance(known, msgspec.inspect.UnionType):  # None is how a setting is left out, and nobody spells it
+    if isinstance(known, msgspec.inspect.UnionType):  # None stands for a missing setting; no user writes it
         known = next(one for one in known.types if not isinstance(one, msgspec.inspect.NoneType))
     if isinstance(known, msgspec.inspect.Metadata):
         known = known.type
@@ -423,7 +423,7 @@ def _unknown_key(path: str, known: Mapping[str, object]) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """Advice for a name that is not known. What it shares with a known one up to a separator is no likeness."""
+    """Return a suggestion for an unknown name, or "". A common prefix up to a separator does not count as likeness."""
     for path, own in _OWN_NAMES.items():
         if name == "EIDPROXY_" + path.replace(".", "_").upper():
             return f"; did you mean {own}?"
@@ -440,7 +440,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _separated(one: str, other: str) -> int:
-    """Where two names begin to differ, back to the separator before it."""
+    """Return the index after the last separator before two names differ."""
     start = 0
     for at, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
@@ -451,7 +451,7 @@ def _separated(one: str, other: str) -> int:
 
 
 def _misspelt_router_url(environ: Mapping[str, str]) -> Iterator[str]:
-    """Names that are likely meant to be LLM_ROUTER_URL. Only asked when it is missing: others may own such names."""
+    """Yield a fault for each name like LLM_ROUTER_URL. Only for when that is missing: others may own such names."""
     for name in environ:
         if len(name) > 3 and difflib.SequenceMatcher(None, name, "LLM_ROUTER_URL").ratio() >= _ALMOST:
             yield f"environment: {name} is set; did you mean LLM_ROUTER_URL?"
@@ -475,7 +475,7 @@ def _built(values: Mapping[str, Any]) -> Settings:
 
 
 def notes(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Settings that contradict each other without being wrong, by path: what `check` tells and `serve` lives with."""
+    """Yield, by path, settings that contradict each other but are valid: `check` reports them, `serve` accepts them."""
     router, gate, wall = settings.router, settings.gate, settings.stream.deadline_seconds
     clocks = [("router.read_timeout_seconds", router.read_timeout_seconds)]
     clocks.append(("router.first_event_seconds", router.first_event_seconds))
@@ -490,10 +490,10 @@ def notes(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
-    """What a type cannot say."""
+    """Yield the faults that types cannot express."""
     yield from _router_faults(settings)
     host = settings.server.host
-    address = literal(host.partition("%")[0])  # a listener may be on an address of one interface
+    address = literal(host.partition("%")[0])  # a listener may have an address with the name of an interface
     if address is None and not is_name(host):
         yield "server.host: not an address or a name"
     is_local = host == "localhost" or (address is not None and is_loopback(address))
@@ -517,25 +517,25 @@ def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
 
 
 _ELSEWHERE = (
-    # To another machine, or past what the operator set there.
+    # These lead to another machine, or around what the operator set there.
     *("api", "base", "url", "uri", "endpoint", "host", "server", "proxy", "proxies", "http", "ssl", "header", "extra"),
     *("transfer", "bootstrap", "mcp", "plugin", "search", "file", "path", "image", "audio"),
-    # To another model, another provider, another's code.
+    # These choose another model or provider, or foreign code.
     *("model", "deploy", "provider", "region", "location", "project", "rout", "fallback", "adapter", "processor"),
     *("custom", "litellm", "azure", "aws", "vertex", "bedrock", "watson", "sagemaker", "retries", "retry"),
-    # With a key, or as somebody.
+    # These add a key or an identity.
     *("key", "secret", "password", "auth", "credential", "organization", "tenant", "user", "team"),
-    # To whoever reads along or keeps a copy.
+    # These show a request to others, or keep a copy of it.
     *("callback", "hook", "logger", "logging", "metadata", "tags", "trace", "caching", "mock", "guardrail"),
 )
 _RESERVED = NAMES | {"function_call", "prompt", "input", "cache", "ttl", "engine"}
 
 
 def _params_faults(settings: Settings) -> Iterator[str]:
-    """The operator's constants must shape the answer, never lead a request elsewhere or undo what was checked.
+    """Yield a fault for each of the operator's constants that could lead a request elsewhere or undo what was checked.
 
-    A name is refused that a request may have itself, and one with a word of `_ELSEWHERE` anywhere in it: nobody can
-    list each parameter of each router that names a place, a key or a listener (LiteLLM alone has some two hundred).
+    Refused are the names that a request may have itself, and names with a word of `_ELSEWHERE` anywhere in them: nobody
+    can list each parameter of each router that sets a place, a key or a listener (LiteLLM alone has some two hundred).
     """
     for mode, params in (("daily", settings.models.daily.params), ("deep", settings.models.deep.params)):
         for name, value in params.items():

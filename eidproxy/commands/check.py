@@ -1,4 +1,4 @@
-"""`eidproxy check`: would this configuration work, here and now? Each line says how it is, and what to do about it."""
+"""`eidproxy check`: would this configuration work, here and now? Each line is a finding, with what to do about it."""
 
 import asyncio
 import json
@@ -24,14 +24,14 @@ from eidproxy.surface import unreadable_files
 from eidproxy.tokens import Tokens
 
 _FEW_DESCRIPTORS = 1024
-"""Fewer are told of: half of them are connections."""
+"""A lower limit is reported: half of the descriptors are connections (DESIGN, 16)."""
 _EDGE_SECONDS = 60.0
-"""How long a model that has to be loaded may keep the edge waiting."""
+"""Time limit for an answer through the edge: the model may have to be loaded."""
 _EDGE_CONNECT_SECONDS = 5.0
 _SHORT_ANSWER_SECONDS = 0.3
-"""An answer that is over sooner may come in one piece through an edge that does not buffer."""
+"""A shorter answer may arrive in one piece even through an edge that does not buffer."""
 _LOOK_SECONDS = 2.0
-"""How long the router has to show whether it speaks TLS, HTTP, or is an eidproxy. None of it is an inference."""
+"""Time limit for each probe of the router: TLS, HTTP, whether it is an eidproxy. None of them is an inference."""
 
 _COLORS = {"ok": "green", "note": "yellow", "fail": "red", "skip": "cyan"}
 
@@ -42,7 +42,7 @@ PRIVACY = (
 
 
 class Finding(NamedTuple):
-    """One line: how it is (`ok`, `note`, `fail`, `skip`), of what, what was found, what to do, and how long it took."""
+    """One line of a report: level (`ok`, `note`, `fail`, `skip`), subject, text, remedy, and the seconds it took."""
 
     level: str
     subject: str
@@ -56,22 +56,22 @@ class Finding(NamedTuple):
 
 
 def ok(subject: str, text: str, seconds: float | None = None) -> Finding:
-    """It works."""
+    """Return a finding: it works."""
     return Finding("ok", subject, text, None, seconds)
 
 
 def note(subject: str, text: str, remedy: str, seconds: float | None = None) -> Finding:
-    """It serves, but somebody may notice."""
+    """Return a finding: it serves, but somebody may notice."""
     return Finding("note", subject, text, remedy, seconds)
 
 
 def fail(subject: str, text: str, remedy: str, seconds: float | None = None) -> Finding:
-    """It would not serve, or not safely."""
+    """Return a finding: it would not serve, or not safely."""
     return Finding("fail", subject, text, remedy, seconds)
 
 
 def skip(subject: str, text: str) -> Finding:
-    """It was not asked, or cannot be told."""
+    """Return a finding: it was not asked, or cannot be judged."""
     return Finding("skip", subject, text)
 
 
@@ -86,21 +86,21 @@ class Report:
         self._as_json = as_json
 
     def say(self, finding: Finding) -> None:
-        """One more."""
+        """Add a finding."""
         self.found.append(finding)
         if not self._as_json:
             level = click.style(f"{finding.level:<4}", fg=_COLORS[finding.level])
             click.echo(f"{level}  {finding}", err=finding.level == "fail")
 
     def end(self, **facts: object) -> bool:
-        """Whether nothing would fail. As JSON everything is printed now, the facts with it."""
+        """Return whether nothing would fail. A JSON report is printed now, with the facts."""
         if self._as_json:
             click.echo(json.dumps({"findings": [each._asdict() for each in self.found], **facts}, indent=2))
         return all(finding.level != "fail" for finding in self.found)
 
 
 def check(loaded: Loaded, public_url: str | None, *, everything: bool = False, as_json: bool = False) -> bool:
-    """Print the settings that differ from their default (or all) and the findings; whether nothing would fail."""
+    """Print the settings that differ from their default (or all) and the findings; return whether none is a fail."""
     rows = list(shown(loaded, everything=everything))
     if not as_json:
         width = max(len(path) for path, _, _ in rows)
@@ -113,7 +113,7 @@ def check(loaded: Loaded, public_url: str | None, *, everything: bool = False, a
 
 
 async def _find(settings: Settings, public_url: str | None, say: Say) -> None:
-    """Everything that can be said without an inference."""
+    """Report everything that can be found without an inference."""
     await look_at_router(settings, say)
     look_at_clocks(settings, say)
     await _look_at_gate(settings, say)
@@ -124,7 +124,7 @@ async def _find(settings: Settings, public_url: str | None, say: Say) -> None:
 
 
 def is_optimized() -> bool:
-    """Whether this Python was built with optimization. One of the system is taken to be: it does not say."""
+    """Return whether this Python was built with optimization. The system's own does not say: it counts as such."""
     return sys.base_prefix == "/usr" or "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
 
 
@@ -132,7 +132,7 @@ def _look_at_process(settings: Settings, say: Say) -> None:
     from eidproxy.app import accelerator
 
     python = f"Python {platform.python_version()}"
-    # Neither is wrong, so there is nothing to mend: it serves, and who wants it faster knows.
+    # Both are `ok` in any case: without them eidproxy is slower, not wrong.
     slow = "" if is_optimized() else ", built without --enable-optimizations: an event takes a sixth longer"
     say(ok("interpreter", python + slow))
     why_not = accelerator(settings)
@@ -146,13 +146,13 @@ def _look_at_process(settings: Settings, say: Say) -> None:
 
 
 def look_at_clocks(settings: Settings, say: Say) -> None:
-    """Tell of settings that are each right, and of which one takes away what another one gives."""
+    """Report settings that are valid one by one but contradict each other."""
     for name, text in notes(settings):
         say(note(name, text, "lower the one or raise the other"))
 
 
 async def look_at_router(settings: Settings, say: Say) -> bool:
-    """Resolve, dial, and see what answers there; whether it can be asked. No inference is asked for."""
+    """Resolve and dial the router, and report what answers. Return whether it can be asked. Makes no inference."""
     from eidproxy.app import build_upstream
 
     upstream = build_upstream(settings)
@@ -209,7 +209,7 @@ async def _is_a_router(settings: Settings, upstream: Upstream, say: Say) -> bool
 
 
 async def _tls_fault(settings: Settings, addresses: list[str], port: int) -> Finding | None:
-    """Why TLS with the router fails, if it does; a router that is not there at all is another fault."""
+    """Return why TLS with the router fails, or None. An unreachable router is another fault, not reported here."""
     host = settings.router_address[0]
     patience = min(_LOOK_SECONDS, settings.router.connect_timeout_seconds)
     context = ssl.create_default_context(cafile=settings.router.ca_file)
@@ -269,11 +269,11 @@ def _look_at_chat(chat: ChatSettings, say: Say) -> None:
 
 
 async def _look_at_edge(settings: Settings, public_url: str, say: Say) -> None:
-    """What the edge in front makes of the chat surface's stream, and what it shows that it should not."""
+    """Report what the edge in front does to the chat surface's stream, and what it exposes but should not."""
     if not settings.chat.enabled:
         say(note("public url", "cannot be tried while the chat surface is off", "set chat.jwt_secret and rules_file"))
         return
-    # The system's store, so that an authority counts that was made known to this machine, as Caddy's own is.
+    # The system's store, so that an authority installed on this machine counts, such as Caddy's own.
     trust = ssl.create_default_context()
     patience = httpx.Timeout(_EDGE_SECONDS, connect=_EDGE_CONNECT_SECONDS)
     async with httpx.AsyncClient(base_url=public_url, trust_env=False, timeout=patience, verify=trust) as client:
@@ -290,7 +290,7 @@ def _edge_fault(error: Exception) -> Finding:
         if isinstance(cause, ssl.SSLCertVerificationError):
             told = f"TLS: the certificate is not trusted by this machine ({cause.verify_message})"
             return fail("public url", told, "install the edge's authority here, or use a name that its certificate has")
-        if isinstance(cause, ssl.SSLError):  # among them SSLWantReadError: the handshake was never answered
+        if isinstance(cause, ssl.SSLError):  # also SSLWantReadError: the handshake was never answered
             return fail("public url", "TLS: the port is open but does not speak TLS", "write http://, or mend the edge")
         cause = cause.__cause__ or cause.__context__
     return fail("public url", type(error).__name__, "is the edge running, is the address right?")
@@ -305,7 +305,7 @@ async def _closed(client: httpx.AsyncClient) -> Finding:
 
 
 async def _streamed(client: httpx.AsyncClient, chat: ChatSettings) -> Finding:
-    """Ask for a short answer and look how its events come: a buffer gives many of them at once."""
+    """Ask for a short answer and judge how its events arrive: a buffer delivers many of them at once."""
     assert chat.jwt_secret is not None  # noqa: S101  # the surface is enabled
     token = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds).issue("check", 120)
     question = {"mode": "daily", "messages": [{"role": "user", "content": "Count from one to thirty."}]}

@@ -1,7 +1,7 @@
 """`eidproxy demo`: an embedded router with both models, the proxy in front, a show, and three people who keep asking.
 
 The show has four scenes in the terminal: an answer, the gate, refusals, and a model that hangs and comes back. Then the
-people go on asking, so that the page at /demo, the chat with the live view beside it, has something to tell.
+people go on asking, so that the page at /demo, the chat with the live view beside it, has something to show.
 """
 
 import asyncio
@@ -33,12 +33,12 @@ from eidproxy.tokens import Tokens
 _RULES = "Answer briefly and kindly. Never say which machine or model you are.\n"
 
 _SILENT_SECONDS = 2.0
-"""After so long without a word the model hangs: scaled down from 90 s and more, so that the scene is short."""
+"""Silence after which the model counts as hanging: scaled down from 90 s and more, so that the scene is short."""
 _RETRY_SECONDS = 2.0
 """How often the hanging model is tried again, likewise scaled down from 30 s."""
 
 _WIDTH = 80
-"""No line is longer, so that each can be copied whole."""
+"""Maximum width of a line, so that each can be copied whole."""
 
 _CHAT = "/v1/chat/completions"
 
@@ -49,7 +49,7 @@ async def demo(listener: socket.socket, *, once: bool, open_browser: bool) -> No
 
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with FakeRouter() as router, tempfile.TemporaryDirectory(prefix="eidproxy-demo-") as folder:
-        # Until the show is over a signal ends the process there and then.
+        # Until the show is over, a signal ends the process at once.
         stop_signals.clean_up = partial(shutil.rmtree, folder, ignore_errors=True)
         router.play(daily, mode="daily")
         router.play(deep(), mode="deep")
@@ -95,7 +95,7 @@ def _settings(router_url: str, port: int, folder: Path) -> Settings:
 
 
 def _open(url: str) -> None:
-    """Open the browser, without waiting for it: some return only when they are closed, and the demo may end first."""
+    """Open the browser in a thread: some return only when they are closed, and the demo may end first."""
 
     def open_it() -> None:
         if not webbrowser.open(url):
@@ -105,7 +105,7 @@ def _open(url: str) -> None:
 
 
 async def _ask_until(end: asyncio.Task[None], client: httpx.AsyncClient) -> None:
-    """The people ask until the server ends."""
+    """Let the people ask until the server ends."""
     people = [asyncio.create_task(_keep_asking(client, person)) for person in PEOPLE]
     await end
     for task in people:
@@ -114,7 +114,7 @@ async def _ask_until(end: asyncio.Task[None], client: httpx.AsyncClient) -> None
 
 
 async def _keep_asking(client: httpx.AsyncClient, person: Person) -> None:
-    """Ask, read to the end, pause, ask the next. A refusal is taken as an answer: people come back."""
+    """Ask one question after the other, with pauses. A refusal counts as an answer: people come back."""
     headers = {"X-Eid-Priority": person.priority}
     pauses = itertools.cycle(person.pause_seconds)
     for question, _ in itertools.cycle(person.questions):
@@ -130,7 +130,7 @@ def _question(text: str = WHO, model: str = "daily") -> dict[str, object]:
 
 
 class Show:
-    """The four scenes."""
+    """The four scenes in the terminal."""
 
     def __init__(self, client: httpx.AsyncClient, router: FakeRouter) -> None:
         self._client = client
@@ -138,7 +138,7 @@ class Show:
         self._began = 0.0
 
     async def play(self) -> None:
-        """All of them."""
+        """Play all scenes."""
         await self._answer()
         await self._overtaking()
         await self._refusals()
@@ -221,14 +221,14 @@ def _say_what_to_try(url: str) -> None:
     click.echo(f"   chat and live view  {url}/demo")
     click.echo(f"   live view alone     {url}/")
     click.echo(f"   {program} top --url {url}")
-    # A line end in JSON is a blank, so the two last lines need no backslash.
+    # A line end is whitespace in JSON, so the last two lines need no backslash.
     click.echo(f"   curl -N {url}{_CHAT} \\")
     click.echo('     -H \'Content-Type: application/json\' -d \'{"model": "daily",')
     click.echo('     "stream": true, "messages": [{"role": "user", "content": "안녕?"}]}\'')
     click.echo(f"   deep is loaded for {LOADING_SECONDS:.0f} s at first; then it thinks, and answers")
 
 
-# Cells of a terminal
+# Terminal cells
 
 
 def _cells(text: str) -> int:
@@ -240,7 +240,7 @@ def _padded(text: str, cells: int) -> str:
 
 
 class _Wrapped:
-    """Writes words as they come, in lines that are not too long."""
+    """A writer that wraps words into lines as they come."""
 
     def __init__(self) -> None:
         self._used = 0

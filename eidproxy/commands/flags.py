@@ -70,7 +70,7 @@ TEXTS = {
     "chat.max_messages": "the most messages of a conversation",
     "chat.max_total_chars": "the longest conversation",
 }
-"""What each setting is, by its path; the unit stands in the placeholder."""
+"""The help text of each setting, by its path; the placeholder shows the unit."""
 
 _DEFAULTS = {
     "router.url": "required",
@@ -101,7 +101,7 @@ def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SettingsCommand(click.Command):
-    """A command whose `--help` shows its own options first and the settings in groups, or where they are shown."""
+    """A command whose `--help` shows its own options, then the settings in groups or a pointer to them."""
 
     def __init__(self, *args: Any, shows_settings: bool = True, **more: Any) -> None:
         super().__init__(*args, **more)

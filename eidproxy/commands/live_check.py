@@ -1,8 +1,8 @@
 """`eidproxy check --live`: does it work with *this* router? At most 7 requests and 100 tokens.
 
-The router is asked by itself where its own bytes are looked at, and else through an eidproxy as BACKGROUND: the one
-that runs here, which then gets all of it, since a request beside its gate would be a second inference; or one in this
-process. No dialect is named, only shapes are. No answer, no alias and no name of a model is printed.
+If an eidproxy runs here, it gets every question, as BACKGROUND: a question past its gate would be a second inference.
+Otherwise an eidproxy in this process gets them, and the router itself gets those that judge its own bytes. Judgements
+name shapes, not dialects. No answer, no alias and no name of a model is printed.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _TOOL = {
     },
 }
 _KEY = "eid_check"
-"""A word that no model would choose: where it stands, the schema was kept to."""
+"""A key that no model would choose: an answer with it has followed the schema."""
 _FORMAT = {
     "type": "json_schema",
     "json_schema": {
@@ -56,22 +56,22 @@ _FORMAT = {
 _BEGINS_AS_ASKED = re.compile(r'\s*\{\s*"' + _KEY + r'"\s*:')
 
 _MEASURE_KIB = 8
-"""Of a prompt that is timed: some 2,000 tokens, which every context holds."""
+"""Size of a timed prompt: some 2,000 tokens, which fit into every context."""
 _BYTES_A_TOKEN = 4
 """Holds for English, and roughly for Korean in UTF-8."""
 
 _LEAVE_TOKENS = 256
-"""Asked for in the answer that is left at its first event: a server that goes on is busy for a while."""
+"""`max_tokens` of the answer that is left at its first event: a server that does not stop is busy for a while."""
 _GAP_SECONDS = 0.01
-"""Events that come closer together were written, or buffered, as one."""
+"""Reads closer together than this were written, or buffered, as one."""
 _TOO_QUICK_SECONDS = 0.3
-"""What is over sooner tells nothing about buffers or a busy server."""
+"""A shorter time shows nothing about buffers or a busy server."""
 _SLOWER = 3
-"""How many times slower than alone the next answer may begin before the model server counts as still busy."""
+"""If the next answer takes this many times longer to begin than when idle, the model server is still busy."""
 _MARGIN = 1.5
-"""Of the allowance over what was measured: a long prompt costs more for each KiB than a short one."""
+"""Factor from the measured to the proposed seconds per KiB: a long prompt costs more for each KiB than a short one."""
 _SHARE = 0.8
-"""Of the wall clock that a prompt may take; the rest is for the answer."""
+"""Fraction of the wall clock that a prompt may take; the rest is for the answer."""
 
 _WAITS = frozenset({"warming", "upstream_cold", "macbook_unavailable", "editor_busy"})
 _BUSY = frozenset({"gate_queue_full", "gate_wait_timeout", "draining", "overloaded", "gate_unavailable"})
@@ -94,7 +94,7 @@ class Interrupted(Exception):
 
 
 def live_check(settings: Settings, *, measure: bool, as_json: bool) -> bool:
-    """Ask the router and print what was found; whether nothing would fail."""
+    """Ask the router and print the findings. Return whether nothing would fail. Raises click.Abort on a signal."""
     report = Report(as_json)
     check = LiveCheck(settings, measure, report.say)
     try:
@@ -110,7 +110,7 @@ def live_check(settings: Settings, *, measure: bool, as_json: bool) -> bool:
 
 
 class LiveCheck:
-    """One run: what it asked, what it found."""
+    """One run of the check: its questions and what they showed."""
 
     def __init__(self, settings: Settings, measure: bool, say: Say) -> None:
         self.proposals: dict[str, str | int | float] = {}
@@ -123,9 +123,9 @@ class LiveCheck:
         self._print = say
 
     async def run(self) -> None:
-        """Ask what can be asked. Everything that cannot is a `skip`, so that each run has the same lines."""
+        """Ask what can be asked, and report the rest as `skip`, so that each run has the same lines."""
         look_at_clocks(self._settings, self._print)
-        self.requests += 1  # what look_at_router asks for, and no inference
+        self.requests += 1  # the `GET /v1/models` of look_at_router, which is no inference
         if await look_at_router(self._settings, self._print):
             await self._through_an_eidproxy()
         for subject in self._subjects:
@@ -151,7 +151,7 @@ class LiveCheck:
             return
         async with _own_proxy(settings) as (client, serving):
             router = None
-            if settings.gate.url is None:  # with a shared gate others may be at the router
+            if settings.gate.url is None:  # with a shared gate another replica may be at the router
                 from eidproxy.app import build_upstream
 
                 aliases = {mode: settings.alias(mode) for mode in Mode}
@@ -192,7 +192,7 @@ class LiveCheck:
         return look
 
     async def _ask_and_leave(self, proxy: Proxy, daily: Look) -> float:
-        """Leave an answer at its first event and ask again. Return how long an answer takes to begin when idle."""
+        """Leave an answer at its first event and ask again. Return the seconds until an answer begins when idle."""
         left = self._count(await proxy.ask(Mode.DAILY, question(_COUNT, _LEAVE_TOKENS), leave_at_first_event=True))
         after = self._count(await proxy.ask(Mode.DAILY, question(_WORD, 1)))
         known = [look.first_event_seconds for look in (daily, left)]
@@ -205,7 +205,7 @@ class LiveCheck:
         return idle
 
     async def _ask_a_long_prompt(self, proxy: Proxy, idle: float) -> None:
-        """Time a prompt that no cache has, then leave another one in its prefill."""
+        """Time a prompt that is in no cache, then leave another one in its prefill."""
         whole = self._count(await proxy.ask(Mode.DAILY, question(_long_prompt(), 1)))
         finding, speed = judge_prompt_speed(whole, idle, self._settings.stream.deadline_seconds)
         self._say(finding)
@@ -223,12 +223,12 @@ class LiveCheck:
 
 
 def question(say: str, max_tokens: int, **fields: Any) -> dict[str, Any]:
-    """What is asked, but for the model."""
+    """Return the body of a request, without `model` and `stream`."""
     return {"messages": [{"role": "user", "content": say}], "max_tokens": max_tokens, "temperature": 0, **fields}
 
 
 def _long_prompt() -> str:
-    """8 KiB that begin as no prompt before, so that no cache helps."""
+    """Return 8 KiB with a random beginning, so that no prompt cache helps."""
     words = "the road goes over a hill and then along the river to an old mill where nobody lives any more "
     text = f"{secrets.token_hex(8)} " + words * (_MEASURE_KIB * 1024 // len(words) + 1)
     return f"{text[: _MEASURE_KIB * 1024]}\n\n{_WORD}"
@@ -238,11 +238,11 @@ def _unseen(subject: str) -> Finding:
     return skip(subject, "the router's own bytes are only seen while no eidproxy runs here and the gate is not shared")
 
 
-# --- What the looks say: values in, findings out ------------------------------------------------------------------
+# --- Judgements: looks in, findings out ----------------------------------------------------------------------------
 
 
 def refusal(subject: str, look: Look) -> Finding:
-    """The line of a question that got no answer."""
+    """Return the finding for a question that got no answer."""
     reason, seconds = look.reason or "no event that can be read", look.seconds
     if reason in _BUSY:
         return skip(subject, f"the eidproxy that runs here had no room ({reason}): check again later")
@@ -276,7 +276,7 @@ def _wants_key(look: Look) -> bool:
 
 
 def judge_modes(daily: Look, deep: Look) -> list[Finding]:
-    """The key, and an answer from each mode."""
+    """Judge whether the router takes the key, and whether each mode answers."""
     for look in (daily, deep):
         if _wants_key(look):
             remedy = "set router.api_key (EIDPROXY_ROUTER_API_KEY or …_FILE) to the router's key"
@@ -291,7 +291,7 @@ def judge_modes(daily: Look, deep: Look) -> list[Finding]:
 
 
 def judge_sign_of_life(look: Look) -> Finding:
-    """What comes before the first event and between events: nothing, a count, or always the same."""
+    """Judge the comments before and between events: none, comments that count, or a constant ping."""
     subject = "sign of life"
     comments = [said.value for said in said_in(look.reads) if said.is_comment]
     if not comments:
@@ -303,7 +303,7 @@ def judge_sign_of_life(look: Look) -> Finding:
 
 
 def judge_unbuffered(look: Look) -> Finding:
-    """Whether twenty tokens came one by one."""
+    """Judge whether twenty tokens came one by one."""
     subject = "unbuffered"
     events = [part for part in look.parts if part.text or part.reasoning]
     groups, last = 0, -math.inf
@@ -322,7 +322,7 @@ def judge_unbuffered(look: Look) -> Finding:
 
 
 def judge_whole(look: Look) -> Finding:
-    """How the answer ended."""
+    """Judge how the answer ended."""
     subject = "whole"
     if look.reason is not None or any(part.is_error for part in look.parts):
         reason = look.reason or "upstream_error"
@@ -337,7 +337,7 @@ def judge_whole(look: Look) -> Finding:
 
 
 def judge_nothing_told(looks: list[Look], aliases: list[str]) -> Finding:
-    """Whether the router speaks of itself in the place of the model."""
+    """Judge whether the router writes about itself where the model's reasoning belongs."""
     subject = "nothing told"
     for look in looks:
         parts = look.parts
@@ -354,7 +354,7 @@ def judge_nothing_told(looks: list[Look], aliases: list[str]) -> Finding:
 
 
 def judge_stop(left: Look, after: Look, idle: float) -> tuple[Finding, float | None]:
-    """Whether the model server stops when its caller leaves; and for how long it went on, if it did."""
+    """Judge whether the model server stops when its caller leaves. Also return how many seconds it went on, or None."""
     subject = "stop"
     began = after.first_event_seconds
     if left.reason is not None or after.reason is not None or began is None:
@@ -369,7 +369,7 @@ def judge_stop(left: Look, after: Look, idle: float) -> tuple[Finding, float | N
 
 
 def judge_tools(look: Look) -> Finding:
-    """Whether tools are taken."""
+    """Judge whether requests with tools are accepted."""
     if look.reason is not None:
         remedy = "requests with tools fail: a model, template or parser for tools must be set up in the model server"
         return fail("tools", f"are refused ({_status(look)}{look.reason})", remedy, look.seconds)
@@ -377,7 +377,7 @@ def judge_tools(look: Look) -> Finding:
 
 
 def judge_json(look: Look) -> Finding:
-    """Whether `response_format` is kept to."""
+    """Judge whether the answer follows `response_format`."""
     subject = "json"
     if look.reason is not None:
         remedy = "requests with a JSON response_format fail: ask without, or use a model server that has it"
@@ -392,7 +392,7 @@ def judge_json(look: Look) -> Finding:
 
 
 def judge_prompt_speed(look: Look, idle: float, deadline: float) -> tuple[Finding, float | None]:
-    """Seconds for each KiB of a prompt."""
+    """Judge the speed of a prompt. Also return its seconds for each KiB, or None without an answer."""
     subject = "prompt speed"
     began = look.first_event_seconds
     if look.reason is not None or began is None:
@@ -404,17 +404,17 @@ def judge_prompt_speed(look: Look, idle: float, deadline: float) -> tuple[Findin
 
 
 def proposed_for(speed: float, settings: Settings) -> dict[str, str | int | float]:
-    """Settings that follow from the seconds for a KiB."""
+    """Return the settings that follow from a speed in seconds for each KiB."""
     largest = int(_SHARE * settings.stream.deadline_seconds / speed) * 1024
     return {
         "router.first_event_seconds_per_kib": math.ceil(speed * _MARGIN * 10) / 10,
-        # Off where no body can be that large.
+        # 0 (no limit) where no body can be that large.
         "models.max_prompt_bytes": 0 if largest >= settings.server.max_body_bytes else largest,
     }
 
 
 def judge_leave(after: Look, idle: float, rest: float, proposals: dict[str, str | int | float]) -> Finding:
-    """What a caller that left in the prefill, with `rest` seconds of it to come, costs the next one."""
+    """Judge what a caller that left with `rest` seconds of prefill to go costs the next one; add to `proposals`."""
     subject = "leave in the prefill"
     began = after.first_event_seconds
     if after.reason is not None or began is None:
@@ -433,7 +433,7 @@ def judge_leave(after: Look, idle: float, rest: float, proposals: dict[str, str 
 
 
 async def _running(settings: Settings) -> httpx.AsyncClient | Finding | None:
-    """A client for the eidproxy at the configured address; a finding when it is not ours to ask; None when none is."""
+    """Return a client for the eidproxy at the configured address, a finding if we cannot ask it, None if none runs."""
     if settings.server.uds is None and not settings.server.port:
         return None
     client, _ = connect(settings, None)
@@ -462,9 +462,9 @@ def _is_ours(answer: httpx.Response) -> bool:
 
 @asynccontextmanager
 async def _own_proxy(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, asyncio.Task[None]]]:
-    """An eidproxy in this process, on a socket that only this user can open: its client, and the task that serves.
+    """Run an eidproxy in this process, on a socket that only this user can open. Yield a client and the serving task.
 
-    The task ends by itself when a signal came.
+    The task ends by itself after a signal.
     """
     from eidproxy.app import Application
 

@@ -1,7 +1,7 @@
-"""One question and all that came back for it: put to the router itself, or to an eidproxy in front of it.
+"""Ask a question, of the router itself or of an eidproxy in front of it, and keep all that comes back.
 
-What a router sends is kept as it came, with its times, since `check --live` judges the router and not only its answer.
-It stays in this process: nothing of a `Look` but numbers, reasons and yes or no is ever printed.
+The router's bytes are kept unchanged with their times, since `check --live` judges the router and not only its answer.
+They stay in this process: only numbers, reasons and booleans of a `Look` are ever printed.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from eidproxy.vocabulary import Mode
 _LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\r|\n)")
 _UPSTREAM_TIME = re.compile(r"upstream;dur=([0-9.]+)")
 _MAX_BYTES = 1024 * 1024
-"""A thousand times what the questions ask for: more is no answer to them."""
+"""Limit for an answer: a thousand times what the questions ask for."""
 
 
 class Read(NamedTuple):
@@ -32,7 +32,7 @@ class Read(NamedTuple):
 
 
 class Said(NamedTuple):
-    """A comment or an event of the stream, and when its last byte came."""
+    """A comment or an event of a stream, and the seconds from the request to its last byte."""
 
     seconds: float
     value: bytes
@@ -40,7 +40,7 @@ class Said(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one event says, in whatever dialect: nothing, when it is in none that is known."""
+    """The content of one event, in any known dialect; empty when the dialect is not known."""
 
     seconds: float
     text: str = ""
@@ -49,52 +49,52 @@ class Part(NamedTuple):
     calls: int = 0
     is_error: bool = False
     is_named: bool = False
-    """Whether it has any of the fields that a model's events have: `id`, `object`, `model`, `created`."""
+    """Whether the event has any of the fields of a model's events: `id`, `object`, `model`, `created`."""
 
     @property
     def is_first_event(self) -> bool:
-        """Whether it would count as a request's first event (contract, 4): a lone role does not."""
+        """Whether the event would count as a request's first event (contract, 4): a lone role does not."""
         return bool(self.text or self.reasoning or self.calls or self.finish_reason)
 
 
 class Look(NamedTuple):
-    """What came back for one question."""
+    """The response to one question."""
 
     status: int | None
     """None when no response head came."""
     reason: str | None
-    """Why it is no answer, in the words of eidproxy's errors; None when it is one."""
+    """Why the response is no answer, as a reason of eidproxy's errors; None when it is one."""
     reads: list[Read]
     seconds: float
     """From the request to the end."""
     upstream_seconds: float | None = None
-    """From the slot to the first event, as an eidproxy told it. It knows what part was spent in its queue."""
+    """From the slot to the first event, as an eidproxy reports it: without the time in its queue."""
 
     @property
     def body(self) -> bytes:
-        """Everything that came."""
+        """All bytes of the response."""
         return b"".join(read.data for read in self.reads)
 
     @property
     def parts(self) -> list[Part]:
-        """Its events."""
+        """The events of the response, without `[DONE]`."""
         return [part_of(said) for said in said_in(self.reads) if not said.is_comment and not is_done(said)]
 
     @property
     def first_event_seconds(self) -> float | None:
-        """From the request, or the slot, to the first event; None when none came."""
+        """Seconds from the request, or from the slot if known, to the first event; None when none came."""
         if self.upstream_seconds is not None:
             return self.upstream_seconds
         return next((part.seconds for part in self.parts if part.is_first_event), None)
 
     @property
     def tokens(self) -> int:
-        """How many events held text, reasoning or a call: with most servers that is the number of tokens."""
+        """The number of events with text, reasoning or a call: with most servers the number of tokens."""
         return sum(bool(part.text or part.reasoning or part.calls) for part in self.parts)
 
 
 def said_in(reads: list[Read]) -> list[Said]:
-    """The comments and events of a stream, by the WHATWG grammar; what has no end is left out."""
+    """Return the comments and events of a stream, by the WHATWG grammar; an unfinished one is left out."""
     body = b"".join(read.data for read in reads).removeprefix(b"\xef\xbb\xbf")
     ends, total = [], 0
     for read in reads:
@@ -121,12 +121,12 @@ def said_in(reads: list[Read]) -> list[Said]:
 
 
 def is_done(said: Said) -> bool:
-    """Whether it is the mark of the end."""
+    """Return whether an event is the end mark `[DONE]`."""
     return said.value.strip() == b"[DONE]"
 
 
 def part_of(said: Said) -> Part:
-    """What an event says."""
+    """Return the content of an event."""
     try:
         event = json.loads(said.value)
     except (ValueError, RecursionError):
@@ -151,13 +151,13 @@ def part_of(said: Said) -> Part:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, list):  # a list of parts
+    if isinstance(value, list):  # a list of content parts
         return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
     return value if isinstance(value, str) else ""
 
 
 class Router:
-    """The router itself: the request is what eidproxy would send, the answer is what it would read."""
+    """The router itself, asked with the bytes that eidproxy would send."""
 
     def __init__(self, upstream: Upstream, aliases: dict[Mode, str], patience_seconds: float) -> None:
         self._upstream = upstream
@@ -171,7 +171,7 @@ class Router:
 
 
 class _Collector:
-    """Keeps what an exchange hands on. See `upstream.Sink`."""
+    """A sink that keeps everything from an exchange. See `upstream.Sink`."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -200,7 +200,7 @@ class _Collector:
         self.over.set()
 
     def look(self) -> Look:
-        """What it has by now."""
+        """Return the response so far."""
         return Look(self.status, self._reason(), self.reads, time.monotonic() - self.began)
 
     def _reason(self) -> str | None:
@@ -216,7 +216,7 @@ class _Collector:
 
 
 async def exchanged(upstream: Upstream, message: bytes, patience_seconds: float) -> Look:
-    """Send the bytes of one request to the router and read the answer to its end, or until the patience is over."""
+    """Send the bytes of one request to the router and read the answer to its end, or for `patience_seconds`."""
     try:
         exchange: Exchange = await upstream.connect()
     except (EgressBlocked, httpx.TransportError) as error:
@@ -234,7 +234,7 @@ async def exchanged(upstream: Upstream, message: bytes, patience_seconds: float)
 
 
 class Proxy:
-    """An eidproxy: asked as BACKGROUND, so that nobody waits for a check."""
+    """An eidproxy, asked as BACKGROUND, so that a check overtakes nobody."""
 
     def __init__(self, client: httpx.AsyncClient, patience_seconds: float) -> None:
         self._client = client
@@ -248,7 +248,7 @@ class Proxy:
         leave_at_first_event: bool = False,
         leave_after: float | None = None,
     ) -> Look:
-        """Ask for a stream and read it to its end. Or leave: at its first event, or after so many seconds."""
+        """Ask for a stream and read it to its end, or leave at its first bytes or after `leave_after` seconds."""
         began = time.monotonic()
         reads: list[Read] = []
         status, reason, upstream_seconds = None, None, None
@@ -279,7 +279,7 @@ class Proxy:
 
 
 def _reason_in(reads: list[Read]) -> str | None:
-    """The reason of the error event that ends a stream of eidproxy."""
+    """Return the reason in the error event that ends a stream of eidproxy, or None."""
     with suppress(ValueError, KeyError, TypeError):
         for line in b"".join(read.data for read in reads).split(b"\n"):
             if line.startswith(b'data: {"error"'):
@@ -288,7 +288,7 @@ def _reason_in(reads: list[Read]) -> str | None:
 
 
 def is_eidproxy(look: Look) -> bool:
-    """Whether an answer to `GET /v1/models` is that of an eidproxy, also of one that refuses."""
+    """Return whether a response to `GET /v1/models` comes from an eidproxy, even from one that refuses."""
     try:
         value = json.loads(look.body)
         if look.status == 200:
@@ -303,7 +303,7 @@ def is_eidproxy(look: Look) -> bool:
 
 
 async def models_of_router(upstream: Upstream, patience_seconds: float) -> Look:
-    """`GET /v1/models` at the router, which costs it no token. No key is sent: an eidproxy is known by its refusal."""
+    """Send `GET /v1/models` to the router; this costs no token. No key is sent: a refusal shows an eidproxy, too."""
     authority = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
     head = f"GET /v1/models HTTP/1.1\r\nHost: {authority}:{upstream.port}\r\nAccept-Encoding: identity\r\n"
     return await exchanged(upstream, f"{head}Connection: close\r\n\r\n".encode(), patience_seconds)

@@ -1,4 +1,4 @@
-"""Who is in the demo, what they ask, and what the embedded model says: in the language of the question."""
+"""The people of the demo, their questions, and the embedded model's answers in the language of the question."""
 
 import re
 import time
@@ -7,10 +7,10 @@ from typing import NamedTuple
 from eidproxy.testing.fake_router import Asked, Part, Script, stream, warming
 
 TOKEN_SECONDS = 0.05
-"""A token of a Mac mini: twenty in a second."""
+"""Time between two tokens: twenty a second, as on a Mac mini."""
 
 LOADING_SECONDS = 12.0
-"""How long `deep` is loaded, from the first time that somebody asks for it: the show does."""
+"""How long `deep` takes to load, from the first request for it, which the show makes."""
 
 
 class Person(NamedTuple):
@@ -20,9 +20,9 @@ class Person(NamedTuple):
     english: str
     priority: str
     pause_seconds: tuple[float, ...]
-    """Between an answer and the next question, in turn."""
+    """Pauses between an answer and the next question, used in turn."""
     questions: tuple[tuple[str, str], ...]
-    """Each with its answer."""
+    """Pairs of a question and its answer."""
 
 
 MOTHER = Person(
@@ -144,14 +144,14 @@ for chunk in answer:
 
 _THOUGHT = "The question is kind, so the answer should be. I weigh a table against a list, and take both. "
 _THOUGHTS = _THOUGHT * 4
-"""Long enough that one sees the page wait with a clock."""
+"""Long enough to see the page wait with a clock."""
 
 _HANGUL = re.compile("[가-힣]")
 _TOKEN = re.compile(r"\s*\S{1,6}|\s+")
 
 
 def answer_to(question: str) -> str:
-    """What the model says: to a question it knows its answer, to any other one what there is to see here."""
+    """Return the answer to a question of the demo; for any other question, a text about what the demo shows."""
     known = _SHORT | {asked: answer for person in PEOPLE for asked, answer in person.questions}
     if question in known:
         return known[question]
@@ -167,7 +167,7 @@ def _deep(asked: Asked) -> Script:
 
 
 def tokens(text: str) -> list[str]:
-    """A text in pieces as a model makes them."""
+    """Split a text into pieces as a model produces them."""
     return _TOKEN.findall(text)
 
 
@@ -175,7 +175,7 @@ daily: Part = _daily
 
 
 def deep() -> Part:
-    """It is loaded when it is first asked, and thinks before it answers."""
+    """Return the part of `deep`: it loads on its first request, and thinks before it answers."""
     asked_at: float | None = None
 
     def choose(asked: Asked) -> Script:

@@ -1,4 +1,4 @@
-"""The JSON Schema of what goes in and out, made from the types that filter it: `eidproxy schema`."""
+"""`eidproxy schema`: the JSON Schema of requests and answers, made from the types that filter them."""
 
 from typing import Any, Literal
 
@@ -70,11 +70,11 @@ ROOTS = {"request": CompletionRequest, "chunk": Chunk, "answer": Answer, "error"
 
 
 def components(ref_template: str = "#/$defs/{name}") -> dict[str, Any]:
-    """The schema of each type by its name, referring to each other by the template."""
+    """Return the schema of each type by its name; references between them follow `ref_template`."""
     return msgspec.json.schema_components(ROOTS.values(), ref_template=ref_template)[1]
 
 
 def schema() -> dict[str, Any]:
-    """One document with a property for each of request, chunk, answer and error."""
+    """Return one document with a property for each of request, chunk, answer and error."""
     properties = {name: {"$ref": f"#/$defs/{kind.__name__}"} for name, kind in ROOTS.items()}
     return {"$schema": DIALECT, "type": "object", "properties": properties, "$defs": components()}

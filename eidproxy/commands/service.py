@@ -1,7 +1,7 @@
-"""`eidproxy service`: make it a service of this machine, as deploy/README.md does it by hand, and take it away again.
+"""`eidproxy service`: install eidproxy as a service of this machine, as deploy/README.md does by hand, and remove it.
 
-On Linux that is a unit of systemd, on a Mac a LaunchDaemon: never an agent, which macOS keeps from the local network
-and which ends with the login. A plan is made from values first, and shown; nothing is done before somebody said yes.
+On Linux that is a systemd unit, on a Mac a LaunchDaemon: never an agent, which macOS keeps from the local network and
+which ends with the login. The steps are computed and shown first; nothing is done before the user agrees.
 """
 
 import os
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 _UNITS = Path(__file__).parents[1] / "units"
-"""Beside this package: the files that `deploy/` shows too."""
+"""The unit files, which `deploy/` shows too."""
 _USER = "_eidproxy"
 _PROGRAM = "/opt/eidproxy/bin/eidproxy"
-"""What stands in the units, and is replaced by the program that runs."""
+"""The program's path in the unit files; replaced by the path of the program that runs."""
 
 _PRIVATE = ("/home/", "/root/", "/Users/", "/var/root/")
-"""Where no service can read: the unit has ProtectHome, and a user of its own."""
+"""Folders that no service can read: the unit has ProtectHome, and a user of its own."""
 
 
 class Write(NamedTuple):
-    """A file, its text and its mode."""
+    """A file to write, its text and its mode."""
 
     path: str
     text: str
@@ -32,20 +32,20 @@ class Write(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """A folder that must be there, and its mode."""
+    """A folder to create if it is missing, and its mode."""
 
     path: str
     mode: int = 0o755
 
 
 class Remove(NamedTuple):
-    """A file that goes."""
+    """A file to remove."""
 
     path: str
 
 
 class Run(NamedTuple):
-    """A command. One that may fail is for what may be gone already."""
+    """A command to run. It may fail where its object may be gone already."""
 
     command: tuple[str, ...]
     may_fail: bool = False
@@ -55,15 +55,15 @@ Step = Write | Folder | Remove | Run
 
 
 class Kind(NamedTuple):
-    """What differs between the two systems."""
+    """The paths and commands of one service manager, systemd or launchd."""
 
     unit: str
-    """Where its file goes."""
+    """The path of the unit file."""
     settings: str
     log: str
-    """How its log is read."""
+    """The command that shows the log."""
     state: tuple[str, ...]
-    """The command that tells how it is."""
+    """The command that reports the state of the service."""
 
 
 SYSTEMD = Kind(
@@ -82,11 +82,11 @@ _NEWSYSLOG = "/etc/newsyslog.d/eidproxy.conf"
 
 
 class ServiceError(Exception):
-    """It cannot be done here. The text says why and what to do."""
+    """A step that cannot be done here. The text says why and what to do."""
 
 
 def kind_of(platform: str) -> Kind:
-    """Launchd on a Mac, systemd on Linux. Raises ServiceError elsewhere."""
+    """Return launchd on a Mac, systemd on Linux. Raises ServiceError elsewhere."""
     if platform == "darwin":
         return LAUNCHD
     if platform.startswith("linux"):
@@ -95,9 +95,9 @@ def kind_of(platform: str) -> Kind:
 
 
 def to_install(kind: Kind, program: str, settings: str | None, *, has_user: bool = False, root: str = "") -> list[Step]:
-    """What installing does. `settings` is the text of the settings file; None leaves the one that is there.
+    """Return the steps of an install. `settings` is the text of the settings file; None keeps the existing one.
 
-    With a `root`, a folder with a system that does not run, nothing is started.
+    With a `root`, the folder of a system that does not run, nothing is started. Raises ServiceError.
     """
     if program.startswith(_PRIVATE):
         raise ServiceError(
@@ -125,7 +125,7 @@ def to_install(kind: Kind, program: str, settings: str | None, *, has_user: bool
 
 
 def to_uninstall(kind: Kind, *, root: str = "") -> list[Step]:
-    """What uninstalling does. Settings, secrets, log and user stay."""
+    """Return the steps of an uninstall. Settings, secrets, log and user stay."""
     if kind is LAUNCHD:
         stop = Run(("launchctl", "bootout", "system/com.eidproxy"), may_fail=True)
         return [stop, Remove(kind.unit), Remove(_NEWSYSLOG)]
@@ -136,7 +136,7 @@ def to_uninstall(kind: Kind, *, root: str = "") -> list[Step]:
 
 
 def shown(step: Step, root: str = "") -> str:
-    """One line for the person who is asked."""
+    """Return a step as one line for the user."""
     match step:
         case Write(path, text, mode):
             return f"write   {root}{path} ({text.count(chr(10))} lines, mode {mode:o})"
@@ -149,7 +149,7 @@ def shown(step: Step, root: str = "") -> str:
 
 
 def do(step: Step, root: str = "", run: Callable[[Sequence[str]], int] | None = None) -> None:
-    """Do it. Raises OSError, ServiceError."""
+    """Carry out a step. Raises OSError, ServiceError."""
     match step:
         case Write(path, text, mode):
             target = Path(root + path)
@@ -174,32 +174,32 @@ def _run(command: Sequence[str]) -> int:
 
 
 def program_of_this() -> str:
-    """The program that runs, by its whole path."""
+    """Return the full path of the program that runs."""
     beside = Path(sys.executable).with_name("eidproxy")
     return str(beside if beside.exists() else Path(sys.argv[0]).resolve())
 
 
 def credentials(root: str = "") -> dict[str, str]:
-    """The secrets that the unit of systemd will load, as variables that name their files."""
+    """Return the secrets that the systemd unit will load, as environment variables that name their files."""
     folder = Path(f"{root}/etc/eidproxy/credentials")
     files = sorted(folder.iterdir()) if folder.is_dir() and os.access(folder, os.R_OK) else []
     return {f"EIDPROXY_{file.name.upper()}_FILE": str(file) for file in files}
 
 
 def has_user() -> bool:
-    """Whether the Mac's user of the service is there."""
+    """Return whether the service's user exists on this Mac."""
     import pwd
 
     return any(entry.pw_name == _USER for entry in pwd.getpwall())
 
 
 def is_root() -> bool:
-    """Whether files of the system can be written."""
+    """Return whether this process can write the system's files."""
     return os.geteuid() == 0
 
 
 def state_of(kind: Kind, run: Callable[[Sequence[str]], str] | None = None) -> str:
-    """What the system says of the service, in a word or two."""
+    """Return the state of the service as the system reports it, in a word or two."""
     text = (run or _said)(kind.state).strip()
     if kind is SYSTEMD:
         return text.splitlines()[0] if text else "not known"

@@ -1,7 +1,7 @@
-"""`eidproxy top`: what the live view shows, in a terminal. It asks `/status`, and once whether there is a chat.
+"""`eidproxy top`: the live view in a terminal. It polls `/status`, and asks once whether there is a chat.
 
-The answer is read into closed types and only printable ASCII is taken, so a server that is not eidproxy cannot speak
-to the terminal. Everything but `watch` and `Screen` takes values and returns values.
+The answer is decoded into closed types that accept only printable ASCII, so a server that is not eidproxy cannot send
+control codes to the terminal. Drawing takes values and returns lines; `show_once`, `watch` and `Screen` print them.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from eidproxy.signals import stop_signals
 from eidproxy.status import ROWS, GateStatus, Spread, Status
 
 _PATIENCE_SECONDS = 5.0
-"""How long a look at `/status` may take."""
+"""Time limit for one request to the proxy."""
 _MAX_ANSWER_BYTES = 4 << 20
-"""The most that is read of `/status`: whoever sends more is no eidproxy."""
+"""Limit for an answer of the proxy: a server that sends more is not eidproxy."""
 _LATE = 0.9
-"""The part of a deadline after which an age is shown as late."""
+"""Fraction of a deadline after which an age is shown as late."""
 
 _ANOTHER_PROCESS_SECONDS = 1.0
-"""How much later than before a process must have begun, by our clock and its uptime, to be another one."""
+"""How much the start of the process, our clock minus its uptime, must move to show that it is another process."""
 
 _UNREADABLE = "does not answer like eidproxy"
 
@@ -44,11 +44,11 @@ _TRENDS = (
     ("first word, daily", "first_token", "daily"),
     ("first word, deep", "first_token", "deep"),
 )
-"""What is shown of a row of the history: its title, the field of the row and the key in it."""
+"""The trends: the title, the field of a history row, and the key in that field."""
 
 
 class View:
-    """All that is known about the proxy: its last answer, what was counted before the view, what is wrong now."""
+    """All that is known about the proxy: its last answer, the counts before the view, the current fault."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -56,15 +56,15 @@ class View:
         self.fault: str | None = None
         self.answered_at = 0.0
         self.opened: dict[str, int] = {}
-        """The outcomes when the view was opened."""
+        """The outcomes when the view was opened; empty once another process answers."""
         self.started_at = 0.0
-        """When the process that answered began."""
+        """When the process that answered began, on our monotonic clock."""
         self.has_chat: bool | None = None
-        """Whether it serves the chat page; None before it was asked."""
+        """Whether the proxy serves the chat page; None before it was asked."""
         self.shows_help = False
 
     def show(self, status: Status, now: float) -> None:
-        """Take an answer of `/status`."""
+        """Store an answer of `/status` that arrived at `now`."""
         started_at = now - status.uptime_seconds
         if self.status is None:
             self.opened = status.outcomes
@@ -86,7 +86,7 @@ class TopError(Exception):
 
 
 def is_base_url(url: str) -> bool:
-    """Whether a URL names a place and nothing more: no user, no password, no query."""
+    """Return whether a URL is only scheme, host, port and path: no user, no password, no query, no fragment."""
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL:
@@ -96,7 +96,7 @@ def is_base_url(url: str) -> bool:
 
 
 def connect(settings: Settings, url: str | None) -> tuple[httpx.AsyncClient, str]:
-    """A client for `url`, or for the address the settings name, and how to call that place."""
+    """Return a client for `url`, or for the listener in the settings, and the name to show for it."""
     server = settings.server
     headers = {} if server.api_key is None else {"Authorization": f"Bearer {server.api_key}"}
     uds = None
@@ -126,7 +126,7 @@ def connect(settings: Settings, url: str | None) -> tuple[httpx.AsyncClient, str
 
 
 async def _get(client: httpx.AsyncClient, path: str) -> bytes:
-    """The body of a 200. Raises TopError."""
+    """Return the body of a 200. Raises TopError."""
     body = bytearray()
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS), client.stream("GET", path) as response:
@@ -142,13 +142,13 @@ async def _get(client: httpx.AsyncClient, path: str) -> bytes:
                 body += piece
                 if len(body) > _MAX_ANSWER_BYTES:
                     raise TopError(_UNREADABLE)
-    except (httpx.HTTPError, TimeoutError, UnicodeError) as error:  # the last: a name that is none
+    except (httpx.HTTPError, TimeoutError, UnicodeError) as error:  # UnicodeError: the host is no valid name
         raise TopError(f"does not answer ({type(error).__name__})") from None
     return bytes(body)
 
 
 async def ask(client: httpx.AsyncClient, view: View) -> None:
-    """Ask once and tell the view. Raises TopError."""
+    """Request `/status` once and update the view. Raises TopError."""
     try:
         status = msgspec.json.decode(await _get(client, "status"), type=Status)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -166,23 +166,23 @@ async def _has_chat(client: httpx.AsyncClient) -> bool:
     return True
 
 
-# Words
+# Durations
 
 
 def seconds(value: float | None) -> str:
-    """A duration that was measured."""
+    """Format a measured duration."""
     if value is None:
         return "-"
     return f"{value * 1000:.0f} ms" if value < 0.9995 else age(value)
 
 
 def age(value: float) -> str:
-    """A duration that runs."""
+    """Format a duration that is still growing."""
     return f"{value:.1f} s" if value < 59.95 else length(value)
 
 
 def length(value: float) -> str:
-    """A duration in whole seconds, minutes, hours and days."""
+    """Format a duration in whole seconds, minutes, hours and days."""
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -196,7 +196,7 @@ def length(value: float) -> str:
 
 
 def limit(value: float) -> str:
-    """A duration that was set."""
+    """Format a duration from the settings."""
     return length(value) if value == int(value) else seconds(value)
 
 
@@ -204,10 +204,10 @@ def limit(value: float) -> str:
 
 
 class Look(NamedTuple):
-    """How it is drawn."""
+    """The size and the abilities of the output."""
 
     columns: int | None = None
-    """None: as wide and as high as it comes, for `--once`."""
+    """None for columns and rows: no limit, for `--once`."""
     rows: int | None = None
     ansi: bool = False
     colour: bool = False
@@ -217,12 +217,12 @@ class Look(NamedTuple):
 _STYLES = {"": "", "bold": "1", "dim": "2", "good": "1;32", "warn": "1;33", "bad": "1;31", "alarm": "1;7;31"}
 _COLOURS = re.compile(";3[0-9]")
 _WIDE = 120
-"""From so many columns on, what is now stands beside what was."""
+"""From this many columns on, the current state and the history are side by side."""
 
 _GAP = 3
-"""Columns between what is now and what was."""
+"""Columns between the current state and the history."""
 _FEWEST_NOW = 9
-"""Lines for what is now that are left however small the window is: they hold the first who waits."""
+"""Minimum lines of the current state in a window of any size: they include the first waiter."""
 
 _FEWEST_CHART_ROWS, _MOST_CHART_ROWS = 3, 12
 
@@ -249,7 +249,7 @@ def _bar(part: float, width: int, look: Look) -> str:
 
 
 def chart(values: Sequence[float], width: int, height: int, *, unicode: bool = True) -> list[str]:
-    """Columns, the newest at the right edge, stretched to `width`; the highest takes all of `height` lines."""
+    """Return a bar chart stretched to `width` columns, newest at the right; the highest bar has all `height` lines."""
     steps = " ▁▂▃▄▅▆▇█" if unicode else " _.-=+*%#"
     most = len(steps) - 1
     rows = min(width, ROWS)
@@ -264,7 +264,7 @@ def chart(values: Sequence[float], width: int, height: int, *, unicode: bool = T
 
 
 def render(view: View, look: Look, now: float) -> list[str]:
-    """The lines of the view, no more and no longer than the terminal takes."""
+    """Return the lines of the view, cut to the size of the terminal."""
     lines = [_paint(line, look) for line in _lines(view, look, now)]
     return lines if look.rows is None else lines[: look.rows]
 
@@ -279,7 +279,7 @@ def _lines(view: View, look: Look, now: float) -> list[Line]:
     columns = look.columns or 80
     room = None if look.rows is None else look.rows - len(head) - 1
     if view.fault is not None:
-        # Nobody knows what is so now, and nothing must look as if it were.
+        # The current state is unknown, and nothing must look current.
         return [*head, [], *_then(view, status, look, columns, room)]
     if room is None or columns < _WIDE:
         now_lines, then_lines = _stacked(view, status, look, columns, room)
@@ -291,7 +291,7 @@ def _lines(view: View, look: Look, now: float) -> list[Line]:
 
 
 def _stacked(view: View, status: Status, look: Look, columns: int, room: int | None) -> tuple[list[Line], list[Line]]:
-    """What is now above what was. When there is too little room, the queue and the outcomes are cut."""
+    """Return the current state and the history, one above the other. With too little room, cut queue and outcomes."""
     now_lines = _now(status, look, columns, None)
     then_lines = _then(view, status, look, columns, None)
     if room is None:
@@ -299,7 +299,7 @@ def _stacked(view: View, status: Status, look: Look, columns: int, room: int | N
     spare = room - len(now_lines) - len(then_lines)
     if spare > 0:
         return [*now_lines, []], _then(view, status, look, columns, len(then_lines) + spare - 1)
-    # The trends and three outcomes stay as long as the queue still shows who is next.
+    # Keep the trends and three outcomes as long as the queue still shows its first waiter.
     least = min(len(then_lines), 1 + len(_TRENDS) + 1 + 3)
     now_lines = _now(status, look, columns, max(room - least, _FEWEST_NOW))
     return now_lines, _then(view, status, look, columns, max(room - len(now_lines), 1))
@@ -333,7 +333,7 @@ def _head(view: View, look: Look, now: float) -> list[Line]:
 
 
 def _verdict(view: View) -> tuple[str, str, str]:
-    """The word of the head, its style, and the reason when something is wrong."""
+    """Return the word of the head, its style, and the reason when something is wrong (else "")."""
     status = view.status
     if view.fault is not None:
         return "unreachable", "alarm", f"{view.fault}; trying again: {view.name}"
@@ -374,7 +374,7 @@ def _fact(name: str, text: str, style: str = "") -> Line:
 
 
 def _now(status: Status, look: Look, width: int, room: int | None) -> list[Line]:
-    """Who is answered, who waits, and the router, in at most `room` lines."""
+    """Return the current state in at most `room` lines: running requests, queue, router, chart."""
     gate, limits = status.gate, status.deadlines
     ages = [one.age_seconds for one in gate.holders] + [one.age_seconds for one in gate.waiting]
     longest = max(ages, default=0.0) or 1.0
@@ -437,7 +437,7 @@ def _router(status: Status) -> tuple[str, str]:
 
 
 def _then(view: View, status: Status, look: Look, width: int, room: int | None) -> list[Line]:
-    """The last five minutes and how requests ended, in at most `room` lines; the charts take what is to spare."""
+    """Return the last five minutes and the outcomes in at most `room` lines; the charts take spare lines."""
     outcomes = [_outcome(reason, count, view, look) for reason, count in _ordered(status.outcomes)]
     total = sum(status.outcomes.values())
     ended = f"{total} request{'' if total == 1 else 's'}" if total else "no request has ended yet"
@@ -455,7 +455,7 @@ def _then(view: View, status: Status, look: Look, width: int, room: int | None) 
 
 
 def _trend(title: str, spreads: Sequence[Spread | None], look: Look, width: int, height: int) -> Iterator[Line]:
-    """One line with its figures and, when `height` is 0, its chart beside them; else the chart follows below."""
+    """Yield a line of figures, with the chart beside them when `height` is 0, else below."""
     count = sum(one.count for one in spreads if one)
     total = sum(one.count * (one.mean_seconds or 0.0) for one in spreads if one)
     last = spreads[-1] if spreads else None
@@ -483,7 +483,7 @@ def _outcome(reason: str, count: int, view: View, look: Look) -> Line:
 
 
 def _cut(lines: list[Line], room: int | None) -> list[Line]:
-    """As many lines as there is room for; the last one says how many are left out."""
+    """Return as many lines as there is room for; the last one says how many are left out."""
     if room is None or len(lines) <= room:
         return lines
     return [*lines[: room - 1], [(f"  and {len(lines) - room + 1} more", "dim")]]
@@ -493,7 +493,7 @@ def _cut(lines: list[Line], room: int | None) -> list[Line]:
 
 
 class Screen:
-    """The terminal while the view is on it: the other screen, no cursor, keys without Enter."""
+    """The terminal while it shows the view: alternate screen, no cursor, keys without Enter."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
@@ -501,32 +501,32 @@ class Screen:
         self._before: list[Any] | None = None
 
     def enter(self) -> None:
-        """Take the terminal."""
+        """Switch the terminal to the view."""
         if self._keys is not None:
             self._before = termios.tcgetattr(self._keys)
             tty.setcbreak(self._keys)
         self._write("\x1b[?1049h\x1b[?25l")
 
     def leave(self) -> None:
-        """Give it back as it was. Not through the buffer: a signal may have come in the middle of a write."""
+        """Restore the terminal. Writes past the buffer: a signal may have come in the middle of a write."""
         with suppress(OSError, termios.error):  # the terminal is gone
             os.write(self._output.fileno(), b"\x1b[?25h\x1b[?1049l")
             if self._keys is not None and self._before is not None:
                 termios.tcsetattr(self._keys, termios.TCSAFLUSH, self._before)
 
     def draw(self, view: View) -> None:
-        """Draw over what is there: each line clears its end, the last clears what is below."""
+        """Draw over the last view: each line clears its rest, the last one everything below."""
         columns, rows = shutil.get_terminal_size()
         look = Look(columns, rows, True, "NO_COLOR" not in os.environ, _is_unicode(self._output))
         lines = render(view, look, time.monotonic())
         self._write("\x1b[H" + "\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J")
 
     def on_key(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], None], view: View) -> None:
-        """Call `stop` when q is pressed, or when the terminal is gone; show or hide the help when ? is."""
+        """Call `stop` on q or when the terminal is gone; show or hide the help on ?."""
         keys = self._keys
 
         def pressed() -> None:
-            assert keys is not None  # noqa: S101  # it is read from
+            assert keys is not None  # noqa: S101  # else no reader is added
             typed = os.read(keys, 64)
             if typed in (b"", b"q", b"Q"):
                 stop()
@@ -547,7 +547,7 @@ def _is_unicode(output: TextIO) -> bool:
 
 
 def takes_a_view(output: TextIO) -> bool:
-    """Whether the output is a terminal that can be drawn on."""
+    """Return whether the output is a terminal that can be drawn on."""
     return output.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
@@ -563,14 +563,14 @@ async def show_once(client: httpx.AsyncClient, name: str, output: TextIO) -> Non
 async def watch(client: httpx.AsyncClient, name: str, interval: float, output: TextIO) -> None:
     """Show the view until Ctrl-C, q or SIGTERM. Raises TopError when asking again will not help.
 
-    A signal ends the process there and then, with the terminal as it was.
+    A signal ends the process at once and restores the terminal.
     """
     loop = asyncio.get_running_loop()
     view, screen, stopped = View(name), Screen(output), asyncio.Event()
 
     def suspend() -> None:
         screen.leave()
-        os.kill(os.getpid(), signal.SIGSTOP)  # it goes on here after `fg`
+        os.kill(os.getpid(), signal.SIGSTOP)  # continues here after `fg`
         screen.enter()
         screen.draw(view)
 
@@ -585,7 +585,7 @@ async def watch(client: httpx.AsyncClient, name: str, interval: float, output: T
             screen.draw(view)
             await asyncio.sleep(interval)
 
-    stop_signals.clean_up, stop_signals.code = screen.leave, 0  # that is how one leaves
+    stop_signals.clean_up, stop_signals.code = screen.leave, 0  # Ctrl-C is a usual way to leave: exit code 0
     screen.enter()
     try:
         loop.add_signal_handler(signal.SIGWINCH, screen.draw, view)

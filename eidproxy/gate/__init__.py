@@ -1,8 +1,8 @@
 """The gate: at most `capacity` requests of `daily` at the router at once, in the order `admission` decides.
 
-`Gate` is what a relay needs of any gate: `local.LocalGate` keeps it in the process, `shared.RedisGate` in a store that
-replicas share. A relay asks with `acquire`, waits on the permit it gets, and calls `release` exactly where it closes
-its upstream connection: that frees a slot or a place in the queue, whatever the permit has at that instant.
+`Gate` is the interface: `local.LocalGate` keeps its state in the process, `shared.RedisGate` in a store that replicas
+share. A relay calls `acquire`, waits on the permit, and calls `release` exactly where it closes its upstream
+connection. `release` frees what the permit has at that moment, a slot or a place in the queue.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from eidproxy.vocabulary import Priority
 
 _MEAN_WEIGHT = 0.2
-"""How much the newest hold counts in the mean: about the last ten decide."""
+"""Weight of the newest hold in the moving mean: about the last ten holds decide it."""
 
 
 class Holder(NamedTuple):
@@ -31,7 +31,7 @@ class Waiter(NamedTuple):
 
 
 class GateStatistics(NamedTuple):
-    """What a gate holds right now. Cheap however many wait: it is read at each scrape."""
+    """The state of a gate now. Cheap to compute however many requests wait: each scrape reads it."""
 
     slots: int
     in_use: int
@@ -46,25 +46,25 @@ class Permit(Protocol):
     """One request's permit: a slot that it holds or waits for."""
 
     on_revoked: Callable[[str], None] | None
-    """Called with a reason when a slot that was granted is taken away; it is no longer held then."""
+    """Called with a reason when a granted slot is taken away; by then it is no longer held."""
     settling: bool
-    """Whether the caller has left and the slot is kept all the same (see `settle`). For the operator's views."""
+    """Whether the caller has left and the slot is still kept (see `settle`). For the operator's views."""
 
     @property
     def granted_at_once(self) -> bool:
-        """Whether the slot came with the request, so that there is nothing to wait for."""
+        """Whether `acquire` granted the slot, so that there is nothing to wait for."""
 
     async def granted(self) -> None:
         """Wait for the slot. Raises Refusal (`gate_queue_full`, `gate_wait_timeout`, `draining`, …)."""
 
     def is_held(self) -> bool:
-        """Whether the slot is still held, by a clock read now: asked right before the request goes to the router.
+        """Return whether the slot is still held, by a clock read now. Called right before the request is written.
 
-        When it was held until now and is not any more, `on_revoked` is called before this returns.
+        If this call finds that the slot is lost, it calls `on_revoked` before it returns.
         """
 
     def queue_position(self) -> tuple[int, float | None]:
-        """The position in the queue (1 is the next, 0 has a slot) and the seconds until the slot, if known."""
+        """Return the position in the queue (1 is next, 0 has a slot) and the seconds until the slot, if known."""
 
 
 class Gate(Protocol):
@@ -73,41 +73,41 @@ class Gate(Protocol):
     def acquire(self, priority: Priority, on_position_change: Callable[[], None] | None = None) -> Permit:
         """Ask for a slot. Raises Refusal `gate_queue_full` or `draining` when that is known at once.
 
-        `on_position_change` is called, at most once a tick, when the place in the queue may have changed.
+        `on_position_change` is called, at most once a tick, when the position in the queue may have changed.
         """
 
     def release(self, permit: Permit) -> None:
         """Give back what the permit has, a slot or a place in the queue. Never waits; a second call does nothing."""
 
     def drain(self) -> None:
-        """Turn away all who wait and all who come."""
+        """Refuse all waiters now, and every later `acquire`."""
 
     def statistics(self) -> GateStatistics:
-        """How many hold and wait."""
+        """Return how many requests hold a slot and how many wait."""
 
     def holders(self) -> list[Holder]:
-        """Who holds a slot."""
+        """Return the slots in use."""
 
     def waiters(self) -> list[Waiter]:
-        """Who waits, the next first."""
+        """Return the places in the queue, the next one first."""
 
     async def available(self) -> bool:
-        """Whether slots can be given out at all. Bounded: the answer comes within half a second."""
+        """Return, within half a second, whether slots can be granted at all."""
 
     async def aclose(self) -> None:
-        """Give everything back."""
+        """Drain, and give everything back."""
 
 
 class HoldEstimate:
-    """A moving mean of how long slots were held: the ground of every estimate that a caller is told."""
+    """A moving mean of hold times, from which every estimate for a caller is computed."""
 
     def __init__(self) -> None:
         self.seconds: float | None = None
 
     def add(self, seconds: float) -> None:
-        """Take the newest hold."""
+        """Add the newest hold, in seconds."""
         self.seconds = seconds if self.seconds is None else self.seconds + _MEAN_WEIGHT * (seconds - self.seconds)
 
     def wait(self, position: int, slots: int) -> float | None:
-        """Seconds until the waiter at `position` has a slot, or None before the first measurement."""
+        """Return the seconds until the waiter at `position` has a slot, or None before the first hold."""
         return None if self.seconds is None else self.seconds * position / slots

@@ -1,4 +1,4 @@
-"""Where the store of a shared gate is, read from `gate.url`."""
+"""The address of a shared gate's store, parsed from `gate.url`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from eidproxy.egress import VERDICTS, EgressPolicy, host_and_port, is_name, lite
 
 @dataclass(frozen=True, repr=False)
 class GateAddress:
-    """Where the store of a shared gate is, and how to log in. It has no repr, since it holds a password."""
+    """The address of a shared gate's store, and the login. It has no repr, since it holds a password."""
 
     host: str = ""
     port: int = 6379
@@ -21,21 +21,21 @@ class GateAddress:
     password: str | None = None
     secure: bool = False
     ca_file: str | None = None
-    """The authorities for TLS; None is the system's store."""
+    """The file of authorities for TLS; None is the system's store."""
 
     @property
     def egress(self) -> EgressPolicy:
-        """The addresses that the store may have: one that is given as an address, that alone."""
+        """The addresses that the store may have: only `host` itself when it is an address."""
         address = literal(self.host)
         return EgressPolicy() if address is None else EgressPolicy(narrowed([str(address)]))
 
 
 def gate_address(url: str) -> GateAddress:
-    """Read `gate.url`: `redis[s]://[user][:password]@host[:port][/database][?ssl_ca_certs=file]` or
-    `unix://[user][:password]@/path[?db=number]`. Raises ValueError, which does not repeat the URL.
+    """Parse `gate.url`: `redis[s]://[user][:password]@host[:port][/database][?ssl_ca_certs=file]` or
+    `unix://[user][:password]@/path[?db=number]`. Raises ValueError; its text does not repeat the URL.
     """
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError("is not a URL")  # what `urlsplit` strips or leaves differs between versions
+        raise ValueError("is not a URL")  # Python versions differ in what `urlsplit` strips
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))

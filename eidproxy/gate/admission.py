@@ -1,10 +1,10 @@
-"""The queue discipline of the gate, as plain functions on values: who runs, who waits, who is turned away.
+"""The queue discipline of the gate: which request runs, waits, or is refused. Times are arguments; nothing here waits.
 
-Classes: FOREGROUND before BACKGROUND, first come first served inside a class. A BACKGROUND request that has waited
-`aging_seconds` counts as a FOREGROUND one that arrived when it did. Clocks are arguments, nothing here waits.
+FOREGROUND goes before BACKGROUND; inside a class the order is first come, first served. A BACKGROUND request that has
+waited `aging_seconds` counts as a FOREGROUND request with the same time of arrival.
 
-`leave` is both release and give-up, so a ticket that is granted and cancelled in the same instant has no case of its
-own: leaving gives back whatever the ticket holds, a slot or a place.
+`leave` frees whatever a ticket has, a slot or a place. So a ticket that is granted and cancelled in the same instant
+needs no case of its own.
 """
 
 from bisect import bisect_left, bisect_right
@@ -28,7 +28,7 @@ class Ticket:
 
 
 class Admission(NamedTuple):
-    """What came of a request: its ticket (granted, waiting, or None: the queue is full) and who lost a place to it."""
+    """The result of a request: its ticket (granted or waiting; None: the queue is full) and the ticket it displaced."""
 
     ticket: Ticket | None
     displaced: Ticket | None = None
@@ -39,10 +39,10 @@ _by_arrival = attrgetter("arrived_at")
 
 
 class AdmissionQueue:
-    """Slots and the two lines before them.
+    """The slots, and a line of waiters for each class.
 
-    A line is a list in order of arrival: the next is at its head, a place is found by bisection. Taking one out moves
-    what stands behind it, which is one memmove and cheaper than any tree at the lengths that `max_waiting` allows.
+    A line is a list in order of arrival: its head is next, and bisection finds a place. Removing a ticket shifts those
+    behind it with one memmove, which is cheaper than any tree at the lengths that `max_waiting` allows.
     """
 
     def __init__(self, capacity: int, max_waiting: int, aging_seconds: float) -> None:
@@ -57,15 +57,15 @@ class AdmissionQueue:
 
     @property
     def waiting(self) -> int:
-        """How many wait in both classes."""
+        """The number of waiters in both classes."""
         return len(self._foreground) + len(self._background)
 
     def line(self, priority: Priority) -> list[Ticket]:
-        """Those who wait in a class, in order of arrival. The caller must not change the list."""
+        """Return the waiters of a class, in order of arrival. The caller must not change the list."""
         return self._foreground if priority is Priority.FOREGROUND else self._background
 
     def request(self, priority: Priority, now: float) -> Admission:
-        """Ask for a slot: granted at once only when one is free and nobody waits, so that nobody is overtaken."""
+        """Ask for a slot. It is granted at once only when one is free and nobody waits, so that nobody is overtaken."""
         ticket = Ticket(self._arrivals, priority, now)
         displaced = None
         if len(self.holders) < self.capacity and not self.waiting:
@@ -83,7 +83,7 @@ class AdmissionQueue:
         return Admission(ticket, displaced)
 
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """Give back what the ticket holds and return those who may run now. Leaving twice does nothing."""
+        """Free what the ticket has and return the tickets that are granted now. Leaving twice does nothing."""
         if ticket.left:
             return []
         ticket.left = True
@@ -99,9 +99,9 @@ class AdmissionQueue:
         return granted
 
     def position(self, ticket: Ticket, now: float) -> int:
-        """How many slots must be given out until this waiter has one: 1 is the next. 0 for a ticket not waiting.
+        """Return how many grants it takes until this waiter has a slot: 1 is next. 0 for a ticket that does not wait.
 
-        It can rise, when a newcomer of a better class arrives or a BACKGROUND waiter comes of age.
+        It can rise: when a FOREGROUND request arrives, or when the aging time of a BACKGROUND waiter is over.
         """
         if ticket.left or ticket.granted_at is not None:
             return 0
@@ -127,7 +127,7 @@ class AdmissionQueue:
         return foreground.pop(0)
 
     def _aged(self, now: float) -> int:
-        """How many of the BACKGROUND line count as FOREGROUND: its oldest part."""
+        """Return how many tickets of the BACKGROUND line count as FOREGROUND: its oldest ones."""
         if not self.aging_seconds or not self._background:
             return 0
         return bisect_right(self._background, now - self.aging_seconds, key=_by_arrival)

@@ -1,4 +1,4 @@
-"""The gate in the process."""
+"""The gate of a single process."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from eidproxy.vocabulary import Priority, WaitOutcome
 
 
 class LocalPermit:
-    """A pass of `LocalGate`."""
+    """A permit of `LocalGate`."""
 
     __slots__ = ("_gate", "_turn", "on_revoked", "settling", "ticket")
 
@@ -43,7 +43,7 @@ class LocalPermit:
 
 
 class LocalGate:
-    """The gate in the process: `AdmissionQueue` with futures for turns and timers for clocks."""
+    """A gate in the memory of one process: an `AdmissionQueue` with a future for each wait and timers for limits."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class LocalGate:
                     self._watchers[ticket.number] = on_position_change
                 self._tell_waiters()
         except BaseException:
-            self.release(permit)  # nobody gets the permit, so nobody else could
+            self.release(permit)  # the caller gets no permit, so it cannot release it
             raise
         return permit
 
@@ -95,7 +95,7 @@ class LocalGate:
         ticket, now = permit.ticket, self._loop.time()
         if ticket.number not in self._permits:
             return
-        # The slot goes on first, and whom it goes to is woken first: what is only counted must not come between.
+        # First grant the slot and wake its next holder: metrics must not delay that.
         granted = self._queue.leave(ticket, now)
         del self._permits[ticket.number]
         self._watchers.pop(ticket.number, None)
@@ -118,11 +118,11 @@ class LocalGate:
                 self._turn_away(self._permits[ticket.number], WaitOutcome.DRAINING, Refusal("draining"))
 
     def is_held(self, ticket: Ticket) -> bool:
-        """Whether it has a slot now."""
+        """Return whether a ticket has a slot now."""
         return ticket.number in self._queue.holders
 
     def queue_position(self, ticket: Ticket) -> tuple[int, float | None]:
-        """The position of a ticket and the seconds until its slot."""
+        """Return the position of a ticket and the seconds until its slot, or None if unknown."""
         position = self._queue.position(ticket, self._loop.time())
         return position, self._hold_estimate.wait(position, self._queue.capacity)
 
@@ -164,7 +164,7 @@ class LocalGate:
         return True
 
     async def aclose(self) -> None:
-        """See `Gate.aclose`. Nothing outlives the process."""
+        """See `Gate.aclose`. Slots end with the process."""
         self.drain()
 
     def _full(self) -> Refusal:
@@ -189,7 +189,7 @@ class LocalGate:
         self._turn_away(permit, WaitOutcome.EXPIRED, Refusal("gate_wait_timeout", retry_seconds=wait))
 
     def _turn_away(self, permit: LocalPermit, outcome: WaitOutcome, refusal: Refusal) -> None:
-        """End a wait with a refusal. The place is given up here, so that nobody waits behind a ghost."""
+        """End a wait with a refusal and free its place now, so that nobody waits behind a request that is over."""
         ticket, now = permit.ticket, self._loop.time()
         self._permits.pop(ticket.number, None)
         self._watchers.pop(ticket.number, None)
@@ -202,14 +202,14 @@ class LocalGate:
         self._metrics.gate_wait[ticket.priority, outcome].observe(now - ticket.arrived_at)
 
     def _take_back(self, permit: LocalPermit) -> None:
-        """The watchdog: a holder that outlived its own deadline is a bug, and must not become an outage."""
+        """Take back the slot of a holder that outlived its deadline: that is a bug, and must not block the gate."""
         self._metrics.forced_releases.inc()
         self.release(permit)
         if permit.on_revoked is not None:
             permit.on_revoked("internal_error")
 
     def _tell_waiters(self) -> None:
-        """Let those who asked know, once a tick, that places may have changed."""
+        """Schedule the calls of `on_position_change`, at most once a tick."""
         if self._watchers and not self._news_due:
             self._news_due = True
             self._loop.call_soon(self._tell)

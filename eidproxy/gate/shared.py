@@ -1,11 +1,11 @@
 """The shared gate: the same promises as `LocalGate`, kept in Redis or Valkey for any number of replicas.
 
-The discipline runs in the server (`gate.lua`). What runs here is the other half of a lease: it is renewed every third
-of its length, and a slot whose renewal did not come through is given up at four fifths of it, before the server can
-give it to anybody else. Both are counted from a moment *before* the call was sent, so the server's lease ends later.
+The server decides the order (`gate.lua`). This module keeps the leases: it renews each one every third of its length,
+and gives up a slot that it could not renew after four fifths, before the server can grant that slot to another request.
+It counts from *before* it sends a call, so the server's lease always ends later.
 
-Nothing here is believed without a call that went to the server and back: the message that wakes a waiter may be as old
-as a pause of this process was long, so a waiter that is woken renews, and holds its slot only if the answer says so.
+This module trusts only the answer to a call. The message that wakes a waiter may be as old as a pause of this process,
+so the waiter renews first, and holds its slot only if that answer says so.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from eidproxy.router.upstream import EgressBlocked
 from eidproxy.vocabulary import Priority, WaitOutcome
 
 CALL_SECONDS = 0.3
-"""How long the store may take to answer. A caller gets its 503 within 500 ms."""
+"""Time limit for an answer of the store, so that a caller gets its 503 within 500 ms."""
 
 HOLD_SHARE = 0.8
 """The part of a lease after which a holder that could not renew stops."""
@@ -36,19 +36,19 @@ HOLD_SHARE = 0.8
 _ROUNDS_A_LEASE = 3
 """Renewals in one lease: two in a row may fail."""
 _POLL_SECONDS = 0.5
-"""How often those who wait are renewed, which also finds a grant whose message was lost, and a lease that ran out."""
+"""Time between rounds while a request waits. A round also finds a grant whose message was lost, or an expired lease."""
 
 _CLOSE_SECONDS = 1.0
-"""How long an end waits for the store to hear what is given back. Else the leases do it."""
+"""How long `aclose` waits for the store to confirm releases. Those it did not confirm end with their leases."""
 _RESOLVE_SECONDS = 5.0
-"""How long `check` waits for the name of the store."""
+"""Time limit for resolving the store's name in `check`."""
 _LISTEN_AGAIN_SECONDS = 0.25
-"""Until a subscription that broke is made again. Meanwhile the rounds find what was said."""
-_REPORT = 4  # state, number, token and position of a ticket
+"""Delay before a broken subscription is made again. Meanwhile the rounds find what was published."""
+_REPORT = 4  # values for each ticket: state, number, token, position
 
 
 def build_client(settings: GateSettings) -> Callable[["RedisGate"], StoreClient]:
-    """The client that `gate.url` asks for, once there is a gate to hear of it."""
+    """Return a function that builds the store's client for a gate; the gate's `answered` is called when a call ends."""
     address = gate_address(settings.url or "")
     tls = ssl.create_default_context(cafile=address.ca_file) if address.secure else None
     terms = (
@@ -68,7 +68,7 @@ def build_client(settings: GateSettings) -> Callable[["RedisGate"], StoreClient]
 
 
 async def check_store(settings: GateSettings) -> tuple[list[str], str | None]:
-    """For `check`: what would be dialled, and why the store cannot serve now, if so."""
+    """Return what would be dialled, and why the store cannot serve now (None if it can). For `check`."""
     address = gate_address(settings.url or "")
     if address.path is not None:
         told = [f"would open the socket {address.path}"]
@@ -89,7 +89,7 @@ async def check_store(settings: GateSettings) -> tuple[list[str], str | None]:
         max_waiting=settings.max_waiting,
         lease_seconds=settings.lease_seconds,
         wait_timeout_seconds=settings.wait_timeout_seconds,
-        max_hold_seconds=0.0,  # it holds nothing
+        max_hold_seconds=0.0,  # the check acquires nothing
         changed=faults.append,
     )
     served = await gate.available()
@@ -100,7 +100,7 @@ async def check_store(settings: GateSettings) -> tuple[list[str], str | None]:
 
 
 class LeaseTerms:
-    """What follows from the length of a lease, in seconds."""
+    """The durations that follow from the length of a lease, in seconds."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -111,12 +111,12 @@ class LeaseTerms:
 
 
 def call_seconds(lease_seconds: float) -> float:
-    """How long a call may take: with a short lease less, so that one slow call does not end it."""
+    """Return the time limit of a call: shorter for a short lease, so that one slow call does not end it."""
     return min(CALL_SECONDS, lease_seconds / 4)
 
 
 class RedisPermit:
-    """A pass of `RedisGate`."""
+    """A permit of `RedisGate`."""
 
     __slots__ = (
         "_gate",
@@ -149,16 +149,16 @@ class RedisPermit:
         self.settling = False
         self.on_position_change: Callable[[], None] | None = None
         self.number = 0
-        """The order of arrival by the server, 0 before it answered."""
+        """The server's order of arrival; 0 before its first answer."""
         self.token = 0
-        """The fencing token, 0 before the grant."""
+        """The fencing token; 0 before the grant."""
         self.position = 0
         self.entering: Call | None = None
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.unanswered: asyncio.TimerHandle | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self.fence: asyncio.TimerHandle | None = None
-        self.fence_at = 0.0  # kept here: uvloop's handle of a timer that is due at once cannot tell
+        self.fence_at = 0.0  # stored here: uvloop's handle of a timer that is due at once has no time
         self.watchdog: asyncio.TimerHandle | None = None
 
     granted_at_once = False
@@ -172,14 +172,16 @@ class RedisPermit:
         return self._gate.is_held(self)
 
     def queue_position(self) -> tuple[int, float | None]:
-        """See `Permit.queue_position`. The position is 0 until the server has told it."""
+        """See `Permit.queue_position`. The position is 0 before the server's first answer."""
         position = 0 if self.granted_at is not None else self.position
         return position, self._gate.wait(position)
 
 
 class RedisGate:
-    """The gate in a store. Its views (`statistics`, `holders`, `waiters`) show what this replica holds and waits for;
-    the position of a waiter is its place among those of all replicas.
+    """A gate in a store that replicas share.
+
+    `statistics`, `holders` and `waiters` show the requests of this replica only; the position of a waiter counts the
+    waiters of all replicas.
     """
 
     def __init__(
@@ -194,7 +196,7 @@ class RedisGate:
         max_hold_seconds: float,
         changed: Callable[[Exception | None], None] = lambda _error: None,
     ) -> None:
-        """`changed` hears when the store becomes available (None) and when it no longer is (why)."""
+        """`changed` is called with None when the store becomes available, and with the error when it no longer is."""
         self._metrics = metrics
         self._capacity = capacity
         self._max_waiting = max_waiting
@@ -209,7 +211,7 @@ class RedisGate:
         self._lines: dict[Priority, dict[str, RedisPermit]] = {priority: {} for priority in Priority}
         self._holders: dict[str, RedisPermit] = {}
         self._releases: dict[str, tuple[int, float]] = {}
-        """What the store has not confirmed as given back: its token, and when its lease ends by itself."""
+        """Releases that the store has not confirmed, by permit: the token, and when the lease ends by itself."""
         self._releasing: set[str] = set()
         self._mean_hold_seconds: float | None = None
         self._draining = False
@@ -226,10 +228,10 @@ class RedisGate:
         self._listener = self._loop.create_task(self._listen())
         self._round()
 
-    # What a relay asks for
+    # For a relay
 
     def acquire(self, priority: Priority, on_position_change: Callable[[], None] | None = None) -> RedisPermit:
-        """See `Gate.acquire`. Whether the queue is full is known only to the server."""
+        """See `Gate.acquire`. Only the server knows whether the queue is full, so `granted` raises that refusal."""
         if self._draining:
             self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
             raise Refusal("draining")
@@ -264,20 +266,20 @@ class RedisGate:
                 self._turn_away(permit, Refusal("draining"), WaitOutcome.DRAINING)
 
     def is_held(self, permit: RedisPermit) -> bool:
-        """See `Permit.is_held`. What was granted before a pause may have been given on during it."""
+        """See `Permit.is_held`. During a pause of this process the server may have granted the slot to others."""
         if permit.id in self._holders and permit.fence_at <= self._loop.time():
             self._lose(permit)
         return permit.id in self._holders
 
     def wait(self, position: int) -> float | None:
-        """Seconds until the waiter at a position has a slot, by the mean of all replicas' holds."""
+        """Return the seconds until the waiter at a position has a slot, from the mean hold of all replicas, or None."""
         mean = self._mean_hold_seconds
         return None if mean is None else mean * position / self._capacity
 
-    # What the operator sees
+    # For the operator's views
 
     def statistics(self) -> GateStatistics:
-        """See `Gate.statistics`: of this replica, so that the sum over all replicas is the whole."""
+        """See `Gate.statistics`. Counts are those of this replica, so that a sum over all replicas is the total."""
         now = self._loop.time()
         oldest = {priority: next(iter(line.values()), None) for priority, line in self._lines.items()}
         return GateStatistics(
@@ -318,7 +320,7 @@ class RedisGate:
         return not call.reply.cancelled() and call.reply.exception() is None
 
     async def aclose(self) -> None:
-        """See `Gate.aclose`. What was given back shall be free for the others at once, not after the lease."""
+        """See `Gate.aclose`. Waits for the store, so that other replicas get the slots now and not a lease later."""
         self.drain()
         for permit in list(self._holders.values()):
             self.release(permit)
@@ -333,12 +335,12 @@ class RedisGate:
         await asyncio.wait(tasks)
         await self._client.aclose()
 
-    # What the store answers
+    # Answers of the store
 
     def answered(self, function: str, error: Exception | None) -> None:
-        """Note how a call ended: tell of each change, and while the store fails begin the next round soon.
+        """Record how a call ended: report a change of availability, and begin a round soon while the store fails.
 
-        A store without free memory still renews and releases (see `gate.lua`), so only an `enter` that succeeds says
+        A store without free memory still renews and releases (see `gate.lua`), so only an `enter` that succeeds shows
         that it serves.
         """
         if error is None and function != "enter":
@@ -367,7 +369,7 @@ class RedisGate:
             return
         self._apply(permit, sent_at, state, number, token, position)
         if state == b"waits":
-            # A caller that is told its place follows it from now on.
+            # A round at once if the caller wants its position and the subscription to queue moves is not made yet.
             self._schedule_round(
                 0 if permit.on_position_change is not None and not self._following else self._lease.poll
             )
@@ -382,7 +384,7 @@ class RedisGate:
 
     def _renewed(self, permits: list[RedisPermit], done: "asyncio.Future[Reply]") -> None:
         if done.cancelled() or done.exception() is not None:
-            self._whole_round_at = 0.0  # the next round tries again; the fence stands
+            self._whole_round_at = 0.0  # the next round renews all again; each fence stays set
             return
         sent_at, (mean, *reports) = done.result()
         self._learn_mean(mean)
@@ -391,11 +393,11 @@ class RedisGate:
                 self._apply(permit, sent_at, *reports[index * _REPORT : (index + 1) * _REPORT])
 
     def _apply(self, permit: RedisPermit, sent_at: float, state: bytes, number: int, token: int, position: int) -> None:
-        """Take what the server says of a permit. Its lease was begun anew no earlier than `sent_at`."""
+        """Apply the server's answer to a permit. The server began the new lease no earlier than `sent_at`."""
         now = self._loop.time()
         if state == b"gone":
             if permit.granted_at is None and permit.priority is Priority.BACKGROUND and permit.fence_at > now:
-                # Its lease was good, so it was displaced, and the message that says so is slower or lost.
+                # Its lease had not ended, so the server displaced it; the message that says so is late or lost.
                 self._displaced(permit)
             else:
                 self._lose(permit)
@@ -403,7 +405,7 @@ class RedisGate:
         permit.number = number
         fence_at = sent_at + self._lease.hold
         if fence_at <= now:
-            self._lose(permit)  # the answer lay unread while this process stood still: what it says may be over
+            self._lose(permit)  # the answer lay unread during a pause of this process: it may be out of date
             return
         if permit.fence is not None:
             permit.fence.cancel()
@@ -435,7 +437,7 @@ class RedisGate:
         if microseconds >= 0:
             self._mean_hold_seconds = microseconds / 1e6
 
-    # How a permit ends
+    # The end of a permit
 
     def _expire(self, permit: RedisPermit) -> None:
         refusal = Refusal("gate_wait_timeout", retry_seconds=self.wait(max(permit.position, 1)))
@@ -449,7 +451,7 @@ class RedisGate:
         self._turn_away(permit, Refusal("gate_unavailable"), None)
 
     def _lose(self, permit: RedisPermit) -> None:
-        """The lease is over or was not renewed in time: stop, and only then tell the server."""
+        """End a permit whose lease is over or was not renewed in time: stop its request, then tell the server."""
         if permit.granted_at is None:
             self._unavailable(permit)
             return
@@ -458,7 +460,7 @@ class RedisGate:
         self._stop(permit, "gate_unavailable")
 
     def _take_back(self, permit: RedisPermit) -> None:
-        """The watchdog: see `LocalGate`."""
+        """Take back a slot for the watchdog: see `LocalGate`."""
         self._metrics.forced_releases.inc()
         self._stop(permit, "internal_error")
 
@@ -471,7 +473,7 @@ class RedisGate:
     def _turn_away(
         self, permit: RedisPermit, refusal: Refusal, outcome: WaitOutcome | None, *, place: bool = True
     ) -> None:
-        """End a wait with a refusal. `place` tells whether the server may hold one for it."""
+        """End a wait with a refusal. `place`: whether the server may hold a place for the permit."""
         if permit.id not in self._permits:
             return
         if outcome is not None:
@@ -481,7 +483,7 @@ class RedisGate:
             self._give_back(permit)
         if not permit.turn.done():
             permit.turn.set_exception(refusal)
-            permit.turn.exception()  # a waiter that left in this very tick never looks
+            permit.turn.exception()  # marks it as retrieved: a waiter that left in this tick never reads it
 
     def _forget(self, permit: RedisPermit) -> None:
         del self._permits[permit.id]
@@ -493,13 +495,13 @@ class RedisGate:
                 timer.cancel()
 
     def _give_back(self, permit: RedisPermit) -> None:
-        """Have the server take back what it may hold for a permit, as soon as it can be reached."""
+        """Tell the server to free the slot or place that it may hold for a permit, as soon as it can be reached."""
         if permit.entering is not None and not permit.entering.sent:
             permit.entering.reply.cancel()
             return
         self._releases[permit.id] = permit.token, self._loop.time() + self._lease.seconds
         self._releasing.add(permit.id)
-        # An aborted transport is closed in the next turn of the loop, and the client may be about to send in this one.
+        # The loop closes an aborted transport in its next turn; without the delay the client could send before that.
         self._loop.call_soon(self._send_release, permit.id, permit.token)
 
     def _send_release(self, number: str, token: int) -> None:
@@ -515,15 +517,15 @@ class RedisGate:
             self._releases.pop(number, None)
             self._learn_mean(done.result().values[0])
 
-    # The rounds
+    # Rounds: periodic renewals
 
     def _round(self) -> None:
-        """Renew the leases in one call, send again what was not taken back, and look whether the store serves."""
+        """Renew leases in one call, or check the store when none is due; repeat releases that were not confirmed."""
         now = self._loop.time()
         self._round_timer = None
         for number, (token, give_up_at) in list(self._releases.items()):
             if now >= give_up_at:
-                del self._releases[number]  # the lease has done it
+                del self._releases[number]  # the lease has ended, which frees it
             elif number not in self._releasing:
                 self._send_release(number, token)
         if not self._renewing:
@@ -541,7 +543,7 @@ class RedisGate:
     def _due(self, now: float) -> list[RedisPermit]:
         """Return the permits to renew now: all of them once in each third of a lease.
 
-        In between only holders, our next in line, and those whose callers are told their places.
+        In between only holders, our next in line, and waiters whose callers are told their position.
         """
         permits = self._permits
         if now >= self._whole_round_at - 0.001:
@@ -564,7 +566,7 @@ class RedisGate:
         self._round_at = when
         self._round_timer = self._loop.call_at(when, self._round)
 
-    # The messages that wake
+    # Messages from the store
 
     async def _listen(self) -> None:
         while True:
@@ -574,12 +576,12 @@ class RedisGate:
                     await connection.connect()
                     await connection.send_command("SUBSCRIBE", f"eidproxy:gate:{self._replica}")
                 self._subscription, self._following = connection, False
-                self._schedule_round(0)  # what was said while nobody listened
+                self._schedule_round(0)  # finds what was published while nobody listened
                 while True:
                     kind, _, words = await connection.read_response()
                     if kind == b"message":
                         self._hear(words.decode())
-            except Exception:  # noqa: BLE001, S110  # the polls go on, and the client says why
+            except Exception:  # noqa: BLE001, S110  # rounds go on, and the client reports the fault
                 pass
             finally:
                 self._subscription = None
@@ -587,9 +589,9 @@ class RedisGate:
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
 
     async def _follow(self) -> None:
-        """Subscribe to the moves of the queue while a caller is told its place, and only then.
+        """Subscribe to the moves of the queue while a caller is told its position, and unsubscribe when none is.
 
-        The store sends each move to every replica that listens, and with a thousand of them that delays the grant.
+        The store sends each move to every subscriber; with a thousand replicas that delays the grant.
         """
         wanted = any(permit.on_position_change is not None for line in self._lines.values() for permit in line.values())
         connection = self._subscription
@@ -611,6 +613,6 @@ class RedisGate:
             if permit is not None:
                 self._renew([permit])
             elif number not in self._releases:
-                # A call that was given up reached the server all the same.
+                # The server granted a slot to a request that was given up here.
                 self._releases[number] = 0, self._loop.time() + self._lease.seconds
                 self._send_release(number, 0)

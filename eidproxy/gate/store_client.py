@@ -1,8 +1,8 @@
-"""The client of a shared gate's store: where it may lead, one connection in order, the library, a bound on waits.
+"""The client of a shared gate's store: egress checks, one connection, the Lua library, a time limit for each call.
 
-Calls go out in the order in which they were made, all that came together in one write. Each carries the run id of the
-server it reaches, so the library knows when it speaks for a server that started anew. Every call may be repeated
-without harm, so one that met a connection the server had closed is sent once more.
+The client sends calls in the order in which they were made, and those made together in one write. Each call carries the
+run id of the server it reaches, so the library notices a server that has restarted. Every call may be repeated without
+harm, so the client sends a call once more if the server had closed the connection.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ _KEYS = tuple(
 )
 
 _MAX_BATCH = 64
-"""Calls in one write: all of them share one bound in time."""
+"""Maximum number of calls in one write: they share one time limit."""
 
 
 class Reply(NamedTuple):
-    """What the library said, and the last moment of our clock at which it had certainly not yet said it."""
+    """The library's answer, and the loop's time right before the call was sent: the answer is not older."""
 
     sent_at: float
     values: list[Any]
 
 
 class Call:
-    """One call of the library on its way."""
+    """One call of a library function; `sent` is set when it is written."""
 
     __slots__ = ("arguments", "function", "reply", "sent")
 
@@ -54,17 +54,17 @@ class Call:
 
 
 class GuardedConnection(Connection):
-    """A connection of redis-py that resolves, judges, dials the literal and checks the peer by itself."""
+    """A redis-py connection that resolves the name, decides on every address, dials the literal and checks the peer."""
 
     run_id = ""
 
     def __init__(self, address: GateAddress, policy: EgressPolicy, resolver: Resolver, tls: SSLContext | None) -> None:
         super().__init__(
-            host="gate",  # it stands in error texts, and the real one shall not
+            host="gate",  # a placeholder: error texts contain it, and must not contain the real one
             db=address.database,
             username=address.username,
             password=address.password,
-            socket_timeout=None,  # every wait has a bound round it
+            socket_timeout=None,  # the users of a connection limit its waits themselves
             socket_connect_timeout=None,
             protocol=2,
         )
@@ -74,7 +74,7 @@ class GuardedConnection(Connection):
         self._tls = tls
 
     async def addresses(self) -> list[str]:
-        """What may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
+        """Return the addresses that may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
         host, port = self._address.host, self._address.port
         found = [host] if literal(host) is not None else await self._resolver.resolve(host, port)
         decisions = self._policy.decide_all(found)
@@ -83,7 +83,7 @@ class GuardedConnection(Connection):
         return [str(decision.address) for decision in decisions]
 
     async def connect(self) -> None:
-        """Connect, log in, and learn which run of which server this is. What fails leaves as it was raised."""
+        """Connect, log in and read the server's run id. Every error is raised unchanged."""
         await self._connect()
         try:
             await self.on_connect()
@@ -108,16 +108,16 @@ class GuardedConnection(Connection):
                 continue
             peer = writer.get_extra_info("peername")
             if peer is None or peer == writer.get_extra_info("sockname"):
-                writer.close()  # gone already, or the kernel joined the socket with itself
+                writer.close()  # closed already, or the kernel connected the socket to itself
                 continue
             if canonical(peer[0]) != address:
                 writer.close()
                 raise EgressBlocked(Decision(Verdict.OUTSIDE))
             sock = writer.get_extra_info("socket")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A subscription says nothing for hours.
+            # A subscription may be silent for hours.
             enable_keepalive(sock, idle=5, interval=2, count=3)
-            # Hanging up throws away what was not delivered: a call that was given up shall not take a slot later.
+            # Closing then discards unsent bytes: a call that was given up must not take a slot later.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._reader, self._writer = reader, writer
             return
@@ -135,7 +135,7 @@ class GuardedConnection(Connection):
 
 
 def _library() -> tuple[str, str]:
-    """The library's text under a name that belongs to this very text, and that name.
+    """Return the library's text and its name, which carries a digest of the text.
 
     So replicas of two versions can share a server while one replaces the other.
     """
@@ -145,7 +145,7 @@ def _library() -> tuple[str, str]:
 
 
 class StoreClient:
-    """The one way from the gate to its store."""
+    """The client through which a gate calls its store."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class StoreClient:
         tls: SSLContext | None = None,
         resolver: Resolver | None = None,
     ) -> None:
-        """`settings` go with every call; `answered` hears how each ended."""
+        """`settings` are sent with every call; `answered` is called when one ends: function, error or None."""
         self._address = address
         self._policy = policy
         self._settings = settings
@@ -174,18 +174,18 @@ class StoreClient:
         self._sender = self._loop.create_task(self._send_calls())
 
     def call(self, function: str, *arguments: str | int) -> Call:
-        """Have a function of the library called. A reply that is cancelled before it was sent is not sent."""
+        """Queue a call of a library function. It is not sent if its reply is cancelled before."""
         call = Call(function, arguments, self._loop.create_future())
         self._calls.append(call)
         self._work.set()
         return call
 
     def connection(self) -> GuardedConnection:
-        """A connection that is not yet made."""
+        """Return a connection that is not yet open."""
         return GuardedConnection(self._address, self._policy, self._resolver, self._tls)
 
     async def aclose(self) -> None:
-        """Hang up."""
+        """Cancel all calls and close the connection."""
         self._sender.cancel()
         await asyncio.wait([self._sender])
         for call in self._calls:
@@ -218,25 +218,25 @@ class StoreClient:
                         raise
                     await self._hang_up()
                     await self._complete_batch([call for call in batch if not call.reply.done()])
-        except Exception as error:  # noqa: BLE001  # whatever it is: the gate is not to be had
+        except Exception as error:  # noqa: BLE001  # any error means that the gate is unavailable
             await self._hang_up()
             for call in batch:
                 self._end(call, error)
 
     async def _complete_batch(self, batch: list[Call]) -> None:
-        """Send these calls and take their replies. Raises what breaks the connection."""
+        """Send these calls and read their replies. Raises what breaks the connection."""
         connection = self._connection
         if connection is None:
             connection = self._connection = self.connection()
             await connection.connect()
-            # A caller that left meanwhile had nothing to give back, so nothing may be taken for it now.
+            # A caller that left during the connect has sent no release, so its call must not take a slot now.
             batch = [call for call in batch if not call.reply.done()]
             if not batch:
                 return
         sent_at = self._loop.time()
         results = await self._round_trip(connection, batch)
         if any(_is_unknown(result) for result in results):
-            # The library is not there (again). Nothing of the batch was done: all of it calls the same library.
+            # The server does not have the library, or lost it. No call of the batch ran, since all are calls of it.
             await self._load(connection)
             sent_at = self._loop.time()
             results = await self._round_trip(connection, batch)
@@ -248,7 +248,7 @@ class StoreClient:
             else:
                 self._end(call, None, Reply(sent_at, result))
         if broken:
-            # Read-only, no permission, loading: another server may stand there at the next look.
+            # Read-only, no permission, loading: the next connection may reach another server.
             await self._hang_up()
 
     async def _round_trip(self, connection: GuardedConnection, batch: list[Call]) -> list[Any]:
@@ -280,7 +280,7 @@ class StoreClient:
         try:
             await connection.read_response()
         except ResponseError as error:
-            if "already exists" not in str(error):  # else another replica was faster
+            if "already exists" not in str(error):  # if it exists, another replica was faster
                 raise
 
     def _end(self, call: Call, error: Exception | None, reply: Reply | None = None) -> None:
@@ -291,7 +291,7 @@ class StoreClient:
             call.reply.set_result(reply)
         else:
             call.reply.set_exception(error or StoreUnreachable())
-            call.reply.exception()  # who asked may have left
+            call.reply.exception()  # marks it as retrieved: the caller may have left
 
     async def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
@@ -305,5 +305,5 @@ def _is_unknown(result: object) -> bool:
 
 
 async def addresses(address: GateAddress) -> list[str]:
-    """What a gate at this address would dial, for `check`. Raises EgressBlocked, httpx.ConnectError."""
+    """Return what a gate at this address would dial. For `check`. Raises EgressBlocked, httpx.ConnectError."""
     return await GuardedConnection(address, address.egress, Resolver(), None).addresses()

@@ -1,4 +1,4 @@
-"""For the tests of an app that asks eidproxy: a pytest plugin with a fake router and the real proxy in front of it.
+"""Tests for an app that uses eidproxy: a pytest plugin with a fake router and the real proxy in front of it.
 
     def test_digest(eidproxy, fake_router):
         fake_router.play(stream("Three ", "mails"), cut("Thr"))
@@ -6,7 +6,7 @@
 
 Installing eidproxy with its extra `testing` is all it takes: pytest finds the fixtures by itself. They are
 `fake_router` (see `FakeRouter`), `eidproxy` (see `RunningProxy`) and `eidproxy_settings`, which a test module overrides
-to run the proxy with settings of its own. Names that stand in `__all__` stay.
+to run the proxy with settings of its own. Names in `__all__` are stable.
 """
 
 from eidproxy.testing.fake_router import (

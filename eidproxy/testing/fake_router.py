@@ -1,11 +1,11 @@
-"""A router that does what it is told: it stands where a real one would, for an app's tests and for the demo.
+"""A scripted router in place of a real one, for an app's tests and for the demo.
 
     with FakeRouter() as router:
-        router.play(stream("Good ", "morning"), cut("Good "))   # one for each request; the last one goes on
+        router.play(stream("Good ", "morning"), cut("Good "))   # one for each request; the last one repeats
         ...                                                     # eidproxy asks it
         assert router.max_concurrent == 1
 
-It listens on a real socket, in a thread of its own, and knows both aliases. Everything it says has what a caller of
+It listens on a real socket, in a thread of its own, and knows both aliases. Its answers contain what a caller of
 eidproxy must never see: the path of a model, a fingerprint, token counts.
 """
 
@@ -22,22 +22,22 @@ from types import TracebackType
 from typing import Any, Self
 
 ALIASES = {"daily": "mac-mini-default", "deep": "qwen-macbook"}
-"""What the router calls each mode; eidproxy's defaults."""
+"""The router's name for each mode: eidproxy's defaults."""
 
 MODEL_PATH = "/Users/fake/models/Secret-27B-8bit"
 FINGERPRINT = "fp-fake-router-macOS-arm64"
-"""What it tells of itself, so that a test can look for it where it must not be."""
+"""In each event, so that a test can check that a caller never gets them."""
 
 _PATIENCE_SECONDS = 30.0
 """How long a test waits for what should take milliseconds, before it fails."""
 
 _MOST_BYTES = 64 << 20
-"""A request that is longer is no request: a test that sends it has a fault."""
+"""Limit of the reader's buffer: a test whose request exceeds it has a fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request that came in whole."""
+    """One request that was received whole."""
 
     mode: str
     """`daily` or `deep`; empty for an alias that the router does not know."""
@@ -59,12 +59,12 @@ class Asked:
 
 
 class Hold:
-    """A step of a script: say nothing, until `FakeRouter.wake` or until the caller leaves."""
+    """A step of a script: silence until `FakeRouter.wake`, or until the caller leaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What happens to one request: bytes that are sent, seconds of silence, a hold; then the connection is closed."""
+    """The response to one request: bytes to send, seconds of silence, holds; then the connection is closed."""
 
     steps: tuple[bytes | float | Hold, ...]
 
@@ -74,44 +74,44 @@ Part = Script | Callable[[Asked], "Part"]
 
 
 def stream(*words: str, every: float = 0.0, thinking: Iterable[str] = (), finish_reason: str = "stop") -> Script:
-    """A whole answer, one event for each word, `every` seconds apart; `thinking` comes first, as reasoning."""
+    """Return a whole answer, one event for each word, `every` seconds apart; `thinking` comes first, as reasoning."""
     return Script((*_begun(words, every, thinking), *_ended(finish_reason)))
 
 
 def call(name: str, arguments: dict[str, Any]) -> Script:
-    """An answer that calls a tool."""
+    """Return an answer that calls a tool."""
     function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
     delta = {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]}
     return Script((_STREAM, _event(delta), *_ended("tool_calls")))
 
 
 def refusal(status: int = 503, type: str = "overloaded", message: str = "fake-router.local says no") -> Script:
-    """An error instead of an answer, in OpenAI's form."""
+    """Return an error instead of an answer, in OpenAI's form."""
     return Script((_json(status, {"error": {"type": type, "message": message, "code": None}}),))
 
 
 def warming() -> Script:
-    """The model is being loaded."""
+    """Return the refusal of a router whose model is being loaded."""
     return refusal(503, "warming")
 
 
 def cut(*words: str, every: float = 0.0) -> Script:
-    """An answer that ends in the middle: no finish reason, no end."""
+    """Return an answer that ends in the middle: no finish reason, no `[DONE]`."""
     return Script(tuple(_begun(words, every, ())))
 
 
 def stall(*words: str, every: float = 0.0) -> Script:
-    """An answer that begins and then goes silent."""
+    """Return an answer that begins and then goes silent."""
     return Script((*_begun(words, every, ()), Hold(), *_ended("stop")))
 
 
 def hang() -> Script:
-    """The request is taken, and nothing comes back: a model server that is stuck."""
+    """Return a script that takes the request and sends nothing: a model server that is stuck."""
     return Script((Hold(), _STREAM, _event({"role": "assistant", "content": "back"}), *_ended("stop")))
 
 
 def wake_up(then: Part, *, refused: int = 1) -> Callable[[Asked], Part]:
-    """The first `refused` requests find a model that is being loaded; from then on it answers."""
+    """Return a part that answers the first `refused` requests with `warming()`, and later ones with `then`."""
     left = itertools.count(refused, -1)
     return lambda _: warming() if next(left) > 0 else then
 
@@ -158,19 +158,19 @@ _STREAM = _head(200, "text/event-stream")
 
 @dataclass(eq=False)
 class FakeRouter:
-    """A router in a thread of its own. Use it with `with`; it may be played anew at any time."""
+    """A router in a thread of its own. Use it with `with`; call `play` at any time."""
 
     requests: list[Asked] = field(default_factory=list)
-    """Every request that came in whole, oldest first."""
+    """Every request that was received whole, oldest first."""
     concurrent: int = 0
-    """How many requests of `daily` it is at now; and the most that it ever was."""
+    """How many requests of `daily` are running now; `max_concurrent` is the maximum so far."""
     max_concurrent: int = 0
     left: int = 0
-    """How many callers went before the end of their answer."""
+    """How many callers left before the end of their answer."""
     ended: Counter[str] = field(default_factory=Counter)
     """How many answers were sent to their end, by mode."""
     port: int = 0
-    """Where it listens; 0 until it has begun, unless one was given."""
+    """The port it listens on; 0 until it has started, unless one was given."""
 
     def __post_init__(self) -> None:
         self._scripts: dict[str, deque[Part]] = {mode: deque([stream("Hello", "!")]) for mode in ALIASES}
@@ -180,11 +180,11 @@ class FakeRouter:
 
     @property
     def url(self) -> str:
-        """What `LLM_ROUTER_URL` is in front of it."""
+        """The value of `LLM_ROUTER_URL` for a proxy in front of it."""
         return f"http://127.0.0.1:{self.port}"
 
     def play(self, *parts: Part, mode: str | None = None) -> None:
-        """Answer with these, one for each request of `mode` (or of both); the last one goes on for ever."""
+        """Answer with these, one for each request of `mode` (or of both); the last one repeats. Raises ValueError."""
         if not parts or (mode is not None and mode not in ALIASES):
             raise ValueError("play needs a script, and a mode that is daily or deep")
         with self._changed:
@@ -192,11 +192,11 @@ class FakeRouter:
                 self._scripts[one] = deque(parts)
 
     def wake(self) -> None:
-        """Let everything that holds now go on."""
+        """End every hold that has begun."""
         self._loop.call_soon_threadsafe(self._wake)
 
     def wait_for(self, reached: Callable[[Self], bool], seconds: float = _PATIENCE_SECONDS) -> None:
-        """Block until what was counted is as wanted: `router.wait_for(lambda it: it.concurrent == 1)`."""
+        """Block until `reached` is true: `router.wait_for(lambda it: it.concurrent == 1)`. Raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: reached(self), seconds):
                 raise TimeoutError(f"the fake router did not come to that in {seconds:g} s")
@@ -210,7 +210,7 @@ class FakeRouter:
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 
-    # In the thread
+    # In the router's thread
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from eidproxy.testing.running import RunningProxy
 
 @pytest.fixture
 def fake_router() -> Iterator[FakeRouter]:
-    """A router of this test's own. It answers "Hello!" until it is told something else."""
+    """A router for this test alone. It answers "Hello!" until the test calls `play`."""
     with FakeRouter() as router:
         yield router
 

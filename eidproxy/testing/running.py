@@ -1,4 +1,4 @@
-"""The real proxy, run for a test: a process of its own in front of a router that is named."""
+"""The real proxy for a test: a process of its own in front of a given router."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import IO, Any, Self
 
 _PATIENCE_SECONDS = 30.0
-"""How long a process may take to start or to end, on a machine that does much else."""
+"""How long a process may take to start or to end, on a busy machine."""
 
 
 class RunningProxy:
@@ -21,18 +21,18 @@ class RunningProxy:
         self._started = threading.Event()
         self.port = 0
         self.log: list[dict[str, Any]] = []
-        """What it has logged, one object a line: its events, and one line for each request."""
+        """The log, one object for each line: events, and one line for each request."""
         self.output: list[str] = []
-        """What it printed beside that, for instance which setting is wrong."""
+        """Other lines that it printed, for instance which setting is wrong."""
 
     @property
     def url(self) -> str:
-        """Where it is: the live view, `/status`, `/chat`."""
+        """The proxy's address: the live view, `/status`, `/chat`."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def base_url(self) -> str:
-        """What an OpenAI client takes."""
+        """The base URL for an OpenAI client."""
         return f"{self.url}/v1"
 
     def __enter__(self) -> Self:
@@ -74,11 +74,11 @@ class RunningProxy:
                 if told.get("event") == "started":
                     self.port = told["port"]
                     self._started.set()
-        self._started.set()  # it ended, perhaps before it began
+        self._started.set()  # it ended, perhaps before it had started
 
 
 def _environment(router_url: str, settings: Mapping[str, object]) -> dict[str, str]:
-    """The tester's environment without what it says to eidproxy, and the settings by their paths."""
+    """Return this environment without eidproxy's variables, plus the settings. Raises ValueError for an unknown one."""
     from eidproxy.config import FIELDS
 
     names = {field.path: field.env for field in FIELDS if field.env}
