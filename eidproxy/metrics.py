@@ -243,15 +243,15 @@ class Metrics(Collector):
             "upstream_responses", "Answers of the router by class of status.",
             ("mode", "code"), product(Mode, RESPONSE_CODES),
         )  # fmt: skip
-        intervals: dict[tuple[str, ...], Distribution] = {(m,): self.streams[m].intervals for m in Mode}
-        self._histograms.append(
-            _Family("chunk_interval_seconds", "Between two writes of a stream to its caller.", ("mode",), intervals)
-        )
 
     def _make_process_metrics(self) -> None:
         self.loop_lag = self._histogram("event_loop_lag_seconds", "How late a timer of the event loop ran.", _LAG)[()]
         self.rules_missing = self._counter("chat_rules_missing", "Chat requests refused for want of a rules file.")[()]
         self.log_dropped = self._counter("log_lines_dropped", "Log lines dropped since nobody read the output.")[()]
+        intervals: dict[tuple[str, ...], Distribution] = {(m,): self.streams[m].intervals for m in Mode}
+        self._histograms.append(
+            _Family("chunk_interval_seconds", "Between two writes of a stream to its caller.", ("mode",), intervals)
+        )
 
     def _counter(
         self, name: str, text: str, labels: tuple[str, ...] = (), values: Iterable[tuple[str, ...]] = ((),)

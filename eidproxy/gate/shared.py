@@ -520,7 +520,7 @@ class RedisGate:
     # Rounds: periodic renewals
 
     def _round(self) -> None:
-        """Renew leases in one call, or check the store when none is due; repeat releases that were not confirmed."""
+        """Check the store, renew the leases that are due in one call, and repeat releases that were not confirmed."""
         now = self._loop.time()
         self._round_timer = None
         for number, (token, give_up_at) in list(self._releases.items()):

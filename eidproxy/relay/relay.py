@@ -212,7 +212,7 @@ class Relay:
     def _reach_router(self) -> bool:
         """Begin to connect, now that the slot is granted; send the request if the connection is there at once.
 
-        A router on the same machine accepts at once. Return whether the request was sent.
+        A router on the same machine accepts at once. Return whether nothing is left to wait for.
         """
         self._on_granted()
         upstream = self.services.upstream

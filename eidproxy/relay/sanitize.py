@@ -81,7 +81,7 @@ class Sanitizer:
         self.finish_reason: FinishReason | None = None
         """The last finish reason that came."""
         self.has_text_after_finish = False
-        """Whether text or calls came after a finish reason: then only the router's own end makes the answer whole."""
+        """Whether anything came after a finish reason: then only the router's own end makes the answer whole."""
         self.said_done = False
         self.failure: str | None = None
         """The reason for an error that the router sent. No event is read after it."""

@@ -101,7 +101,7 @@ class WedgeGuard:
     """
 
     def __init__(self, wedge_after: int, retry_seconds: float, now: float) -> None:
-        """Begin as live. With `wedge_after` 0 the guard counts and refuses no request."""
+        """Begin as live. With `wedge_after` 0 the guard counts, but refuses no request."""
         self._wedge_after = wedge_after
         self._retry_seconds = retry_seconds
         self._state = State.LIVE

@@ -528,7 +528,7 @@ class Upstream:
         return b"%b%d\r\n\r\n%b" % (head, len(body), body)
 
     async def addresses(self) -> list[str]:
-        """Return the addresses that may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
+        """Return the addresses that may be dialled. Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout."""
         if self._literal is not None:
             decisions = self._literal  # judged once: neither the address nor the policy can change
         else:
@@ -579,7 +579,7 @@ class Upstream:
         """Begin to connect without waiting; None when a look-up or TLS must come first.
 
         The exchange is connected at once when the router is on this machine; else `dialling` is set, and `connect`
-        waits for it. Raises EgressBlocked, httpx.ConnectError.
+        waits for it. Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout.
         """
         if self._literal is None or self._tls is not None:
             return None
