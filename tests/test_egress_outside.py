@@ -92,7 +92,7 @@ def run_schedule(
         proxy = Upstream("router.test", port, EgressPolicy(), connect_timeout_seconds=2, resolver=Resolver(lookup))
 
         class Watched(TcpTransport):
-            """A wire, with an eye on what is dialled."""
+            """A transport, with an eye on what is dialled."""
 
             def __init__(self, loop: Any, protocol: Any, address: str, port: int) -> None:
                 dialled.append(address)

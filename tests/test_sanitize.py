@@ -249,7 +249,7 @@ def test_after_text_that_came_late_a_finish_reason_is_not_trusted() -> None:
     assert passes(event({}, usage={}), sanitizer) is None
     assert sanitizer.is_trusted
     assert passes(event({"content": "a"}), sanitizer) == {"content": "a"}
-    assert sanitizer.has_text_after_finish
+    assert sanitizer.continued_after_finish
     assert not sanitizer.is_trusted
     sanitizer.read(event(finish_reason="stop"))
     assert not sanitizer.is_trusted
@@ -260,7 +260,7 @@ def test_whatever_comes_late_counts(delta: Any) -> None:
     sanitizer = begun()
     sanitizer.read(event(finish_reason="stop"))
     assert sanitizer.read(event(delta)) is not None
-    assert sanitizer.has_text_after_finish
+    assert sanitizer.continued_after_finish
 
 
 @pytest.mark.parametrize("data", [b"[DONE]", b"[DONE] ", b" [DONE]", b"\t[DONE]"])

@@ -440,7 +440,7 @@ def test_renewals_that_do_not_arrive(store: Store, fenced: bool, monkeypatch: py
                 return call("enter", "", "") if function == "renew" else call(function, *rest)
 
             monkeypatch.setattr(client, "call", lossy)
-            monkeypatch.setattr(one, "_renewed", lambda _claims, _done: None)
+            monkeypatch.setattr(one, "_renewed", lambda _permits, _done: None)
             async with asyncio.timeout(LEASE * 3):
                 await second.granted()
             second_began = time.monotonic()

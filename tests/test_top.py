@@ -308,7 +308,7 @@ def test_counts_begin_anew_with_another_process() -> None:
         ("http://127.0.0.1:99999999999", False),
     ],
 )
-def test_what_is_a_place(url: str, good: bool) -> None:
+def test_what_is_a_base_url(url: str, good: bool) -> None:
     assert is_base_url(url) is good
 
 

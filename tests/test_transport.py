@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from eidproxy.router import transport as wire_module
+from eidproxy.router import transport as transport_module
 from eidproxy.router.transport import EpollPoller, ReadPoller, SelectorPoller, TcpTransport
 from tests.loops import played
 
@@ -60,7 +60,7 @@ class Heard(asyncio.Protocol):
 @pytest.fixture(autouse=True, params=[EpollPoller, SelectorPoller] if hasattr(select, "epoll") else [SelectorPoller])
 def _poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test over both selectors; the second is the one of macOS."""
-    monkeypatch.setattr(wire_module, "default_poller", request.param)
+    monkeypatch.setattr(transport_module, "default_poller", request.param)
 
 
 @contextmanager
@@ -208,7 +208,7 @@ async def test_an_abort_while_it_connects() -> None:
 
 
 @played
-async def test_what_one_wire_hears_may_close_another_that_is_ready_too() -> None:
+async def test_what_one_transport_hears_may_close_another_that_is_ready_too() -> None:
     """Both were found ready in one look; the number of the one that is closed may be another's by then."""
 
     class Closer(Heard):

@@ -2,7 +2,7 @@
 
 The client sends calls in the order in which they were made, and those made together in one write. Each call carries the
 run id of the server it reaches, so the library notices a server that has restarted. Every call may be repeated without
-harm, so the client sends a call once more if the server had closed the connection.
+harm, so the client sends a call once more if a connection that it used before breaks.
 """
 
 import asyncio
@@ -199,22 +199,23 @@ class StoreClient:
             while self._calls:
                 batch = [self._calls.popleft() for _ in range(min(len(self._calls), _MAX_BATCH))]
                 try:
-                    await self._serve([call for call in batch if not call.reply.done()])
+                    await self._send_batch([call for call in batch if not call.reply.done()])
                 except BaseException:
                     for call in batch:
                         call.reply.cancel()
                     raise
 
-    async def _serve(self, batch: list[Call]) -> None:
+    async def _send_batch(self, batch: list[Call]) -> None:
+        """Answer each call of a batch; send it a second time if a connection that was reused breaks."""
         if not batch:
             return
         try:
             async with asyncio.timeout(self._call_seconds):
-                stale = self._connection is not None
+                reused = self._connection is not None
                 try:
                     await self._complete_batch(batch)
                 except (OSError, EOFError, StoreUnreachable):
-                    if not stale:
+                    if not reused:
                         raise
                     await self._hang_up()
                     await self._complete_batch([call for call in batch if not call.reply.done()])

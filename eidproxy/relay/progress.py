@@ -14,18 +14,18 @@ News = dict[str, str | int | None]
 class Progress:
     """The progress of one request, sent at each change and every 10 s. Position and estimate only fall."""
 
-    __slots__ = ("_eta", "_loop", "_place", "_position", "_send", "_since", "_state", "_timer", "_told_at")
+    __slots__ = ("_eta", "_loop", "_position", "_queue_position", "_send", "_since", "_state", "_timer", "_told_at")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         send: Callable[[News], None],
-        place: Callable[[], tuple[int, float | None]],
+        queue_position: Callable[[], tuple[int, float | None]],
     ) -> None:
-        """`place` returns the position in the queue (1 is next, 0 has a slot) and the estimated seconds to the slot."""
+        """`queue_position` returns the position (1 is next, 0 has a slot) and the estimated seconds to the slot."""
         self._loop = loop
         self._send = send
-        self._place = place
+        self._queue_position = queue_position
         self._timer: asyncio.TimerHandle | None = None
         self._position: int | None = None
         self._eta: int | None = None
@@ -35,7 +35,7 @@ class Progress:
 
     def queued(self) -> None:
         """Send the place in the queue if it improved, or if a repetition is due."""
-        position, wait_seconds = self._place()
+        position, wait_seconds = self._queue_position()
         if position == 0:
             return
         # A new request of a higher class can push the place back, and a long request can raise the estimate.

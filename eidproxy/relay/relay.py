@@ -155,7 +155,7 @@ class Relay:
         self._splice = Splice(self, connection, stream, counters, services.guards[mode])
         self._answer = Answer(connection, stream, self._splice, self._times, mode, created)
         tells = job.sends_progress and request.stream
-        self._progress = Progress(self._loop, self._answer.tell, self._place) if tells else None
+        self._progress = Progress(self._loop, self._answer.tell, self._queue_position) if tells else None
         self._permit: Permit | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -389,7 +389,7 @@ class Relay:
         splice, exchange, body = self._splice, self._exchange, self._splice.body
         if exchange is None or isinstance(body, ErrorBody):
             return
-        shortcut = exchange.shortcut(aims=not self._has_tried_aligning)
+        shortcut = exchange.shortcut(aligns=not self._has_tried_aligning)
         self._has_tried_aligning = exchange.aligns_to_chunk
         if exchange.aligns_to_chunk:
             return  # `steady_at` stays, so this runs again after the next read, which should end with a chunk
@@ -461,7 +461,7 @@ class Relay:
         if self._progress is not None and self.state is State.QUEUED:
             self._progress.queued()
 
-    def _place(self) -> tuple[int, float | None]:
+    def _queue_position(self) -> tuple[int, float | None]:
         return (0, None) if self._permit is None else self._permit.queue_position()
 
     def pause(self) -> None:

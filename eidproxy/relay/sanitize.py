@@ -58,11 +58,11 @@ class Sanitizer:
         "_request_id",
         "_seams",
         "begun",
+        "continued_after_finish",
         "dropped",
         "failure",
         "finish_reason",
         "has_text",
-        "has_text_after_finish",
         "said_done",
         "stripped",
         "tokens",
@@ -80,7 +80,7 @@ class Sanitizer:
         """Whether text, a refusal or a call came, not reasoning alone."""
         self.finish_reason: FinishReason | None = None
         """The last finish reason that came."""
-        self.has_text_after_finish = False
+        self.continued_after_finish = False
         """Whether anything came after a finish reason: then only the router's own end makes the answer whole."""
         self.said_done = False
         self.failure: str | None = None
@@ -92,7 +92,7 @@ class Sanitizer:
     @property
     def is_trusted(self) -> bool:
         """Whether the answer is whole, whatever follows: no error, clock or cut turns it into an error."""
-        return self.finish_reason is not None and not self.has_text_after_finish
+        return self.finish_reason is not None and not self.continued_after_finish
 
     @property
     def is_plain(self) -> bool:
@@ -141,9 +141,9 @@ class Sanitizer:
             return None
         came = _delta_of(chunk, choice)
         delta = self._filter_delta(came, marked)
-        has_come = delta is not None or _has_text(came)
+        has_come = delta is not None or _has_words(came)
         if has_come and self.finish_reason is not None:
-            self.has_text_after_finish = True
+            self.continued_after_finish = True
         if failing:
             self._fail(data, in_choice=True)
             return delta
@@ -253,7 +253,7 @@ def _delta_of(chunk: RouterChunk, choice: RouterChoice) -> RouterDelta:
     return RouterDelta() if came is None or _is_loading(chunk, came) else came
 
 
-def _has_text(came: RouterDelta) -> bool:
+def _has_words(came: RouterDelta) -> bool:
     return bool(came.content or came.reasoning_content or came.reasoning or came.refusal)
 
 

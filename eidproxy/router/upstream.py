@@ -222,16 +222,16 @@ class Exchange(asyncio.Protocol):
             return transport.unread()
         return not transport.is_closing() and has_unread(_descriptor(transport))
 
-    def shortcut(self, *, aims: bool) -> Shortcut | None:
+    def shortcut(self, *, aligns: bool) -> Shortcut | None:
         """Return the connection's shortcut past the interpreter; None without one, or if the next byte begins no chunk.
 
-        When bytes arrive faster than they are read, no read ends with a chunk: `aims` then makes the next one do so.
+        When bytes arrive faster than they are read, no read ends with a chunk: `aligns` then makes the next one do so.
         """
         if not isinstance(self._transport, TcpTransport) or self._paused or self._over or self._coding is None:
             return None
         if self._between_chunks:
             return self._transport.shortcut()
-        self.aligns_to_chunk = aims
+        self.aligns_to_chunk = aligns
         return None
 
     def end_shortcut(self) -> None:

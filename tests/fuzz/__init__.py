@@ -34,7 +34,7 @@ class Result(NamedTuple):
     """All events for the caller, up to the last chunk."""
     chunks: int
     finish_reason: str | None
-    is_late: bool
+    continued_after_finish: bool
     done: bool
     failure: str | None
     dropped: dict[str, int]
@@ -59,7 +59,7 @@ def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES, completion: Compl
         output,
         stream.chunks,
         sanitizer.finish_reason,
-        sanitizer.has_text_after_finish,
+        sanitizer.continued_after_finish,
         sanitizer.said_done,
         stream.failure,
         {str(kind): count for kind, count in sanitizer.dropped.items()},

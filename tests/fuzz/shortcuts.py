@@ -211,7 +211,7 @@ class _Relay:
 
     def on_steady(self, data: bytes, now: float) -> None:
         """See `splice.Listener`."""
-        shortcut, caller = self.exchange.shortcut(aims=True), self._caller.free_transport()
+        shortcut, caller = self.exchange.shortcut(aligns=True), self._caller.free_transport()
         template = None if shortcut is None or caller is None else self.stream.template(data)
         if shortcut is not None and caller is not None and template is not None:
             shortcut.begin(caller, template, now, self.stream.budget, self._on_passed)
