@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from eidproxy.commands.people import PEOPLE, answer_to, tokens
 from tests.browser import FLAGS
@@ -210,7 +210,13 @@ def test_the_page_is_logged_in_beside_the_live_view(demo: Demo, browser: Browser
     with browser.new_context(viewport={"width": size[0], "height": size[1]}, locale="ko-KR") as context:
         page: Page = context.new_page()
         faults: list[str] = []
-        page.on("console", lambda message: faults.append(message.text))
+
+        def said(message: ConsoleMessage) -> None:
+            # What the browser only notes is none: on a busy machine, that a person had the focus before the page.
+            if message.type in ("error", "warning"):
+                faults.append(message.text)
+
+        page.on("console", said)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(f"{demo.url}/demo")
         chat_frame, view = page.frame_locator("iframe").first, page.frame_locator("iframe").last

@@ -272,7 +272,7 @@ def test_a_group_gets_it_twice(tmp_path: Path) -> None:
     makefile.write_text(f"demo:\n\t{sys.executable} -m eidproxy demo --port {free_port()}\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
     [make] = need("make")
-    for wait in ("1.", "2.", "3.", "They go on"):
+    for wait in ("1.", "2.", "3.", "They go on")[:: amount(2, 1)]:
         with subprocess.Popen(
             [make, "-f", str(makefile), "demo"],
             stdout=subprocess.PIPE,

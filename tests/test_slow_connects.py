@@ -33,7 +33,7 @@ def play(seed: int, count: int, *options: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(900)
 def test_crowd_that_leaves_slow_connects(seed: int) -> None:
-    count = amount(200, 2000)
+    count = amount(120, 2000)
     seen = play(seed, count)
     delays = seen["free_after_seconds"]
     p99 = delays[int(len(delays) * 0.99)]
