@@ -690,18 +690,21 @@ def test_failures_of_the_router(site: Site, proxy: Proxy, meet: Meet) -> None:
     mina = meet(site, "mina")
     page = mina.open()
 
-    def ended() -> list[dict[str, Any]]:
+    def lines() -> list[dict[str, Any]]:
         return [line for line in proxy.log() if line["event"] == "request" and line["surface"] == "chat"]
 
-    before, wrong = len(ended()), []
+    def logged_of(number: int) -> str:
+        """A line is written when its answer is, and a busy machine may show the answer first."""
+        until(lambda: len(lines()) == before + number, what="the line of this request")
+        return str(lines()[-1]["reason"])
+
+    before, wrong = len(lines()), []
     for number, (reason, (script, *expected)) in enumerate(FAILURES.items(), 1):
         site.router.enqueue(script)
         cancelled(mina, page, f"질문 {number}")
         title, body = notice(page).split("\n")
         buttons = page.locator(".notice .row button").all_inner_texts()
-        # A line is written when its answer is, and a busy machine may show the answer first.
-        until(lambda number=number: len(ended()) == before + number, what="the line of this request")
-        logged = ended()[-1]["reason"]
+        logged = logged_of(number)
         if [title, body, buttons] != expected or logged != ("other" if reason == UNKNOWN else reason):
             wrong.append((reason, title, body, buttons, logged))
         assert site.router.posts == number
