@@ -884,6 +884,8 @@ def test_english(page: Page, stub: Stub) -> None:
     expect(page.locator(".answer .text")).to_have_text("Hello")
     korean = re.compile("[가-힣]")
     page.reload()
+    ready(page)
+    expect(page.get_by_placeholder("Ask anything")).to_be_visible()
     shown = page.locator("body").inner_text().replace("한국어", "").replace("질문", "")
     assert korean.search(shown) is None
     button(page, "한국어").click()
