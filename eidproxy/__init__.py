@@ -14,7 +14,7 @@ The map, in the order in which a request meets the parts:
         shared              the gate in a store (gate.lua); store_client: the connection to it; address: where that is
     router/                 the router's side
         upstream, resolver  an exchange and how to reach it; names; reasons: what its faults mean
-        transport, idle     over TCP; connections that wait for the next request
+        transport, tls      over TCP, and with TLS; idle: connections that wait for the next request
         shortcut            events that go past the interpreter, by the extension in _splice.c
     relay/                  one request on its way
         relay, states       owns slot, connection and deadline; what may end it

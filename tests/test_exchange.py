@@ -143,49 +143,46 @@ def test_a_body_that_is_not_chunked_is_not_read_as_chunks() -> None:
 
 
 class Unsent(Nowhere):
-    """A transport with a write buffer that the test fills."""
+    """A transport whose peer takes nothing of the request until the test says so."""
 
-    def __init__(self, unsent: int) -> None:
+    def __init__(self, exchange: Exchange, unsent: int) -> None:
         super().__init__()
+        self.exchange = exchange
         self.unsent = unsent
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Part of it is not taken."""
+        if self.unsent:
+            self.exchange.pause_writing()
 
     def get_write_buffer_size(self) -> int:
         """As the test says."""
         return self.unsent
 
 
-async def _after(transport: Unsent, signal: Callable[[Exchange], None]) -> Told:
-    """What is told after a write clock of 10 ms had time to run out, some turns of the loop later."""
-    loop = asyncio.get_running_loop()
-    exchange, told = Exchange(loop, 0.01), Told()
-    exchange.connection_made(transport)
-    exchange.start(b"", told)
-    signal(exchange)
-    later = loop.create_future()
-    loop.call_later(0.03, later.set_result, None)  # a timer of the same loop that is due after the other
-    await later
-    return told
-
-
 @pytest.mark.parametrize(
-    ("unsent", "end"),
-    [(0, None), (1, "WriteTimeout")],
+    ("unsent", "signals", "end"),
+    [(0, (), None), (5, (), "WriteTimeout"), (5, ("taken",), None), (5, ("taken", "told"), None)],
 )
-def test_the_write_clock_starts_on_a_state_and_not_on_a_signal(unsent: int, end: str | None) -> None:
-    """A TLS transport whose limit is 0 pauses its protocol with nothing unsent, and not again when there is."""
-    for signal in (Exchange.pause_writing, lambda _: None):
-        told = uvloop.run(_after(Unsent(unsent), signal))
-        assert told.end == end
+def test_the_write_clock_runs_while_something_is_unsent(unsent: int, signals: tuple[str, ...], end: str | None) -> None:
+    """It looks before it punishes: the signal that the request was taken may not have come yet."""
 
+    async def after() -> Told:
+        loop = asyncio.get_running_loop()
+        exchange, told = Exchange(loop, 0.01), Told()
+        transport = Unsent(exchange, unsent)
+        exchange.connection_made(transport)
+        exchange.start(b"", told)
+        if "taken" in signals:
+            transport.unsent = 0
+        if "told" in signals:
+            exchange.resume_writing()
+        later = loop.create_future()
+        loop.call_later(0.03, later.set_result, None)  # a timer of the same loop that is due after the other
+        await later
+        return told
 
-def test_the_write_clock_looks_before_it_punishes() -> None:
-    """The signal that the request was taken may not have come yet."""
-    transport = Unsent(5)
-
-    def taken(exchange: Exchange) -> None:
-        transport.unsent = 0
-
-    assert uvloop.run(_after(transport, taken)).end is None
+    assert uvloop.run(after()).end == end
 
 
 def test_a_silence_after_a_standstill_is_looked_at_again() -> None:

@@ -333,6 +333,9 @@ class TcpTransport(asyncio.Transport):
         if code:
             raise OSError(code, "connect")
 
+    async def handshake(self) -> None:
+        """Do nothing: plain TCP has none. `tls.TlsTransport` has."""
+
     # asyncio.Transport
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

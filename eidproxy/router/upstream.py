@@ -16,11 +16,11 @@ import httpx
 
 from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
 from eidproxy.hints import Hint, hint
-from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.idle import IdleConnections
 from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.shortcut import READ_BYTES, Shortcut
-from eidproxy.router.transport import Poller, ReadPoller, TcpTransport, has_unread, reset_on_close
+from eidproxy.router.tls import TlsTransport
+from eidproxy.router.transport import Poller, ReadPoller, TcpTransport
 from eidproxy.timeouts import PatientTimer, patience, second_look
 
 _MAX_HEAD_BYTES = 64 * 1024
@@ -37,12 +37,6 @@ _READ_SECONDS = 0.05
 """Delay before the next check when the kernel still has unread bytes."""
 _MAX_UNREAD_CHECKS = 20
 """Such checks in one silence: a second in all, enough for a loop to read what 200 streams left unread."""
-
-_BIG_READ_BYTES = 64 * 1024
-"""After a longer read reading pauses for a turn of the loop, so that other connections are served.
-
-This is for TLS: there the loop reads up to 32 times in a row, a `TcpTransport` once.
-"""
 
 
 class EgressBlocked(Exception):
@@ -106,7 +100,7 @@ class Exchange(asyncio.Protocol):
         self._loop = loop
         self._write_timeout_seconds = write_timeout_seconds
         self._write_timer: PatientTimer | None = None
-        self._transport: asyncio.Transport | None = None
+        self._transport: TcpTransport | None = None
         self._sink: Sink | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._parts: list[bytes] = []
@@ -152,7 +146,6 @@ class Exchange(asyncio.Protocol):
             self._end(httpx.ReadError(""))
         else:
             self._transport.write(request)
-            self.pause_writing()  # a TLS transport may have called it too early to have an effect (see there)
 
     def abort(self, *, reset: bool = False) -> None:
         """Close the connection now. Nothing more is passed to the sink.
@@ -163,12 +156,8 @@ class Exchange(asyncio.Protocol):
         # Drop the references that make cycles, so that an exchange is freed here and not by the garbage collector.
         self._sink = self._parser = self._transport = self.dialling = self.on_unanswered = None
         self._over = True
-        if isinstance(transport, TcpTransport):
+        if transport is not None:
             transport.abort(reset=reset)
-        elif transport is not None:
-            if reset and not transport.is_closing():
-                reset_on_close(transport.get_extra_info("socket"))
-            transport.abort()
         self._stop_write_clock()
 
     def unanswered(self) -> None:
@@ -186,7 +175,7 @@ class Exchange(asyncio.Protocol):
         while its last chunk is on the way, the router may still count the request as running.
         """
         transport = self._transport
-        if not (self._over and self._keeps_alive and isinstance(transport, TcpTransport) and transport.is_sound):
+        if transport is None or not (self._over and self._keeps_alive and transport.is_sound):
             return None
         self._stop_write_clock()
         self._sink = self._parser = self._transport = self.on_unanswered = None
@@ -211,23 +200,17 @@ class Exchange(asyncio.Protocol):
         return second_look(now - due, seconds)
 
     def unread(self) -> bool:
-        """Return whether the router sent something that is not read yet.
-
-        With TLS that may be part of a record, and no byte of the answer.
-        """
-        transport = self._transport
-        if transport is None or self._paused or self._over:
+        """Return whether the router sent something that is not read yet. With TLS that may be no byte of the answer."""
+        if self._transport is None or self._paused or self._over:
             return False
-        if isinstance(transport, TcpTransport):
-            return transport.unread()
-        return not transport.is_closing() and has_unread(_descriptor(transport))
+        return self._transport.unread()
 
     def shortcut(self, *, aligns: bool) -> Shortcut | None:
         """Return the connection's shortcut past the interpreter; None without one, or if the next byte begins no chunk.
 
         When bytes arrive faster than they are read, no read ends with a chunk: `aligns` then makes the next one do so.
         """
-        if not isinstance(self._transport, TcpTransport) or self._paused or self._over or self._coding is None:
+        if self._transport is None or self._paused or self._over or self._coding is None:
             return None
         if self._between_chunks:
             return self._transport.shortcut()
@@ -236,38 +219,32 @@ class Exchange(asyncio.Protocol):
 
     def end_shortcut(self) -> None:
         """End the shortcut: its events are counted, and the following ones pass through Python."""
-        if isinstance(self._transport, TcpTransport):
+        if self._transport is not None:
             self._transport.end_shortcut()
 
     def probe(self) -> None:
         """Enable TCP keep-alive on the connection."""
-        if isinstance(self._transport, TcpTransport):
+        if self._transport is not None:
             self._transport.probe()
-        elif self._transport is not None and not self._transport.is_closing():
-            enable_keepalive(self._transport.get_extra_info("socket"))
 
     def pause(self) -> None:
         """Stop reading from the router."""
         self._paused = True
-        if self._transport is not None and not self._over and not self._transport.is_closing():
+        if self._transport is not None and not self._over:
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read from the router again."""
         self._paused = False
         self.last_read_at = self._loop.time()
-        self._read_on()
-
-    def _read_on(self) -> None:
-        if self._transport is not None and not (self._paused or self._over or self._transport.is_closing()):
+        if self._transport is not None and not self._over:
             self._transport.resume_reading()
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connected transport. Its write limit is 0: any unsent byte counts as a router that does not read."""
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=0)
+        """Take the connected transport."""
+        self._transport = cast(TcpTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes from the router and pass those of the body to the sink."""
@@ -275,7 +252,7 @@ class Exchange(asyncio.Protocol):
         if sink is None:
             return
         now = self.last_read_at = self._loop.time()
-        if self._between_chunks and 5 < len(data) <= _BIG_READ_BYTES:
+        if self._between_chunks and len(data) > 5:
             # The usual read is one whole chunk, with the size line that most servers write. The parser need not see
             # it: it is between two chunks before and after. The last chunk is empty and has 5 bytes (RFC 9112, 7.1).
             body_at = data.find(b"\r\n", 1, 10) + 2
@@ -307,16 +284,13 @@ class Exchange(asyncio.Protocol):
             self._align_next_read(data, last_bytes)
         if self._over:
             self._end(None)
-        elif len(data) > _BIG_READ_BYTES and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-            self._loop.call_soon(self._read_on)
 
     def _align_next_read(self, data: bytes, last_bytes: int) -> None:
         """Limit the next read to the rest of the chunk whose first `last_bytes` bytes end `data`.
 
         Does nothing when `data` does not hold the chunk's size line.
         """
-        shortcut = self._transport.shortcut() if isinstance(self._transport, TcpTransport) else None
+        shortcut = None if self._transport is None else self._transport.shortcut()
         before = data[: len(data) - last_bytes]
         begin = before.rfind(b"\n", 0, -2) + 1
         if shortcut is None or self._chunk_ended or not begin or before[-2:] != b"\r\n":
@@ -348,15 +322,8 @@ class Exchange(asyncio.Protocol):
         self._stop_write_clock()
 
     def pause_writing(self) -> None:
-        """Start the write timeout if some of the request is unsent.
-
-        The call alone is no proof of that: with a limit of 0 a TLS transport makes it with nothing unsent (it compares
-        with `>=`), and does not repeat it once something is.
-        """
-        transport = self._transport
-        if transport is None or self._sink is None or self._write_timer is not None:
-            return
-        if transport.get_write_buffer_size():
+        """Start the write timeout: some of the request is unsent."""
+        if self._sink is not None and self._write_timer is None:
             self._write_timer = PatientTimer(self._loop, self._write_timeout_seconds, self._write_timed_out)
 
     def resume_writing(self) -> None:
@@ -465,10 +432,6 @@ class Exchange(asyncio.Protocol):
             self._write_timer = None
 
 
-def _descriptor(transport: asyncio.BaseTransport) -> int:
-    return int(transport.get_extra_info("socket").fileno())
-
-
 class Upstream:
     """The access to the router, and to nothing else. To be built inside a running loop."""
 
@@ -500,7 +463,7 @@ class Upstream:
         self._write_timeout_seconds = write_timeout_seconds
         self._literal = policy.decide_all([host]) if literal(host) is not None else None
         # A name is judged at each request, since its addresses may change, so no connection to it is kept.
-        self._idle = IdleConnections(keep_idle_seconds if self._literal is not None and tls is None else 0.0)
+        self._idle = IdleConnections(keep_idle_seconds if self._literal is not None else 0.0)
         self._resolver = resolver or Resolver(patience_seconds=connect_timeout_seconds)
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         lines = [
@@ -576,12 +539,12 @@ class Upstream:
         self._idle.close()
 
     def dial(self) -> Exchange | None:
-        """Begin to connect without waiting; None when a look-up or TLS must come first.
+        """Begin to connect without waiting; None when a look-up must come first.
 
-        The exchange is connected at once when the router is on this machine; else `dialling` is set, and `connect`
-        waits for it. Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout.
+        The exchange is connected at once when the router is on this machine and speaks no TLS; else `dialling` is set,
+        and `connect` waits for it. Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout.
         """
-        if self._literal is None or self._tls is not None:
+        if self._literal is None:
             return None
         if not self._literal[0].permitted:
             raise EgressBlocked(self._literal[0])
@@ -589,9 +552,10 @@ class Upstream:
         try:
             exchange, transport = self._begin(self.host)
             try:
-                peer = transport.peer()
+                peer = transport.peer() if self._tls is None else None
                 if peer is not None:
-                    self._connected(exchange, transport, self.host, peer)
+                    self._check_peer(self.host, peer, transport.local())
+                    self._open(exchange, transport)
             except BaseException:
                 transport.abort()
                 raise
@@ -637,16 +601,20 @@ class Upstream:
         for address in await self.addresses():
             began_at = self._loop.time()
             try:
-                if self._tls is None:
-                    return await self._connect_to(address, self._begin(address)[0])
-                return await self._connect_securely(address)
+                return await self._connect_to(address, self._begin(address)[0])
             except OSError as error:  # refused, unreachable, reset, or TLS that does not check out
                 self._explain(error, address, began_at)
         raise httpx.ConnectError("the router refuses connections")
 
     def _begin(self, address: str) -> tuple[Exchange, TcpTransport]:
         exchange = Exchange(self._loop, self._write_timeout_seconds)
-        exchange.dialling = transport = TcpTransport(self._read_poller, exchange, address, self.port)
+        if self._tls is None:
+            transport = TcpTransport(self._read_poller, exchange, address, self.port)
+        else:
+            transport = TlsTransport(
+                self._read_poller, exchange, address, self.port, context=self._tls, server_name=self.host
+            )
+        exchange.dialling = transport
         return exchange, transport
 
     async def _connect_to(self, address: str, exchange: Exchange) -> Exchange:
@@ -654,31 +622,19 @@ class Upstream:
         if transport is not None:
             try:
                 await transport.connected()
-                self._connected(exchange, transport, address, transport.peer())
+                self._check_peer(address, transport.peer(), transport.local())
+                await transport.handshake()
+                self._open(exchange, transport)
             except BaseException:
                 transport.abort()
                 raise
         return exchange
 
-    def _connected(self, exchange: Exchange, transport: TcpTransport, address: str, peer: Any) -> None:
-        """Check the peer of a new connection and open it. Raises as `_check_peer` does."""
-        self._check_peer(address, peer, transport.local())
+    def _open(self, exchange: Exchange, transport: TcpTransport) -> None:
+        """Open a connection whose peer was checked."""
         self._note_reachable(True)
         exchange.dialling = None
         transport.open()
-
-    async def _connect_securely(self, address: str) -> Exchange:
-        exchange = Exchange(self._loop, self._write_timeout_seconds)
-        transport, _ = await self._loop.create_connection(
-            lambda: exchange, address, self.port, ssl=self._tls, server_hostname=self.host
-        )
-        try:
-            self._check_peer(address, transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
-            self._note_reachable(True)
-        except BaseException:
-            transport.abort()
-            raise
-        return exchange
 
     def _check_peer(self, address: str, peer: Any, local: Any) -> None:
         """Raise EgressBlocked unless the peer has the judged address and is not eidproxy itself.

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 from tests.environments import ROOT, program
 from tests.test_imports import PATHS, PURE
@@ -98,7 +99,9 @@ def prepare(modules: list[str]) -> None:
 def mutmut(*arguments: str, quiet: bool = False) -> str:
     """Run mutmut in the copy."""
     command = ["nice", "-n", "19", str(program("release", "mutmut")), *arguments]
-    done = subprocess.run(command, cwd=PLACE, stdout=subprocess.PIPE if quiet else None, text=True)
+    # What the package itself needs is in the environment of the tests, and not in that of a release.
+    needs = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
+    done = subprocess.run(command, cwd=PLACE, env=needs, stdout=subprocess.PIPE if quiet else None, text=True)
     if done.returncode and not quiet:
         sys.exit(done.returncode)
     return done.stdout or ""

@@ -107,8 +107,8 @@ def test_a_prefill_that_counts_itself_up_is_no_silence(server: Server, three_ste
 
 
 CLOSES = """
-from eidproxy.router import transport, upstream
-upstream.reset_on_close = transport.reset_on_close = lambda sock: None
+from eidproxy.router import transport
+transport.reset_on_close = lambda sock: None
 """
 
 

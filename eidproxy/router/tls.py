@@ -1,0 +1,207 @@
+"""TLS on a `TcpTransport`, with the standard library's TLS over memory buffers (DESIGN, 7 and 25).
+
+The loop's TLS transport closes its socket a turn after `abort`. Here the socket stays our own: it is closed when
+`abort` returns, its peer is checked before the first byte of TLS is sent, and one read of it is one call of the
+protocol.
+"""
+
+import asyncio
+import socket
+import ssl
+from typing import cast
+
+from eidproxy.router.transport import ReadPoller, TcpTransport
+
+_PIECE_BYTES = 64 * 1024
+"""How much is decrypted in one call. A record has 16 KiB at most (RFC 8446, 5.1), and a read has four of them."""
+
+_RECORD_HEAD_BYTES = 5
+"""Type, version and length of a record (RFC 8446, 5.1); the length is in the last two bytes."""
+
+
+class TlsTransport(TcpTransport):
+    """One connection with TLS. Its protocol is called as that of a `TcpTransport` is, with plain bytes."""
+
+    __slots__ = ("_tls",)
+
+    def __init__(
+        self,
+        read_poller: ReadPoller,
+        protocol: asyncio.Protocol,
+        address: str,
+        port: int,
+        *,
+        context: ssl.SSLContext,
+        server_name: str,
+    ) -> None:
+        """Begin to connect to an address literal; `server_name` is what the certificate must be for. Raises OSError."""
+        self._tls = tls = _Tls(self, protocol, context, server_name)
+        super().__init__(read_poller, tls, address, port)
+
+    async def handshake(self) -> None:
+        """Agree on keys with the connected peer and verify its certificate. Raises OSError (ssl.SSLError is one)."""
+        # The request follows the handshake's last message; Nagle's algorithm would hold it until that is acknowledged.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connecting = False
+        self._tls.shaken = self._loop.create_future()
+        self.resume_reading()
+        self._tls.shake()
+        await self._tls.shaken
+
+    def open(self) -> None:
+        """Give the transport to the protocol. Reading began with the handshake."""
+        self._tls.protocol.connection_made(self)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """See `TcpTransport`."""
+        self._tls.protocol = cast(asyncio.Protocol, protocol)
+
+    def shortcut(self) -> None:
+        """Return None: the shortcut past the interpreter reads no TLS."""
+
+    def unread(self) -> bool:
+        """See `has_unread`. A part of a record counts too: there is no telling what it will be."""
+        return self._tls.is_within_record or super().unread()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """See `TcpTransport`."""
+        if self._closed:
+            return
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as error:  # the peer ended the session: reported in a callback, as `TcpTransport` does
+            self._loop.call_soon(self._lose, error)
+
+    def send(self, data: bytes) -> None:
+        """Send encrypted bytes."""
+        super().write(data)
+
+    def abort(self, *, reset: bool = False) -> None:
+        """See `TcpTransport`."""
+        self._tls.detach()
+        super().abort(reset=reset)
+
+    def lose(self, error: Exception | None) -> None:
+        """Close, and tell the protocol that the connection is lost."""
+        self._lose(error)
+
+
+class _Tls(asyncio.Protocol):
+    """The protocol of the encrypted bytes: decrypts them for the protocol of the plain ones."""
+
+    __slots__ = ("_head", "_incoming", "_object", "_outgoing", "_rest_bytes", "_transport", "protocol", "shaken")
+
+    def __init__(
+        self, transport: TlsTransport, protocol: asyncio.Protocol, context: ssl.SSLContext, server_name: str
+    ) -> None:
+        self._transport: TlsTransport | None = transport
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self._head = b""  # of a record, while it is not whole
+        self._rest_bytes = 0  # of a record, behind its head
+        self.protocol = protocol
+        self.shaken: asyncio.Future[None] | None = None
+        """The result of the handshake while it goes on; None before it and after it."""
+
+    @property
+    def is_within_record(self) -> bool:
+        """Whether the last byte read ended no record."""
+        return bool(self._head or self._rest_bytes)
+
+    def detach(self) -> None:
+        """Forget the transport, which is closed: the two would keep each other until the garbage collector runs."""
+        self._transport = None
+
+    def shake(self) -> bool:
+        """Go on with the handshake as far as the bytes allow. Return whether it is done."""
+        error: ssl.SSLError | None = None
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return False
+        except ssl.SSLError as failure:  # a certificate that does not verify, too
+            error = failure
+        self._flush()  # after a failure it is the alert that tells the peer why
+        self._end_handshake(error)
+        return error is None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt and send."""
+        left = memoryview(data)
+        while left:
+            left = left[self._object.write(left) :]
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Decrypt one read, and give its plain bytes to the protocol in one call."""
+        self._follow_records(data)
+        self._incoming.write(data)
+        if self.shaken is not None and not self.shake():
+            return
+        pieces: list[bytes] = []
+        is_over, error = False, None
+        try:
+            while piece := self._object.read(_PIECE_BYTES):
+                pieces.append(piece)
+            is_over = True  # close_notify (RFC 8446, 6.1)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as failure:
+            error = failure
+        self._flush()  # new keys, or an alert
+        if pieces:
+            self.protocol.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if is_over and self._transport is not None:
+            self.protocol.eof_received()
+        if (is_over or error is not None) and self._transport is not None:
+            self._transport.lose(error)
+
+    def eof_received(self) -> None:
+        """Pass on the end of the connection. Many servers send no close_notify first; the answer's own end counts."""
+        if self.shaken is None:
+            self.protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass it on, or let `TlsTransport.handshake` raise it."""
+        if self.shaken is None:
+            self.protocol.connection_lost(exc)
+        else:
+            self._end_handshake(exc or ConnectionResetError("closed in the TLS handshake"))
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        self.protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        self.protocol.resume_writing()
+
+    def _end_handshake(self, error: Exception | None) -> None:
+        shaken, self.shaken = self.shaken, None
+        if shaken is None or shaken.done():  # nobody waits any more
+            return
+        if error is None:
+            shaken.set_result(None)
+        else:
+            shaken.set_exception(error)
+
+    def _flush(self) -> None:
+        data = self._outgoing.read()
+        if data and self._transport is not None:
+            self._transport.send(data)
+
+    def _follow_records(self, data: bytes) -> None:
+        """Note whether a record ends where these bytes end."""
+        at = 0
+        while at < len(data):
+            if self._rest_bytes:
+                step = min(self._rest_bytes, len(data) - at)
+                self._rest_bytes -= step
+            else:
+                step = min(_RECORD_HEAD_BYTES - len(self._head), len(data) - at)
+                self._head += data[at : at + step]
+                if len(self._head) == _RECORD_HEAD_BYTES:
+                    self._rest_bytes = int.from_bytes(self._head[3:], "big")
+                    self._head = b""
+            at += step
