@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from eidproxy import app
-from tests.harness import Proxy
-from tests.tls import Certificate, self_signed
-from tests.upstream import Router
+from tests.lab.proxy import Proxy
+from tests.lab.router import Router
+from tests.lab.tls import Certificate, self_signed
 
 LONGEST = (
     *("test_gate_replicas", "test_demo", "test_silence_outside", "test_routers", "test_proxy", "test_clients"),

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.test_imports import PATHS, PURE
+from tests.house.test_imports import PATHS, PURE
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +21,7 @@ def covered(module: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"COVERAGE_FILE": str(Path(folder) / "data")}
         coverage = [sys.executable, "-m", "coverage"]
-        tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/test_{module}.py"]
+        tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/unit/test_{module}.py"]
         run = subprocess.run([*coverage, "run", "--branch", *tests], cwd=ROOT, env=environment)
         report = subprocess.run(
             [*coverage, "report", "--show-missing", "--fail-under=100", f"--include={PATHS[module].relative_to(ROOT)}"],

@@ -12,13 +12,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.test_imports import PATHS, PURE
+from tests.house.test_imports import PATHS, PURE
 
 ROOT = Path(__file__).parent.parent
 
 FILES = """
-    test_cli test_config test_departures test_gate_outside test_shared test_gate_replicas test_logs test_proxy
-    test_resolver test_shutdown test_surface test_tokens test_top test_transport
+    unit/test_cli
+    unit/test_config
+    promises/test_departures
+    promises/test_gate_outside
+    unit/test_shared
+    promises/test_gate_replicas
+    unit/test_logs
+    promises/test_proxy
+    unit/test_resolver
+    promises/test_shutdown
+    unit/test_surface
+    unit/test_tokens
+    unit/test_top
+    unit/test_transport
 """
 """Those that start eidproxy, or run a part of its shell, and take seconds."""
 

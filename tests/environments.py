@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.tools import without
+from tests.lab.tools import without
 
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / ".cache" / "environments"

@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.harness import ROOT
+from tests.lab.tools import ROOT
 
 COLUMNS, ROWS = 80, 60
 CELL, LINE, FONT = 8.4, 19, 14

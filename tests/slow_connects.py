@@ -23,13 +23,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.callers import nothing_left
-from tests.cost import Beside
-from tests.crowd import LEAVING, crowd, departs, free_after, script
 from tests.gate.schedules import alone
-from tests.harness import CHAT, Dialled, Proxy, RawClient, ask, chat, request_bytes, until
-from tests.stock import Stock
-from tests.upstream import Received, Router, Step, stream
+from tests.lab.callers import nothing_left
+from tests.lab.client import CHAT, Dialled, RawClient, ask, chat, request_bytes
+from tests.lab.cost import Beside
+from tests.lab.crowd import LEAVING, crowd, departs, free_after, script
+from tests.lab.proxy import Proxy
+from tests.lab.router import Received, Router
+from tests.lab.script import Step, stream
+from tests.lab.stock import Stock
+from tests.lab.tools import until
 
 HONEST = "honest"
 HANDOVERS = 100

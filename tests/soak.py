@@ -12,8 +12,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from tests.harness import CHAT, Proxy, RawClient, Told, chat, request_bytes, told, until
-from tests.upstream import Fin, Received, Reset, Router, Send, Stall, Step, Trickle, status, stream, wire
+from tests.lab.client import CHAT, RawClient, chat, request_bytes
+from tests.lab.proxy import Proxy
+from tests.lab.router import Received, Router
+from tests.lab.script import Fin, Reset, Send, Stall, Step, Trickle, status, stream, wire
+from tests.lab.stream import Told, told
+from tests.lab.tools import until
 
 CALLERS = 12
 FAULTS = 0.1

@@ -8,7 +8,7 @@ No regular expressions are used: possessive groups match what they must not befo
 plain ones backtrack. `split`, `partition`, `translate` and comparisons judge a head; each makes one pass, and no byte
 is passed over more than a dozen times: in the head, in its line, in its field. A table walks a chunk extension, one
 step for each byte. So the work is linear for any bytes and does not depend on the version of anything;
-`tests/test_http1.py` counts it.
+`tests/unit/test_http1.py` counts it.
 """
 
 from typing import NamedTuple

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from eidproxy.commands.check import is_optimized
 from eidproxy.router.shortcut import IS_BUILT
-from tests.harness import ROOT, free_port, until
+from tests.lab.tools import ROOT, free_port, until
 
 
 class Scenario(NamedTuple):

@@ -20,7 +20,7 @@ from eidproxy.gate.local import LocalGate
 from eidproxy.metrics import Metrics
 from eidproxy.vocabulary import Priority
 from tests.bench.__main__ import Scenario, measure, peers, started
-from tests.harness import free_port
+from tests.lab.tools import free_port
 
 EVENTS_PER_SECOND = 3000
 STREAMS = (10, 100, 1000, 3000)

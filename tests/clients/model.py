@@ -9,7 +9,8 @@ import json
 import re
 from typing import Any
 
-from tests.upstream import DONE, LAST_CHUNK, Received, Send, Step, chunk, completion_chunk, event, stream_head
+from tests.lab.router import Received
+from tests.lab.script import DONE, LAST_CHUNK, Send, Step, chunk, completion_chunk, event, stream_head
 
 DEEP = "qwen-macbook"
 THOUGHT = ["Let me ", "think… ", "음 🤔"]

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.callers import at_rest
 from tests.clients import model
 from tests.deploy.files import run
 from tests.environments import environment, program
-from tests.harness import Proxy
-from tests.upstream import Received, Router
+from tests.lab.callers import at_rest
+from tests.lab.proxy import Proxy
+from tests.lab.router import Received, Router
 
 HERE = Path(__file__).parent
 BASIC = ("stream", "whole", "turns", "tools")

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.harness import told
+from tests.lab.stream import told
 
 HERE = Path(__file__).parent
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.tools import without
+from tests.lab.tools import without
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

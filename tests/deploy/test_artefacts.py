@@ -19,9 +19,12 @@ import pytest
 
 from eidproxy.config import FIELDS, load
 from tests.deploy.files import DEPLOY, ROOT, documents, fenced, passed, run
-from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, told, until
-from tests.tools import need, without
-from tests.upstream import Router, stream
+from tests.lab.client import CHAT, RawClient, ask, chat, request_bytes
+from tests.lab.proxy import Proxy
+from tests.lab.router import Router
+from tests.lab.script import stream
+from tests.lab.stream import told
+from tests.lab.tools import need, until, without
 
 DRAIN_SECONDS = 60
 """The default of server.drain_seconds: every supervisor must wait longer before it kills."""

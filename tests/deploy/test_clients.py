@@ -15,9 +15,11 @@ import pytest
 
 from tests.deploy.files import DEPLOY, fenced, run
 from tests.environments import environment
-from tests.harness import CHAT, Proxy, ask, chat
-from tests.tools import need
-from tests.upstream import Router, status, stream
+from tests.lab.client import CHAT, ask, chat
+from tests.lab.proxy import Proxy
+from tests.lab.router import Router
+from tests.lab.script import status, stream
+from tests.lab.tools import need
 
 BASE = "http://127.0.0.1:8790"
 CUT = "\n----- end of a run\n"

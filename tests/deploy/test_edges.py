@@ -19,37 +19,14 @@ from typing import Any, Self
 import jwt
 import pytest
 
-from tests.cost import Beside
 from tests.deploy.files import DEPLOY, ROOT, run
-from tests.harness import (
-    CHAT,
-    PROMPT_CANARY,
-    Answer,
-    Head,
-    Proxy,
-    RawClient,
-    chat,
-    free_port,
-    request_bytes,
-    until,
-)
-from tests.tls import self_signed
-from tests.tools import need, size, without
-from tests.upstream import (
-    Pause,
-    Received,
-    Router,
-    Script,
-    Send,
-    Stall,
-    Step,
-    Wait,
-    chunk,
-    completion_chunk,
-    event,
-    stream,
-    stream_head,
-)
+from tests.lab.client import CHAT, PROMPT_CANARY, Answer, Head, RawClient, chat, request_bytes
+from tests.lab.cost import Beside
+from tests.lab.proxy import Proxy
+from tests.lab.router import Received, Router
+from tests.lab.script import Pause, Script, Send, Stall, Step, Wait, chunk, completion_chunk, event, stream, stream_head
+from tests.lab.tls import self_signed
+from tests.lab.tools import free_port, need, size, until, without
 
 SECRET = "s" * 48
 EVENT_SECONDS = 0.050

@@ -23,9 +23,10 @@ from typing import NamedTuple
 import pytest
 
 from tests.deploy.files import ROOT, run
-from tests.harness import CHAT, ask, chat, free_port, until
-from tests.tools import need
-from tests.upstream import Router, stream
+from tests.lab.client import CHAT, ask, chat
+from tests.lab.router import Router
+from tests.lab.script import stream
+from tests.lab.tools import free_port, need, until
 
 USER = 65532
 

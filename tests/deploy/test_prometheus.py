@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from tests.deploy.files import DEPLOY, documents, passed, run
-from tests.harness import CHAT, Proxy, ask, chat, free_port, until
-from tests.tools import need, size
-from tests.upstream import Router, status, stream
+from tests.lab.client import CHAT, ask, chat
+from tests.lab.proxy import Proxy
+from tests.lab.router import Router
+from tests.lab.script import status, stream
+from tests.lab.tools import free_port, need, size, until
 
 RULES = DEPLOY / "eidproxy.rules.yml"
 TESTS = DEPLOY / "eidproxy.rules.test.yml"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.files import DEPLOY, fresh_copy
-from tests.tools import need, without
+from tests.lab.tools import need, without
 
 TYPED = "typed here"
 SECTIONS = {

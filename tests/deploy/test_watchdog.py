@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from tests.deploy.files import DEPLOY, passed, run
-from tests.harness import Proxy, free_port
-from tests.tools import need
-from tests.upstream import Router
+from tests.lab.proxy import Proxy
+from tests.lab.router import Router
+from tests.lab.tools import free_port, need
 
 SCRIPT = DEPLOY / "watchdog.sh"
 LIVE = {"state": "live", "since_seconds": 4000.1, "silent_ends": 0, "next_trial_seconds": None}

@@ -2,7 +2,7 @@
 
 `Grammar` writes event streams in every spelling the standard allows, with a canary in every place whose content must
 not reach a caller; `mutate` breaks them. `check` runs the parser and the sanitizer over one, whole and cut, and
-compares with the slow reader of `tests/reference.py`. See `__main__.py` for the command.
+compares with the slow reader of `tests/lab/reference.py`. See `__main__.py` for the command.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from eidproxy.relay.completion import Completion
 from eidproxy.relay.sse import MAX_EVENT_BYTES
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.vocabulary import Stripped
-from tests import corpus, reference
+from tests import corpus
 from tests.corpus.expect import split
 from tests.fuzz.mutation import broken
+from tests.lab import reference
 
 CANARY = "canary-5e1f"
 REQUEST_ID = "fuzz"

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from eidproxy.errors import Refusal
 from eidproxy.inbound.http1 import MAX_HEAD_BYTES, ChunkedBody, RequestHead, check_partial_head, parse_head
-from tests import reference
 from tests.fuzz.mutation import broken
+from tests.lab import reference
 
 MAX_BODY_BYTES = 4096
 

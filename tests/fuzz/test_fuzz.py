@@ -18,7 +18,7 @@ from eidproxy.relay.sse import EventParser
 from eidproxy.relay.tool_calls import ToolCalls
 from tests import fuzz
 from tests.fuzz import HEAD, bodies, requests
-from tests.tools import size
+from tests.lab.tools import size
 
 
 def test_streams(seed: int) -> None:

@@ -27,8 +27,11 @@ from typing import Any
 
 from tests.gate.history import Pause, Span, judged, replayed
 from tests.gate.store import Store, recorded
-from tests.harness import CHAT, Proxy, RawClient, chat, request_bytes, until
-from tests.upstream import Received, Router, Step, stream
+from tests.lab.client import CHAT, RawClient, chat, request_bytes
+from tests.lab.proxy import Proxy
+from tests.lab.router import Received, Router
+from tests.lab.script import Step, stream
+from tests.lab.tools import until
 
 LEASE = 1.0
 REPLICAS = 3

@@ -22,8 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.gate.history import RECORD_BEGINS
-from tests.harness import free_port, until
-from tests.tools import need
+from tests.lab.tools import free_port, need, until
 
 
 class Store:

@@ -27,10 +27,10 @@ from playwright.sync_api import (
     expect,
 )
 
-from tests.browser import chromium
 from tests.deploy.files import run
+from tests.lab.browser import chromium
+from tests.lab.tools import need, size, without
 from tests.page.stub import Stub
-from tests.tools import need, size, without
 
 # The quick form asks less of the machine: most tests share one tab. In the full form each has a browser context.
 QUICK = size(1, 0) == 1

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from tests.lab.tools import size
 from tests.page.stub import DONE, PAGE, UPSTREAM, chunk, event, failing, finish, queued, text
-from tests.tools import size
 
 WORDS = ["안녕하세요, ", "반가워요 👋🏽", "\nline\r\n", "끝"]
 

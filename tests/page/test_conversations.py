@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import BrowserContext, Error, Page, expect
 
-from tests.harness import until
+from tests.lab.tools import until
 from tests.page.conftest import answers, ask, button, notice, ready, rested, storage, token_of
 from tests.page.stub import DONE, Answer, Hold, Stub, finish, queued, refusal, text, whole
 from tests.page.test_page import remember

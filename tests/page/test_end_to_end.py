@@ -23,19 +23,16 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from eidproxy.tokens import Tokens
 from tests.deploy.test_edges import caddy
-from tests.harness import CHAT, Proxy, RawClient, chat, free_port, impatient, request_bytes, until
-from tests.page.conftest import PATIENCE_MS, QUICK, Watch, answers, ask, button, notice, rested, some, storage
-from tests.page.test_looks import LONG, SIZES, judged
-from tests.tools import size
-from tests.upstream import (
+from tests.lab.client import CHAT, RawClient, chat, request_bytes
+from tests.lab.proxy import Proxy, impatient
+from tests.lab.router import Received, Router
+from tests.lab.script import (
     FINGERPRINT,
     LAST_CHUNK,
     MODEL_PATH,
     Fin,
     Pause,
-    Received,
     Reset,
-    Router,
     Script,
     Send,
     Stall,
@@ -48,6 +45,9 @@ from tests.upstream import (
     stream,
     stream_head,
 )
+from tests.lab.tools import free_port, size, until
+from tests.page.conftest import PATIENCE_MS, QUICK, Watch, answers, ask, button, notice, rested, some, storage
+from tests.page.test_looks import LONG, SIZES, judged
 
 SECRET = "end-to-end-secret-of-the-chat-page"
 PERSONA = "You are eid. canary-persona-41cc"

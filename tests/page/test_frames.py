@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Route
 
+from tests.lab.tools import size
 from tests.page.conftest import ready
 from tests.page.stub import DONE, UPSTREAM, Answer, Stub, finish, text
-from tests.tools import size
 
 # An answer as models write it: it has one of everything.
 ANSWER = """## 김치찌개 끓이는 법

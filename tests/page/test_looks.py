@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.lab.tools import size
 from tests.page.conftest import PATIENCE_MS, Watch, ask, token_of
 from tests.page.stub import UPSTREAM, Answer, Hold, Stub, queued, refusal, text, thought, whole
-from tests.tools import size
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
 

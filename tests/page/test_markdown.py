@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from tests.lab.tools import size
 from tests.page.conftest import Watch, ask, button, rested, some
 from tests.page.stub import DONE, Answer, Stub, finish, text, whole
-from tests.tools import size
 
 DRAW = """
 async (texts) => {

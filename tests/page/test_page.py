@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.harness import until
+from tests.lab.tools import size, until
 from tests.page.conftest import Watch, answers, ask, button, notice, ready, rested, some, storage
 from tests.page.stub import (
     DONE,
@@ -28,7 +28,6 @@ from tests.page.stub import (
     thought,
     whole,
 )
-from tests.tools import size
 
 # --- Asking ---------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from eidproxy.tokens import Tokens
-from tests.harness import Proxy
+from tests.lab.proxy import Proxy
 from tests.page.conftest import PATIENCE_MS
 from tests.page.test_end_to_end import SECRET, Site
 

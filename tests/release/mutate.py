@@ -15,7 +15,7 @@ import sys
 import sysconfig
 
 from tests.environments import ROOT, program
-from tests.test_imports import PATHS, PURE
+from tests.house.test_imports import PATHS, PURE
 
 PLACE = ROOT / "build" / "mutation"
 
@@ -57,7 +57,7 @@ EXCUSED = (
     ("sanitize:Sanitizer._filter_delta", r"calls = None", "one false value for another"),
     ("dialect:says_something", r"translate", "an X beside blanks"),
     ("errors:_text", r"return \"\"", "a word in capitals is none"),
-    ("chat:_misfit", r"\"mode\"", "the body of the chat surface: tests/test_surface.py"),
+    ("chat:_misfit", r"\"mode\"", "the body of the chat surface: tests/unit/test_surface.py"),
     ("chat:_is_other_kind", r"field = ", "no field has that name"),
     ("repair:repair", r"<= _MOST_MARKED_BYTES", "a bound between a token and a book"),
     ("repair:repair", r"ufffd", "two spellings of one escape"),
@@ -82,7 +82,7 @@ def prepare(modules: list[str]) -> None:
     for name in ("eidproxy", "tests", "deploy"):
         shutil.rmtree(PLACE / name, ignore_errors=True)
         shutil.copytree(ROOT / name, PLACE / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
-    tests = [f"tests/test_{module}.py" for module in modules]
+    tests = [f"tests/unit/test_{module}.py" for module in modules]
     measured = "costs_the_same or holds_the_loop or is_expensive or costs_more or log_and_the_status"
     settings = {
         "source_paths": ["eidproxy/"],

@@ -13,7 +13,9 @@ from typing import Any
 
 from tests.deploy.files import DEPLOY, fenced
 from tests.environments import program
-from tests.harness import Proxy, ask, free_port, until
+from tests.lab.client import ask
+from tests.lab.proxy import Proxy
+from tests.lab.tools import free_port, until
 
 ROUTERS = DEPLOY / "routers.md"
 KEY = "sk-canary-of-the-router"

@@ -18,9 +18,10 @@ import pytest
 
 from tests.deploy.files import DEPLOY, documents, fenced, passed
 from tests.environments import program
-from tests.harness import CHAT, Proxy, ask, chat, free_port
+from tests.lab.client import CHAT, ask, chat
+from tests.lab.proxy import Proxy
+from tests.lab.tools import free_port, without
 from tests.routers.servers import KEY, ROUTERS, Server, llama_server, started
-from tests.tools import without
 
 EXAMPLES = DEPLOY / "examples"
 README = DEPLOY.parent / "README.md"

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.callers import check_error_event, check_refusal
-from tests.harness import CHAT, Answer, Proxy, RawClient, ask, chat, request_bytes
+from tests.lab.callers import check_error_event, check_refusal
+from tests.lab.client import CHAT, Answer, RawClient, ask, chat, request_bytes
+from tests.lab.proxy import Proxy
 from tests.routers.servers import KEY, Server, litellm, llama_server, mlx_lm_server, proxied, started
 
 TEXT = "The answer is 안녕 🦊 done."

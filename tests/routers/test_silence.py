@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from tests.callers import check_refusal
-from tests.harness import CHAT, Proxy, RawClient, ask, chat, request_bytes, until
+from tests.lab.callers import check_refusal
+from tests.lab.client import CHAT, RawClient, ask, chat, request_bytes
+from tests.lab.proxy import Proxy
+from tests.lab.tools import size, until
 from tests.routers.servers import Server, mlx_lm_server, proxied, started
 from tests.routers.test_routers import TEXT, TOOL
-from tests.tools import size
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -1,0 +1,1 @@
+"""What holds the code to its own rules, and the documents to the code."""

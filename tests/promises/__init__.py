@@ -1,0 +1,1 @@
+"""The promises of the contract, judged from outside: a process, a router's sockets, a caller's bytes."""

@@ -1,0 +1,1 @@
+"""One file for each module of the package, with values and sockets of its own."""

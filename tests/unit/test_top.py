@@ -1,0 +1,647 @@
+"""`eidproxy top`: what is drawn from values alone, `--once` as a script sees it, the live view in a real terminal."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import pytest
+
+from eidproxy.commands.top import Look, View, age, chart, is_base_url, length, limit, render, seconds
+from eidproxy.status import ROWS, Status
+from tests.lab.client import CHAT, RawClient, ask, chat, request_bytes
+from tests.lab.proxy import Proxy
+from tests.lab.router import Received, Router
+from tests.lab.script import Script, Step, status, stream
+from tests.lab.tools import ROOT, free_port, need, until
+
+KEY = "key-5b1f0a"
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """What a command of a user finds around it."""
+    base = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**base, "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT), "TERM": "screen-256color", **settings}
+
+
+def top(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """`eidproxy top` with these settings, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "eidproxy", "top", *arguments],
+        env=environment(**settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+LIVE = {"state": "live", "since_seconds": 900.0, "silent_ends": 0, "next_trial_seconds": None}
+
+
+def told(**changes: Any) -> dict[str, Any]:
+    """An answer of /status."""
+    gate = {"slots": 1, "in_use": 0, "queue_limit": 64, "holders": [], "waiting": [], "mean_hold_seconds": None}
+    return {
+        "version": "0.1.0",
+        "uptime_seconds": 3.5,
+        "draining": False,
+        "gate": {**gate, **changes.pop("gate", {})},
+        "streams": {"daily": 0, "deep": 0},
+        "outcomes": {},
+        "deadlines": {"stream_seconds": 300.0, "gate_wait_seconds": 300.0},
+        "router": {"reachable": None, "checked_seconds_ago": None},
+        "upstream": {"daily": LIVE, "deep": LIVE},
+        "history": [],
+        **changes,
+    }
+
+
+def waiting(count: int) -> list[dict[str, Any]]:
+    return [{"priority": "foreground", "position": place, "age_seconds": 100.0} for place in range(1, count + 1)]
+
+
+def view_of(**changes: Any) -> View:
+    view = View("http://127.0.0.1:8790")
+    view.show(msgspec.convert(told(**changes), Status), 0.0)
+    return view
+
+
+# From values alone
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(None, "-"), (0, "0 ms"), (0.0104, "10 ms"), (0.9994, "999 ms"), (0.9996, "1.0 s"), (12.34, "12.3 s")],
+)
+def test_a_measured_time_in_words(value: float | None, word: str) -> None:
+    assert seconds(value) == word
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (0.4, "0 s"),
+        (59.6, "1 min"),
+        (61, "1 min 1 s"),
+        (3599.6, "1 h 0 min"),
+        (7384, "2 h 3 min"),
+        (90_000, "1 d 1 h"),
+    ],
+)
+def test_a_length_in_words(value: float, word: str) -> None:
+    assert length(value) == word
+
+
+def test_an_age_keeps_a_tenth_below_a_minute() -> None:
+    assert [age(59.94), age(59.96), age(200)] == ["59.9 s", "1 min", "3 min 20 s"]
+
+
+def test_a_limit_keeps_its_fraction() -> None:
+    assert [limit(300.0), limit(0.25), limit(1.5)] == ["5 min", "250 ms", "1.5 s"]
+
+
+@pytest.mark.parametrize("columns", [1, 20, 60, 80, 200])
+@pytest.mark.parametrize("rows", [1, 5, 24, 60])
+@pytest.mark.parametrize("waiters", [0, 1, 9, 64])
+def test_never_more_than_the_terminal_takes(columns: int, rows: int, waiters: int) -> None:
+    outcomes = {f"reason_{number}": number for number in range(1, 20)}
+    lines = render(view_of(gate={"waiting": waiting(waiters)}, outcomes=outcomes), Look(columns, rows), 0.0)
+    assert 1 <= len(lines) <= rows
+    assert max(map(len, lines)) <= columns
+
+
+def test_what_is_left_out_is_told() -> None:
+    outcomes = {f"reason_{number}": 100 - number for number in range(10)}
+    lines = render(view_of(gate={"waiting": waiting(64)}, outcomes=outcomes), Look(80, 30), 0.0)
+    shown = sum(line.lstrip().startswith("#") for line in lines)
+    reasons = sum("reason_" in line for line in lines)
+    rests = [line.strip() for line in lines if " more" in line]
+    assert (len(lines), shown, reasons) == (30, 12, 2)
+    assert rests == ["and 52 more", "and 8 more"]
+    assert "Waiting    64 (room for 64): 64 foreground, oldest 1 min 40 s" in lines
+
+
+def holder(seconds_held: float = 2.0) -> dict[str, Any]:
+    return {"mode": "daily", "priority": "foreground", "age_seconds": seconds_held}
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """A row of the history in which two requests waited and were answered."""
+    spread = {"count": 2, "mean_seconds": 1.5, "p95_seconds": 4.2}
+    return {"waiting": 3, "gate_wait": {"foreground": spread}, "first_token": {"deep": spread}, **changes}
+
+
+def busy() -> View:
+    """Seven wait, one is answered, five minutes were busy: what an evening looks like."""
+    ages = [{"priority": "foreground", "position": place, "age_seconds": 8.0 / place} for place in range(1, 8)]
+    gate = {"in_use": 1, "holders": [holder()], "waiting": ages, "mean_hold_seconds": 1.5}
+    view = view_of(gate=gate, outcomes={"ok": 9, "warming": 1}, history=[row()] * ROWS)
+    view.has_chat = True
+    return view
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (100, 40), (200, 50), (120, 30)])
+def test_the_whole_screen_is_used(columns: int, rows: int) -> None:
+    """Everybody who waits is shown, and no more than three lines at the end are left over."""
+    lines = render(busy(), Look(columns, rows, ansi=True), 0.0)
+    plain = [re.sub("\x1b[^m]*m", "", line) for line in lines]
+    text = "\n".join(plain)
+    assert all(f"#{place} " in text for place in range(1, 8))
+    assert len(lines) >= rows - 3
+    assert max(map(len, plain)) >= columns - 2
+    assert " more" not in text
+
+
+def test_bars_are_on_the_scale_of_the_longest() -> None:
+    lines = render(busy(), Look(80, 24), 0.0)
+    bars = [line.count("█") for line in lines if line.lstrip().startswith(("#", "foreground"))]
+    assert bars[:4] == [10, 42, 21, 14], "2, 8, 4 and 2.7 s: the longest has the whole bar"
+
+
+def test_a_slot_whose_caller_left_says_so() -> None:
+    view = view_of(gate={"in_use": 1, "holders": [holder() | {"settling": True}]})
+    assert any(line.split()[:3] == ["its", "caller", "left"] for line in render(view, Look(80, 24), 0.0))
+
+
+def test_the_history_is_the_servers() -> None:
+    """Mean and 95th percentile of five minutes are there with the first answer."""
+    (line,) = [line for line in render(busy(), Look(80, 24), 0.0) if line.startswith("first word, deep")]
+    assert line.split() == ["first", "word,", "deep", "1.5", "s", "4.2", "s", "120"]
+    (none,) = [line for line in render(busy(), Look(80, 24), 0.0) if line.startswith("first word, daily")]
+    assert none.split() == ["first", "word,", "daily", "-", "-", "0"]
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "height", "lines"),
+    [
+        ([1.0], 4, 1, ["   █"]),
+        ([1.0, 8.0, 0.0], 3, 1, ["▁█ "]),
+        ([1.0, 8.0, 4.0], 3, 2, [" █ ", "▂██"]),
+        ([0.001, 8.0], 2, 1, ["▁█"]),
+        ([], 3, 1, ["   "]),
+        ([9.0] * 70, 3, 1, ["███"]),
+    ],
+)
+def test_a_chart_ends_now_and_its_highest_takes_all_lines(
+    values: list[float], width: int, height: int, lines: list[str]
+) -> None:
+    assert chart(values, width, height) == lines
+
+
+def test_a_chart_is_stretched_to_the_width() -> None:
+    (line,) = chart([1.0] * (ROWS // 2), 2 * ROWS, 1)
+    assert line == " " * ROWS + "█" * ROWS
+
+
+WEDGED = {"state": "wedged", "since_seconds": 184.0, "silent_ends": 2, "next_trial_seconds": 12.4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "reason"),
+    [
+        (
+            {"router": {"reachable": False, "checked_seconds_ago": 5.0}},
+            "router down",
+            "the router does not answer (looked 5 s ago): every request is refused",
+        ),
+        (
+            {"router": {"reachable": False, "checked_seconds_ago": 5.0, "hint": "local_network_privacy"}},
+            "router down",
+            "macOS keeps eidproxy from the local network: see deploy/README.md",
+        ),
+        (
+            {"upstream": {"daily": WEDGED, "deep": LIVE}},
+            "model stuck",
+            "daily takes requests and says nothing; next trial in 12 s",
+        ),
+        ({"draining": True}, "draining", "running answers are finished, new requests are refused"),
+    ],
+)
+def test_the_head_says_what_is_wrong(changes: dict[str, Any], word: str, reason: str) -> None:
+    first, second, *rest = render(view_of(**changes), Look(80, 24), 0.0)
+    assert word in first
+    assert second == reason
+    assert ("daily 0 (stuck 3 min 4 s)" in "\n".join(rest)) is ("upstream" in changes)
+    alarm = render(view_of(**changes), Look(80, 24, ansi=True, colour=True), 0.0)[0]
+    assert ("\x1b[1;7;31m" in alarm) is (word != "draining")
+
+
+def test_nothing_looks_as_if_it_were_so_while_nobody_answers() -> None:
+    view = busy()
+    view.fault = "does not answer (ConnectError)"
+    text = "\n".join(render(view, Look(80, 24), 7.0))
+    assert "unreachable" in text
+    assert "last answer 7 s ago" in text
+    assert "first word, deep" in text, "what was stays"
+    assert not re.search("Answering|Waiting|Router", text)
+
+
+def test_help_explains_every_word() -> None:
+    view = busy()
+    view.shows_help = True
+    lines = render(view, Look(80, 24), 0.0)
+    assert max(map(len, lines[2:])) < 80, "no line is cut"
+    for word in ("Answering", "Waiting", "wait ", "first word", "95 % in", "Ended", "q, Ctrl-C"):
+        assert any(line.startswith(word) for line in lines), word
+
+
+def test_it_leads_to_the_chat_where_there_is_one() -> None:
+    view = view_of()
+    assert render(view, Look(80, 24), 0.0)[1] == "http://127.0.0.1:8790"
+    view.has_chat = True
+    assert render(view, Look(80, 24), 0.0)[1] == "http://127.0.0.1:8790   chat http://127.0.0.1:8790/chat"
+
+
+def test_without_a_terminal_everything_is_shown() -> None:
+    text = "\n".join(render(view_of(gate={"waiting": waiting(64)}), Look(), 0.0))
+    assert "#64" in text
+    assert "\x1b" not in text
+
+
+def test_colours_can_be_left_out() -> None:
+    """NO_COLOR leaves bold and dim."""
+    view = view_of(draining=True)
+    coloured, plain = ("\n".join(render(view, Look(80, 24, ansi=True, colour=on), 0.0)) for on in (True, False))
+    assert "\x1b[1;33m" in coloured
+    assert "\x1b[1m" in plain
+    assert "\x1b[1;3" not in plain
+
+
+def test_a_terminal_without_unicode() -> None:
+    lines = render(busy(), Look(80, 24, ansi=True, unicode=False), 0.0)
+    assert any("##" in line and ".." in line for line in lines)
+    assert "\n".join(lines).isascii()
+
+
+def test_counts_begin_anew_with_another_process() -> None:
+    """It began later than the one before, by our clock: its uptime may be the longer one when nobody looked."""
+    view = View("")
+    for now, uptime, ok in ((100.0, 1.0, 50), (101.1, 2.0, 51)):
+        view.show(msgspec.convert(told(uptime_seconds=uptime, outcomes={"ok": ok}), Status), now)
+    assert view.opened == {"ok": 50}
+    view.show(msgspec.convert(told(uptime_seconds=20.0, outcomes={"ok": 2}), Status), 130.0)
+    line = next(line for line in render(view, Look(80, 24, ansi=True), 0.0) if line.startswith("  ok"))
+    assert line.split() == ["ok", "2", "+2"]
+
+
+@pytest.mark.parametrize(
+    ("url", "good"),
+    [
+        ("http://127.0.0.1:8790", True),
+        ("https://proxy.example/eid/", True),
+        ("http://[::1]:8790", True),
+        ("ftp://127.0.0.1", False),
+        ("127.0.0.1:8790", False),
+        ("http://", False),
+        ("http://key@127.0.0.1", False),
+        ("http://127.0.0.1/?a=b", False),
+        ("http://127.0.0.1:99999999999", False),
+    ],
+)
+def test_what_is_a_base_url(url: str, good: bool) -> None:
+    assert is_base_url(url) is good
+
+
+# Once
+
+
+def test_once_is_plain_text(proxy: Proxy) -> None:
+    assert ask(proxy, "POST", CHAT, chat("daily")).status == 200
+    result = top("--once", "--url", proxy.url)
+    assert (result.returncode, result.stderr) == (0, "")
+    words = [line.split() for line in result.stdout.splitlines()]
+    assert ["ok", "1"] in words
+    assert ["Answers", "daily", "0,", "deep", "0"] in words
+    assert ["Limits", "an", "answer", "5", "min,", "a", "wait", "5", "min"] in words
+    assert any(line[:3] == ["first", "word,", "daily"] for line in words)
+    assert proxy.url in result.stdout
+    assert "/chat" not in result.stdout, "there is none"
+    assert "\x1b" not in result.stdout
+    assert "live" in result.stdout.splitlines()[0]
+
+
+def test_a_look_is_no_request(proxy: Proxy) -> None:
+    """It asks whether there is a chat; what it counts is not itself."""
+    before = proxy.status()["outcomes"]
+    assert top("--once", "--url", proxy.url).returncode == 0
+    assert proxy.status()["outcomes"] == before
+
+
+def test_without_a_terminal_it_is_shown_once(proxy: Proxy) -> None:
+    result = top("--url", proxy.url)
+    assert result.returncode == 0
+    assert "Waiting    0 (room for 64)" in result.stdout
+
+
+def test_who_waits_is_shown(router: Router) -> None:
+    router.script = stream(gate="hold")
+    with Proxy(router) as proxy:
+        callers = [_caller(proxy, "foreground")]
+        router.wait_for(lambda: router.waiting("hold") == 1)
+        for number, priority in enumerate(("background", "foreground"), 1):
+            callers.append(_caller(proxy, priority))
+            until(lambda many=number: len(proxy.status()["gate"]["waiting"]) == many)  # type: ignore[misc]
+        words = [line.split() for line in top("--once", "--url", proxy.url).stdout.splitlines()]
+        for caller in callers:
+            caller.close()
+    assert ["Answering", "1", "of", "1"] in words
+    assert [line[:2] for line in words if line and line[0].startswith("#")] == [
+        ["#1", "foreground"],
+        ["#2", "background"],
+    ]
+
+
+def test_the_address_is_that_of_the_settings(router: Router) -> None:
+    with Proxy(router, EIDPROXY_SERVER_ALLOWED_HOSTS="eid.example") as proxy:
+        places = {"EIDPROXY_SERVER_PORT": str(proxy.port), "EIDPROXY_SERVER_ALLOWED_HOSTS": "eid.example"}
+        assert top("--once", **places).returncode == 0
+        refused = top("--once", "--url", proxy.url)
+        assert refused.returncode == 1
+        assert refused.stderr == f"eidproxy: {proxy.url} answers with status 421 host_not_allowed\n"
+
+
+def test_the_address_may_be_a_socket_file(router: Router, tmp_path: Path) -> None:
+    path = str(tmp_path / "eid.sock")
+    with Proxy(router, EIDPROXY_SERVER_UDS=path):
+        result = top("--once", EIDPROXY_SERVER_UDS=path)
+        assert result.returncode == 0
+        assert path in result.stdout
+
+
+def test_the_address_may_stand_in_a_file(proxy: Proxy, tmp_path: Path) -> None:
+    file = tmp_path / "eidproxy.toml"
+    file.write_text(f"[server]\nport = {proxy.port}\n")
+    assert top("--once", "--config", str(file)).returncode == 0
+
+
+def test_the_key_comes_from_the_environment(router: Router, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY + "\n")
+    with Proxy(router, EIDPROXY_SERVER_API_KEY=KEY) as proxy:
+        for settings in ({"EIDPROXY_SERVER_API_KEY": KEY}, {"EIDPROXY_SERVER_API_KEY_FILE": str(file)}):
+            assert top("--once", "--url", proxy.url, **settings).returncode == 0
+        for settings in ({}, {"EIDPROXY_SERVER_API_KEY": "another"}):
+            refused = top("--once", "--url", proxy.url, **settings)
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert "asks for its API key: set EIDPROXY_SERVER_API_KEY" in refused.stderr
+            assert "another" not in refused.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "a" * 70])
+def test_nobody_there(host: str) -> None:
+    url = f"http://{host}:{free_port()}"
+    result = top("--once", "--url", url)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(rf"eidproxy: {re.escape(url)} does not answer \(\w+Error\)\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"[]",
+        b"\xff",
+        b"{}",
+        json.dumps(told(version="\x1b]0;owned\x07")).encode(),
+        json.dumps(told(outcomes={"\x1b[2J": 1})).encode(),
+        json.dumps(told(outcomes={"ok\n": 1})).encode(),
+        b" " * (5 << 20),
+    ],
+    ids=["html", "list", "not UTF-8", "empty", "escape in a value", "escape in a name", "line end", "too large"],
+)
+def test_another_server_cannot_speak_to_the_terminal(router: Router, body: bytes) -> None:
+    router.script = status(200, body)
+    result = top("--once", "--url", router.url)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"eidproxy: {router.url} does not answer like eidproxy\n"
+
+
+def test_it_goes_nowhere_else(router: Router) -> None:
+    """No redirect is followed, and variables that name proxies are not read."""
+    with Router() as other:
+        router.script = status(302, b"", [("Location", f"{other.url}/status")])
+        bait = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), other.url)
+        result = top("--once", "--url", router.url, EIDPROXY_SERVER_API_KEY=KEY, **bait)
+        assert result.stderr == f"eidproxy: {router.url} answers with status 302\n"
+        assert [request.path for request in router.requests] == ["/status"]
+        assert other.connections == 0
+
+
+@pytest.mark.parametrize("arguments", [("--url", "http://a@b"), ("--interval", "0"), ("--api-key", "x")])
+def test_wrong_use(arguments: tuple[str, ...]) -> None:
+    assert top("--once", *arguments).returncode == 2
+
+
+# In a terminal
+
+
+def _caller(proxy: Proxy, priority: str) -> RawClient:
+    client = RawClient(proxy)
+    client.send(request_bytes("POST", CHAT, chat("daily"), {"X-Eid-Priority": priority}))
+    return client
+
+
+class Terminal:
+    """A shell in tmux, on a server of its own."""
+
+    def __init__(self, columns: int = 100, rows: int = 40) -> None:
+        (self._tmux,) = need("tmux")
+        self._socket = f"eidproxy-{uuid.uuid4().hex[:12]}"
+        self._tell("-f", os.devnull, "new-session", "-d", "-x", str(columns), "-y", str(rows), "env PS1='$ ' sh")
+
+    def type(self, text: str) -> None:
+        """Type a line."""
+        self._tell("send-keys", "-l", text)
+        self._tell("send-keys", "Enter")
+
+    def press(self, key: str) -> None:
+        """Press one key."""
+        self._tell("send-keys", key)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Make the window larger or smaller."""
+        self._tell("resize-window", "-x", str(columns), "-y", str(rows))
+
+    def lines(self) -> list[str]:
+        """What stands on it."""
+        return self._tell("capture-pane", "-p").splitlines()
+
+    def shows(self, *words: str, timeout: float = 15.0) -> list[str]:
+        """Wait until all of it stands there; what stands there then."""
+
+        def found() -> list[str]:
+            lines = self.lines()
+            return lines if all(any(word in line for line in lines) for word in words) else []
+
+        try:
+            return until(found, timeout, f"{words}")
+        except AssertionError as error:
+            error.add_note("\n".join(self.lines()))
+            raise
+
+    def is_as_before(self) -> bool:
+        """Whether it is on its first screen, with a cursor."""
+        return self._tell("display-message", "-p", "#{alternate_on} #{cursor_flag}").split() == ["0", "1"]
+
+    def _tell(self, *arguments: str) -> str:
+        command = [self._tmux, "-L", self._socket, *arguments]
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tell("kill-server")
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """A terminal with a shell that waits for a line."""
+    with Terminal() as terminal:
+        terminal.shows("$")
+        yield terminal
+
+
+def command(proxy: Proxy) -> str:
+    """What is typed to see the view, and how it ended."""
+    return f"{shlex.quote(sys.executable)} -m eidproxy top --interval 0.2 --url {proxy.url}; echo left with $?"
+
+
+def by_words(router: Router) -> None:
+    """A router that holds `hold`, fails `fail` and answers the rest."""
+
+    def script(request: Received) -> Script:
+        said = request.body
+        steps: list[Step] = stream()
+        if b"hold" in said:
+            steps = stream(gate="hold")
+        elif b"fail" in said:
+            steps = status(503, {"error": {"type": "warming"}})
+        return steps
+
+    router.script = script
+
+
+def test_live_from_start_to_end(router: Router, terminal: Terminal) -> None:
+    """Start, queue, resize, drain, gone, back again, Ctrl-C: on one screen."""
+    by_words(router)
+    port = free_port()
+    terminal.type("echo before")
+    with Proxy(router, EIDPROXY_SERVER_PORT=port) as proxy:
+        terminal.type(command(proxy))
+        terminal.shows("live", "0 of 1", "no request has ended yet")
+        assert ask(proxy, "POST", CHAT, chat("deep", say="fail")).reason == "warming"
+        assert ask(proxy, "POST", CHAT, chat("daily", say="quick")).status == 200
+        held = RawClient(proxy)
+        held.send(request_bytes("POST", CHAT, chat("daily", say="hold")))
+        router.wait_for(lambda: router.waiting("hold") == 1)
+        waiters = [_caller(proxy, priority) for priority in ("background", "foreground", "foreground")]
+        terminal.shows("1 of 1, typical answer", "3 (room for 64): 2 foreground, 1 background")
+
+        def is_whole() -> bool:
+            words = [line.split() for line in terminal.lines()]
+            return (
+                [line[:2] for line in words if line and line[0].startswith("#")]
+                == [["#1", "foreground"], ["#2", "foreground"], ["#3", "background"]]
+                and ["warming", "1", "+1"] in words
+                and ["Answers", "daily", "1,", "deep", "0"] in words
+            )
+
+        until(is_whole, what="the queue, the outcomes and the answers")  # a screen that is being drawn is not whole
+        text = "\n".join(terminal.lines())
+        assert not any(canary in text for canary in proxy.canaries)
+
+        terminal.resize(50, 12)
+        until(lambda: _fits(terminal.lines(), 50, 12), what="the small screen")
+        terminal.resize(120, 45)
+        terminal.shows("#3", "first word, deep")
+        terminal.press("?")
+        terminal.shows("Ctrl-Z       suspend")
+        terminal.press("?")
+        terminal.shows("#3", "first word, deep")
+
+        proxy.terminate()
+        terminal.shows("draining", "running answers are finished")
+        for client in (held, *waiters):
+            client.close()
+        assert proxy.wait() == 0
+        terminal.shows("unreachable", "does not answer (ConnectError); trying again")
+    with Proxy(router, EIDPROXY_SERVER_PORT=port):
+        terminal.shows("live", "no request has ended yet")
+        terminal.press("C-c")
+        lines = terminal.shows("left with 0")
+        assert "before" in lines
+    assert terminal.is_as_before()
+
+
+def _fits(lines: list[str], columns: int, rows: int) -> bool:
+    whole = len(lines) <= rows and all(len(line) <= columns for line in lines)
+    # Drawn anew: what has no room any more is gone.
+    return whole and "".join(lines[:1]).startswith("eidproxy") and not any(line.startswith("Ended") for line in lines)
+
+
+def test_q_leaves_and_the_terminal_echoes_again(proxy: Proxy, terminal: Terminal) -> None:
+    terminal.type(command(proxy))
+    terminal.shows("live")
+    assert not terminal.is_as_before()
+    terminal.press("q")
+    terminal.shows("left with 0")
+    assert terminal.is_as_before()
+    terminal.type("stty -a | tr ' ;' '\\n\\n' | grep -x -e echo -e icanon | tr '\\n' '+'; echo done")
+    terminal.shows("echo+", "icanon+", "done")
+
+
+def test_it_can_be_stopped_and_continued(proxy: Proxy, terminal: Terminal) -> None:
+    terminal.type("set -m")
+    terminal.type(command(proxy))
+    terminal.shows("live")
+    terminal.press("C-z")
+    until(terminal.is_as_before, what="the first screen")
+    terminal.type("fg; echo ended with $?")
+    terminal.shows("live", "Limits")
+    terminal.press("C-c")
+    terminal.shows("ended with 0")
+    assert terminal.is_as_before()
+
+
+def test_a_key_that_is_wrong_ends_it(router: Router, terminal: Terminal) -> None:
+    with Proxy(router, EIDPROXY_SERVER_API_KEY=KEY) as proxy:
+        terminal.type(command(proxy))
+        terminal.shows("asks for its API key", "left with 1")
+        assert terminal.is_as_before()
+
+
+def test_a_terminal_that_cannot_be_drawn_on(proxy: Proxy, terminal: Terminal) -> None:
+    terminal.type(f"TERM=dumb {command(proxy)}")
+    terminal.shows("Waiting    0 (room for 64)", "left with 0")
+
+
+def test_every_size_of_a_real_window(proxy: Proxy, terminal: Terminal) -> None:
+    """Going from size to size leaves nothing of the size before."""
+    terminal.type(command(proxy))
+    terminal.shows("live")
+    for columns, rows in itertools.product((30, 140), (5, 30)):
+        terminal.resize(columns, rows)
+
+        def is_whole(rows: int = rows) -> bool:
+            lines = [line for line in terminal.lines() if line]
+            heads = [
+                sum(line.startswith(word) for line in lines) for word in ("eidproxy", "Answering", "Waiting", "Router")
+            ]
+            return heads == ([1, 1, 1, 0] if rows == 5 else [1, 1, 1, 1])
+
+        until(is_whole, what=f"{columns}x{rows}")
+    terminal.press("q")
+    terminal.shows("left with 0")
