@@ -414,8 +414,11 @@ def namespace() -> Iterator[list[str]]:
 
 INSIDE = """
 import contextlib, os, socket, sys, threading, time
-from tests.lab.proxy import CHAT, Proxy, ask, chat, free_port
-from tests.lab.router import Router, status, stream
+from tests.lab.client import CHAT, ask, chat
+from tests.lab.proxy import Proxy
+from tests.lab.router import Router
+from tests.lab.script import status, stream
+from tests.lab.tools import free_port
 
 port = free_port()
 heard = []
