@@ -1,4 +1,4 @@
-"""The closed schema of the chunks for callers, as types: a field that they do not name cannot be sent.
+"""The closed schema of what callers get, as types: a field that they do not name cannot be sent.
 
 `Frames` writes the events of one stream. Most events of a stream have one shape, which `rebuild` decodes and encodes by
 types of its own, with the same result as the long way through `dialect` and `sanitize`.
@@ -36,6 +36,12 @@ class Delta(Struct, omit_defaults=True, gc=False):
     tool_calls: list[ToolCall] | None = None
 
 
+TEXTS = ("content", "reasoning_content", "refusal")
+"""The fields of a `Delta` that hold text, which the whole message joins."""
+
+THOUGHTS = frozenset({"reasoning_content"})
+"""Those of them that are no part of the answer proper."""
+
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 
@@ -45,6 +51,24 @@ class Choice(Struct, gc=False):
     index: Literal[0] = 0
     delta: Delta = msgspec.field(default_factory=Delta)
     finish_reason: FinishReason | None = None
+
+
+class Call(Struct, kw_only=True):
+    """A whole tool call."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class Message(Struct, omit_defaults=True):
+    """What the deltas add up to. `refusal` is null where there is none; `content` is null beside calls alone."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[Call] | None = None
 
 
 # The common event of a stream, as a type: one choice with text, no finish reason, no error, a model and no usage.

@@ -4,27 +4,9 @@ from typing import Literal
 
 import msgspec
 
-from eidproxy.relay.chunk import Delta, FinishReason, Function
+from eidproxy.relay.chunk import TEXTS, Call, Delta, FinishReason, Function, Message
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Call(msgspec.Struct, kw_only=True):
-    """A whole tool call."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: Function
-
-
-class Message(msgspec.Struct, omit_defaults=True):
-    """What the assistant said. `refusal` is null where there is none; `content` is null beside calls alone."""
-
-    role: Literal["assistant"]
-    content: str | None
-    refusal: str | None
-    reasoning_content: str | None = None
-    tool_calls: list[Call] | None = None
 
 
 class WholeChoice(msgspec.Struct, kw_only=True):
@@ -58,25 +40,20 @@ class Answer(msgspec.Struct, kw_only=True):
 class Completion:
     """The message gathered from the deltas of one stream."""
 
-    __slots__ = ("_calls", "_content", "_reasoning", "_refusal", "size")
+    __slots__ = ("_calls", "_texts", "size")
 
     def __init__(self) -> None:
-        self._content: list[str] = []
-        self._reasoning: list[str] = []
-        self._refusal: list[str] = []
+        self._texts: dict[str, list[str]] = {name: [] for name in TEXTS}
         self._calls: list[tuple[str, str, list[str]]] = []
         self.size = 0
         """Code points held so far; `Stream` limits them."""
 
     def add(self, delta: Delta) -> None:
         """Add the delta of one chunk."""
-        for text, texts in (
-            (delta.content, self._content),
-            (delta.reasoning_content, self._reasoning),
-            (delta.refusal, self._refusal),
-        ):
+        for name, pieces in self._texts.items():
+            text = getattr(delta, name)
             if text:
-                texts.append(text)
+                pieces.append(text)
                 self.size += len(text)
         for piece in delta.tool_calls or ():
             function = piece.function or Function()
@@ -91,12 +68,9 @@ class Completion:
     def encode(self, request_id: str, created: int, model: str, finish_reason: FinishReason) -> bytes:
         """Return the answer as JSON."""
         calls = [Call(id=id, function=Function(name, "".join(pieces))) for id, name, pieces in self._calls]
-        message = Message(
-            role="assistant",
-            content=None if calls and not self._content else "".join(self._content),
-            refusal="".join(self._refusal) or None,
-            reasoning_content="".join(self._reasoning) or None,
-            tool_calls=calls or None,
-        )
+        texts = {name: "".join(pieces) or None for name, pieces in self._texts.items()}
+        if not calls:
+            texts["content"] = texts["content"] or ""
+        message = Message(role="assistant", tool_calls=calls or None, **texts)
         choice = WholeChoice(message=message, finish_reason=finish_reason)
         return _encode(Answer(id=f"chatcmpl-{request_id}", created=created, model=model, choices=(choice,)))

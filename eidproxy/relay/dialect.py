@@ -30,6 +30,12 @@ class RouterDelta(Struct, gc=False):
     refusal: str | None = None
     tool_calls: list[RouterCall] | None = None
 
+    def texts(self) -> dict[str, str]:
+        """Return the texts that are not empty, each under the name that callers get it by."""
+        reasoning = self.reasoning_content or self.reasoning
+        named = {"content": self.content, "reasoning_content": reasoning, "refusal": self.refusal}
+        return {name: text for name, text in named.items() if text}
+
 
 class RouterChoice(Struct, gc=False):
     index: int | None = 0

@@ -8,10 +8,11 @@ counts.
 from msgspec import UNSET, Raw
 
 from eidproxy.errors import reason_in_event
-from eidproxy.relay.chunk import Delta, FinishReason, Function, ToolCall
+from eidproxy.relay.chunk import THOUGHTS, Delta, FinishReason, Function, ToolCall
 from eidproxy.relay.dialect import (
     NotJson,
     NotObject,
+    RouterCall,
     RouterChoice,
     RouterChunk,
     RouterDelta,
@@ -140,8 +141,9 @@ class Sanitizer:
             self._fail(data, in_choice=True)
             return None
         came = _delta_of(chunk, choice)
-        delta = self._filter_delta(came, marked)
-        has_come = delta is not None or _has_words(came)
+        texts = came.texts()
+        delta = self._filter_delta(texts, came.tool_calls, marked)
+        has_come = delta is not None or bool(texts)
         if has_come and self.finish_reason is not None:
             self.continued_after_finish = True
         if failing:
@@ -170,24 +172,24 @@ class Sanitizer:
             self._counted_end = True
             self._count_others(data)
 
-    def _filter_delta(self, came: RouterDelta, marked: bool) -> Delta | None:
+    def _filter_delta(self, texts: dict[str, str], pieces: list[RouterCall] | None, marked: bool) -> Delta | None:
         """Return the part of a delta that may pass now; None when it is empty, or only the beginning of a character."""
-        content, reasoning, refusal = came.content, came.reasoning_content or came.reasoning, came.refusal
         if marked or self._seams:
-            join = self._seams.join
-            content = content and join("content", content, marked)
-            reasoning = reasoning and join("reasoning_content", reasoning, marked)
-            refusal = refusal and join("refusal", refusal, marked)
+            joined = {name: self._seams.join(name, text, marked) for name, text in texts.items()}
+            texts = {name: text for name, text in joined.items() if text}
         calls = None
-        if came.tool_calls:
+        if pieces:
             if self._calls is None:
                 self._calls = ToolCalls(self._request_id)
-            calls = self._calls.read(came.tool_calls, self._seams, marked)
-        if content or refusal or calls:
+            calls = self._calls.read(pieces, self._seams, marked)
+        if calls or not texts.keys() <= THOUGHTS:
             self.has_text = True
-        elif not reasoning:
+        elif not texts:
             return None
-        return Delta(None, content or None, reasoning or None, refusal or None, calls or None)
+        delta = Delta(tool_calls=calls or None)
+        for name, text in texts.items():
+            setattr(delta, name, text)
+        return delta
 
     def close(self) -> Delta | None:
         """Return the characters whose rest never came, as U+FFFD, at the end of the stream; None without any."""
@@ -253,10 +255,6 @@ def _delta_of(chunk: RouterChunk, choice: RouterChoice) -> RouterDelta:
     return RouterDelta() if came is None or _is_loading(chunk, came) else came
 
 
-def _has_words(came: RouterDelta) -> bool:
-    return bool(came.content or came.reasoning_content or came.reasoning or came.refusal)
-
-
 def _is_loading(chunk: RouterChunk, came: RouterDelta) -> bool:
     """Return whether an event is llama-swap's loading message, which names the model (contract, 4).
 
@@ -264,6 +262,6 @@ def _is_loading(chunk: RouterChunk, came: RouterDelta) -> bool:
     """
     return (
         chunk.id is chunk.object is chunk.created is chunk.model is UNSET
-        and bool(came.reasoning_content or came.reasoning)
-        and not (came.content or came.refusal or came.tool_calls)
+        and set() < came.texts().keys() <= THOUGHTS
+        and not came.tool_calls
     )

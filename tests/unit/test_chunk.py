@@ -9,8 +9,18 @@ import pytest
 from msgspec import Struct
 
 from eidproxy.inbound.chat import AssistantMessage
-from eidproxy.relay.chunk import Delta, Frames, Function, ToolCall, _CommonDelta, chunk_head, progress_chunk
-from eidproxy.relay.completion import Message
+from eidproxy.relay.chunk import (
+    TEXTS,
+    THOUGHTS,
+    Delta,
+    Frames,
+    Function,
+    Message,
+    ToolCall,
+    _CommonDelta,
+    chunk_head,
+    progress_chunk,
+)
 from eidproxy.relay.dialect import _KNOWN_FIELDS, RouterDelta, _LooseDelta
 from eidproxy.relay.sanitize import Sanitizer
 
@@ -140,6 +150,15 @@ def test_a_field_of_the_delta_stands_wherever_it_must(kind: type[Struct]) -> Non
     texts = set(Delta.__struct_fields__) - {"role"}
     assert texts <= set(kind.__struct_fields__)
     assert texts <= _KNOWN_FIELDS
+
+
+def test_a_text_of_the_delta_is_joined_and_is_read() -> None:
+    assert set(TEXTS) | {"role", "tool_calls"} == set(Delta.__struct_fields__)
+    assert set(TEXTS) > THOUGHTS
+    for name in TEXTS:
+        came = RouterDelta()
+        setattr(came, name, "said")
+        assert came.texts() == {name: "said"}
 
 
 # The template
