@@ -12,6 +12,7 @@ The map, in the order in which a request meets the parts:
     gate/                   the slots
         admission, local    the queue discipline; the gate in the process
         shared              the gate in a store (gate.lua); store_client: the connection to it; address: where that is
+        choice              which of the two: what a gate of another kind is added to
     router/                 the router's side
         upstream, resolver  an exchange and how to reach it; names; reasons: what its faults mean
         transport, tls      over TCP, and with TLS; idle: connections that wait for the next request

@@ -26,9 +26,8 @@ from eidproxy.endpoints import (
     json_response,
     taken_by_the_relay,
 )
-from eidproxy.gate import Gate, GateStatistics
-from eidproxy.gate.admission import AdmissionQueue
-from eidproxy.gate.local import LocalGate
+from eidproxy.gate import Gate, GateStatistics, GateTerms
+from eidproxy.gate.choice import build_gate
 from eidproxy.history import History
 from eidproxy.inbound.chat import Model
 from eidproxy.inbound.connection import Connections
@@ -115,37 +114,28 @@ def build_models(settings: Settings) -> dict[Mode, Model]:
     }
 
 
-def build_gate(settings: Settings, metrics: Metrics, log: Log) -> Gate:
-    """Return the gate before `daily`: in the process, or in the store that `gate.url` names."""
+def gate_terms(settings: Settings) -> GateTerms:
+    """Return the settings of the gate before `daily`."""
     gate = settings.gate
-    if gate.url is not None:
-        # Imported here, so that only a shared gate needs the client of its store (redis-py).
-        from eidproxy.gate.shared import RedisGate, build_client
-
-        def changed(error: Exception | None) -> None:
-            if isinstance(error, EgressBlocked):
-                log.alarm(Event.EGRESS_BLOCKED, verdict=error.decision.verdict)
-            if error is None:
-                log.state(Event.GATE_AVAILABLE)
-            else:
-                log.alarm(Event.GATE_UNAVAILABLE, error=type(error).__name__)
-
-        return RedisGate(
-            build_client(gate),
-            metrics,
-            capacity=gate.capacity,
-            max_waiting=gate.max_waiting,
-            lease_seconds=gate.lease_seconds,
-            wait_timeout_seconds=gate.wait_timeout_seconds,
-            max_hold_seconds=settings.stream.deadline_seconds + _WATCHDOG_SECONDS,
-            changed=changed,
-        )
-    return LocalGate(
-        AdmissionQueue(gate.capacity, gate.max_waiting, gate.aging_seconds),
-        metrics,
-        gate.wait_timeout_seconds,
-        settings.stream.deadline_seconds + _WATCHDOG_SECONDS,
+    return GateTerms(
+        capacity=gate.capacity,
+        max_waiting=gate.max_waiting,
+        aging_seconds=gate.aging_seconds,
+        wait_timeout_seconds=gate.wait_timeout_seconds,
+        max_hold_seconds=settings.stream.deadline_seconds + _WATCHDOG_SECONDS,
+        url=gate.url,
+        lease_seconds=gate.lease_seconds,
     )
+
+
+def _report_store(log: Log, error: Exception | None) -> None:
+    """Log that the store of a shared gate stopped serving, or serves again."""
+    if isinstance(error, EgressBlocked):
+        log.alarm(Event.EGRESS_BLOCKED, verdict=error.decision.verdict)
+    if error is None:
+        log.state(Event.GATE_AVAILABLE)
+    else:
+        log.alarm(Event.GATE_UNAVAILABLE, error=type(error).__name__)
 
 
 def _page_routes(chat: ChatSettings, gate: Gate, more: list[Route] | None) -> list[Route]:
@@ -199,7 +189,7 @@ class Application:
         self.metrics = Metrics(VERSION)
         self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc)
         self.upstream = build_upstream(settings)
-        self.gate = build_gate(settings, self.metrics, self.log)
+        self.gate = build_gate(gate_terms(settings), self.metrics, partial(_report_store, self.log))
         self.history = History(
             {priority: self.metrics.gate_wait[priority, WaitOutcome.GRANTED] for priority in Priority},
             self.metrics.first_token,

@@ -5,7 +5,6 @@ and the nearest-name advice follow from them.
 """
 
 import difflib
-import importlib.util
 import math
 import re
 import ssl
@@ -19,7 +18,7 @@ from msgspec import Meta, Struct
 
 from eidproxy.egress import VERDICTS, EgressPolicy, Verdict, host_and_port, is_loopback, is_name, literal, narrowed
 from eidproxy.errors import MAX_RETRY_SECONDS
-from eidproxy.gate.address import gate_address
+from eidproxy.gate.choice import url_faults
 from eidproxy.inbound.chat import NAMES
 from eidproxy.vocabulary import AfterLeave, Mode
 
@@ -505,8 +504,9 @@ def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
     if background is not None and settings.server.api_key is None:
         yield "server.background_api_key: needs server.api_key: without it everybody is let in as foreground"
     yield from _params_faults(settings)
-    yield from _gate_faults(settings)
-    if settings.gate.url is None and environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
+    if settings.gate.url is not None:
+        yield from (f"gate.url: {fault}" for fault in url_faults(settings.gate.url))
+    elif environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
         yield "environment WEB_CONCURRENCY: one process has the gate, so more than one worker is refused; see gate.url"
     chat = settings.chat
     if (chat.jwt_secret is None) != (chat.rules_file is None):
@@ -558,17 +558,6 @@ def _is_json(value: Any) -> bool:
     if isinstance(value, int):
         return -(2**63) <= value < 2**64
     return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _gate_faults(settings: Settings) -> Iterator[str]:
-    if settings.gate.url is None:
-        return
-    try:
-        gate_address(settings.gate.url)
-    except ValueError as error:
-        yield f"gate.url: {error}"
-    if importlib.util.find_spec("redis") is None:
-        yield "gate.url: needs redis-py: install eidproxy[redis]"
 
 
 def _router_faults(settings: Settings) -> Iterator[str]:

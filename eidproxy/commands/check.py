@@ -17,6 +17,7 @@ import uvloop
 
 from eidproxy.commands.look import is_eidproxy, models_of_router
 from eidproxy.config import ChatSettings, Loaded, Settings, notes, refused, shown
+from eidproxy.gate.choice import check_gate
 from eidproxy.hints import Hint
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.upstream import EgressBlocked, Upstream
@@ -244,14 +245,11 @@ async def _opens(address: str, port: int, patience: float) -> bool:
 
 
 async def _look_at_gate(settings: Settings, say: Say) -> None:
-    if settings.gate.url is None:
-        say(ok("gate", "in the process"))
-        return
-    from eidproxy.gate.shared import check_store
+    from eidproxy.app import gate_terms
 
-    told, fault = await check_store(settings.gate)
+    told, fault = await check_gate(gate_terms(settings))
     for line in told:
-        say(ok("gate", f"shared, {line}"))
+        say(ok("gate", line))
     if fault is not None:
         say(fail("gate", fault, "until it serves, daily gets 503 gate_unavailable"))
 

@@ -14,6 +14,21 @@ _MEAN_WEIGHT = 0.2
 """Weight of the newest hold in the moving mean: about the last ten holds decide it."""
 
 
+class GateTerms(NamedTuple):
+    """The settings of a gate."""
+
+    capacity: int
+    max_waiting: int
+    aging_seconds: float
+    wait_timeout_seconds: float
+    max_hold_seconds: float
+    """How long a slot may be held before it is taken back."""
+    url: str | None
+    """The store of a shared gate; None for a gate in the process."""
+    lease_seconds: float
+    """How long a shared gate's slot lasts without being renewed."""
+
+
 class Holder(NamedTuple):
     """One slot in use, for `/status`."""
 

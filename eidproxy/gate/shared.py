@@ -18,9 +18,8 @@ from functools import partial
 
 import httpx
 
-from eidproxy.config import GateSettings
 from eidproxy.errors import Refusal
-from eidproxy.gate import GateStatistics, Holder, Permit, Waiter
+from eidproxy.gate import GateStatistics, GateTerms, Holder, Permit, Waiter
 from eidproxy.gate.address import gate_address
 from eidproxy.gate.store_client import Call, GuardedConnection, Reply, StoreClient, addresses
 from eidproxy.metrics import Metrics
@@ -47,29 +46,45 @@ _LISTEN_AGAIN_SECONDS = 0.25
 _REPORT = 4  # values for each ticket: state, number, token, position
 
 
-def build_client(settings: GateSettings) -> Callable[["RedisGate"], StoreClient]:
+def build_client(terms: GateTerms) -> Callable[["RedisGate"], StoreClient]:
     """Return a function that builds the store's client for a gate; the gate's `answered` is called when a call ends."""
-    address = gate_address(settings.url or "")
+    address = gate_address(terms.url or "")
     tls = ssl.create_default_context(cafile=address.ca_file) if address.secure else None
-    terms = (
-        round(settings.lease_seconds * 1e6),
-        settings.capacity,
-        settings.max_waiting,
-        round(settings.aging_seconds * 1e6),
+    queue_terms = (
+        round(terms.lease_seconds * 1e6),
+        terms.capacity,
+        terms.max_waiting,
+        round(terms.aging_seconds * 1e6),
     )
     return lambda gate: StoreClient(
         address,
         address.egress,
-        terms,
-        call_seconds=call_seconds(settings.lease_seconds),
+        queue_terms,
+        call_seconds=call_seconds(terms.lease_seconds),
         answered=gate.answered,
         tls=tls,
     )
 
 
-async def check_store(settings: GateSettings) -> tuple[list[str], str | None]:
+def build_shared_gate(
+    terms: GateTerms, metrics: Metrics, on_store_change: Callable[[Exception | None], None]
+) -> "RedisGate":
+    """Return a gate in the store that `terms.url` names. To be built inside a running loop."""
+    return RedisGate(
+        build_client(terms),
+        metrics,
+        capacity=terms.capacity,
+        max_waiting=terms.max_waiting,
+        lease_seconds=terms.lease_seconds,
+        wait_timeout_seconds=terms.wait_timeout_seconds,
+        max_hold_seconds=terms.max_hold_seconds,
+        changed=on_store_change,
+    )
+
+
+async def check_store(terms: GateTerms) -> tuple[list[str], str | None]:
     """Return what would be dialled, and why the store cannot serve now (None if it can). For `check`."""
-    address = gate_address(settings.url or "")
+    address = gate_address(terms.url or "")
     if address.path is not None:
         told = [f"would open the socket {address.path}"]
     else:
@@ -82,16 +97,7 @@ async def check_store(settings: GateSettings) -> tuple[list[str], str | None]:
             return [], f"the name {address.host} cannot be resolved now"
         told = [f"would dial {dialled} port {address.port}" for dialled in found]
     faults: list[Exception | None] = []
-    gate = RedisGate(
-        build_client(settings),
-        Metrics("check"),
-        capacity=settings.capacity,
-        max_waiting=settings.max_waiting,
-        lease_seconds=settings.lease_seconds,
-        wait_timeout_seconds=settings.wait_timeout_seconds,
-        max_hold_seconds=0.0,  # the check acquires nothing
-        changed=faults.append,
-    )
+    gate = build_shared_gate(terms, Metrics("check"), faults.append)
     served = await gate.available()
     await gate.aclose()
     if served:

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from eidproxy.config import GateSettings, SettingsError, load
+from eidproxy.config import SettingsError, load
 from eidproxy.egress import EgressPolicy
 from eidproxy.errors import Refusal
-from eidproxy.gate import Gate, Permit
+from eidproxy.gate import Gate, GateTerms, Permit
 from eidproxy.gate.address import gate_address
 from eidproxy.gate.admission import AdmissionQueue, Ticket
-from eidproxy.gate.local import LocalGate
+from eidproxy.gate.choice import build_gate
 from eidproxy.metrics import Metrics
 from eidproxy.relay.settle import Settlements
 from eidproxy.router.resolver import Resolver
@@ -37,7 +37,6 @@ if os.environ.get("CI") != "true":
     pytest.importorskip("redis")
 
 from eidproxy.gate import shared
-from eidproxy.gate.shared import RedisGate, build_client
 from eidproxy.gate.store_client import GuardedConnection, StoreClient
 
 LEASE = 1.0
@@ -76,24 +75,16 @@ async def gates(kind: str, store: Store, count: int = 1, **settings: Any) -> Asy
     lease = given.pop("lease_seconds", LEASE)
     wait_timeout = given.pop("wait_timeout_seconds", 300.0)
     max_hold = given.pop("max_hold_seconds", 300.0)
+    url = None if kind == "local" else store.url
+    terms = GateTerms(
+        url=url, lease_seconds=lease, wait_timeout_seconds=wait_timeout, max_hold_seconds=max_hold, **given
+    )
     if kind == "local":
-        queue = AdmissionQueue(given["capacity"], given["max_waiting"], given["aging_seconds"])
-        local = LocalGate(queue, Metrics("test"), wait_timeout, max_hold)
+        local = build_gate(terms, Metrics("test"), lambda error: None)
         yield [local]
         await local.aclose()
         return
-    shared = [
-        RedisGate(
-            build_client(GateSettings(url=store.url, lease_seconds=lease, **given)),
-            Metrics("test"),
-            capacity=given["capacity"],
-            max_waiting=given["max_waiting"],
-            lease_seconds=lease,
-            wait_timeout_seconds=wait_timeout,
-            max_hold_seconds=max_hold,
-        )
-        for _ in range(count)
-    ]
+    shared = [build_gate(terms, Metrics("test"), lambda error: None) for _ in range(count)]
     try:
         while True:  # a new store waits a lease; what an earlier test left goes
             first = shared[0].acquire(Priority.FOREGROUND)
