@@ -347,7 +347,11 @@ def test_an_error_after_the_finish_reason_changes_nothing(data: bytes, reason: s
 @pytest.mark.parametrize("nothing", [None, False, "", {}])
 def test_an_error_that_says_nothing_is_none(nothing: Any) -> None:
     for where in ("error", "detail", "choice_error"):
-        assert passes(event({"content": "a"}, **{where: nothing})) == {"content": "a"}
+        sanitizer = Sanitizer("r")
+        data = event({"content": "a"}, **{where: nothing})
+        assert passes(data, sanitizer) == {"role": "assistant", "content": "a"}
+        assert passes(data, sanitizer) == {"content": "a"}
+        assert sanitizer.failure is None
 
 
 def test_an_error_before_the_first_event_may_be_about_the_context() -> None:
@@ -408,6 +412,14 @@ def test_stripped_fields_are_counted_in_the_first_event_and_the_first_that_ends(
     sanitizer = Sanitizer("r")
     sanitizer.read(event({"x": 1}, finish_reason="stop"))
     assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.OTHER: 1}
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_unknown_fields_are_counted_where_that_is_wanted(counts: bool) -> None:
+    sanitizer = Sanitizer("r", counts_unknown=counts)
+    sanitizer.read(event({"content": "a"}, model="m", timings={}))
+    sanitizer.read(event({}, model="m", timings={}, finish_reason="stop"))
+    assert sanitizer.stripped == {**NONE_STRIPPED, Stripped.MODEL: 2, Stripped.OTHER: 2 * counts}
 
 
 # Lists without end

@@ -79,6 +79,13 @@ def test_common_events_are_counted_where_they_take_the_short_way_too() -> None:
     assert answer.stripped()[Stripped.MODEL] == answer.chunks == 7
 
 
+@pytest.mark.parametrize(("wanted", "count"), [({}, 1), ({"counts_unknown": True}, 1), ({"counts_unknown": False}, 0)])
+def test_unknown_fields_are_counted_unless_that_is_not_wanted(wanted: dict[str, Any], count: int) -> None:
+    answer = Stream("id-1", 1, "daily", **wanted)
+    answer.feed(event({"content": "a"}, timings={}))
+    assert answer.stripped() == {Stripped.MODEL: 1, Stripped.USAGE: 0, Stripped.OTHER: count}
+
+
 def test_what_one_read_brings_is_one_write() -> None:
     answer = stream()
     output = answer.feed(event({"content": "a"}) * 3 + event({}, "stop") + DONE + event({"content": "canary"}))
@@ -237,12 +244,15 @@ def test_no_template_of_a_read_that_is_no_event() -> None:
 
 
 def test_what_was_passed_on_counts() -> None:
+    """With what came before, the long way and the short one."""
     answer = stream()
-    answer.feed(event({"content": "a"}))
+    for letter in "ab":
+        answer.feed(event({"content": letter}))
     before = answer.budget
     answer.passed_on(3, 300)
-    assert (answer.chunks, before - answer.budget) == (4, 300)
-    assert answer.stripped()[Stripped.MODEL] == 4
+    answer.passed_on(2, 200)
+    assert (answer.chunks, before - answer.budget) == (7, 500)
+    assert answer.stripped()[Stripped.MODEL] == 7
 
 
 # Recordings

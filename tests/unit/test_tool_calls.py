@@ -128,6 +128,15 @@ APART: dict[str, tuple[list[list[Piece]], list[tuple[str, str, str]]]] = {
         ],
         [A, B],
     ),
+    "an index that comes with the arguments": (
+        [
+            [piece("f", "", id="a")],
+            [piece(None, "{", index=0)],
+            [piece("g", "[]", id="b")],
+            [piece(None, "}", index=0)],
+        ],
+        [A, B],
+    ),
     "a piece of no call before one": ([[piece(None, "{}", index=0), piece("f", "{}", index=0, id="a")]], [A]),
     "a name alone": ([[piece("f", None, index=0, id="a")]], [("a", "f", "")]),
 }
