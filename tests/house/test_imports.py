@@ -317,7 +317,7 @@ def test_nothing_uses_the_middleware_that_hides_departures(module: str) -> None:
     assert "starlette.middleware" not in PATHS[module].read_text(encoding="utf-8")
 
 
-_PLANTED = re.compile(r"(^|\n|; )(import|from) eidproxy")
+_PLANTED = re.compile(r"(^|\n|; )(import|from) (eidproxy|tests)\b")
 
 _LOOKS_UP = """
 import json, sys
@@ -358,5 +358,7 @@ def test_what_is_planted_as_text_names_what_there_is() -> None:
     planted = list(_planted())
     assert planted
     command = [sys.executable, "-c", _LOOKS_UP]
-    looked = subprocess.run(command, input=json.dumps(planted), capture_output=True, text=True, check=False)
+    looked = subprocess.run(
+        command, input=json.dumps(planted), cwd=TESTS.parent, capture_output=True, text=True, check=False
+    )
     assert looked.returncode == 0, looked.stderr

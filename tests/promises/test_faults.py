@@ -378,8 +378,11 @@ def test_recovers_at_once(shared: tuple[Router, Proxy], router: Router) -> None:
 
 SILENCE = """
 import subprocess, sys, time
-from tests.lab.proxy import CHAT, Proxy, RawClient, chat, request_bytes, until
-from tests.lab.router import Router, Stall, stream
+from tests.lab.client import CHAT, RawClient, chat, request_bytes
+from tests.lab.proxy import Proxy
+from tests.lab.router import Router
+from tests.lab.script import Stall, stream
+from tests.lab.tools import until
 
 who = sys.argv[1]
 with Router() as router, Proxy(router) as proxy:
