@@ -30,6 +30,7 @@ typedef unsigned char byte;
 
 typedef struct {
     PyObject *transport, *before, *after, *new_before, *new_after;
+    PyObject *get_unsent; /* the transport's get_write_buffer_size, bound */
     int caller;           /* a duplicate of the caller's socket */
     int handed;           /* it is Python's turn; nothing is read here any more */
     int error;            /* errno that reading gave: the kernel tells it once */
@@ -44,7 +45,7 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    int epoll, armed, max_armed, legs_size, bounds_size;
+    int epoll, armed, max_armed, bounds_size, legs_size;
     Leg **legs;           /* by descriptor */
     double bounds[MAX_BOUNDS];
     byte *out, in[2 * READ_BYTES];
@@ -170,10 +171,8 @@ static size_t most(const Leg *leg, size_t size) {
 
 /* Send one chunk; what the kernel does not take goes to the transport. -1: an exception is set. */
 static int send_chunk(Leg *leg, byte *begin, byte *end) {
-    char line[FRAMING];
-    int size = snprintf(line, sizeof line, "%zx\r\n", (size_t)(end - begin));
-    begin -= size;
-    memcpy(begin, line, (size_t)size);
+    size_t size = (size_t)(end - begin);
+    for (*--begin = '\n', *--begin = '\r'; size; size >>= 4) *--begin = (byte)"0123456789abcdef"[size & 15];
     memcpy(end, "\r\n", 2);
     size_t all = (size_t)(end + 2 - begin);
     ssize_t sent = send(leg->caller, begin, all, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -182,9 +181,7 @@ static int send_chunk(Leg *leg, byte *begin, byte *end) {
     PyObject *unsent = PyBytes_FromStringAndSize((char *)begin + sent, (Py_ssize_t)all - sent);
     PyObject *transport = Py_NewRef(leg->transport);  /* it may pause the router, which disarms and frees the leg */
     PyObject *done = unsent ? PyObject_CallMethodOneArg(transport, s_write, unsent) : NULL;
-    Py_XDECREF(unsent);
-    Py_DECREF(transport);
-    Py_XDECREF(done);
+    Py_XDECREF(unsent), Py_DECREF(transport), Py_XDECREF(done);
     return done ? 0 : -1;
 }
 
@@ -192,7 +189,7 @@ static int send_chunk(Leg *leg, byte *begin, byte *end) {
 static int serve(Poller *self, int descriptor, double now) {
     Leg *leg = self->legs[descriptor];
     if (leg->handed) return 1;
-    PyObject *buffered = PyObject_CallMethodNoArgs(leg->transport, s_get_write_buffer_size);
+    PyObject *buffered = PyObject_CallNoArgs(leg->get_unsent);
     if (!buffered) return -1;
     size_t unsent = PyLong_AsSize_t(buffered);
     Py_DECREF(buffered);
@@ -220,19 +217,14 @@ static int serve(Poller *self, int descriptor, double now) {
     if (leg->budget < size || !rebuild(leg, self->in, size, &done) || size - done.used > MAX_REST)
         return keep(leg, self->in, size, 1);
     if (keep(leg, self->in + done.used, size - done.used, 0)) return -1;
-    leg->handed = 0;
-    leg->left = done.left;
-    leg->budget -= (size_t)done.bytes_in;
-    leg->bytes_in += done.bytes_in;
+    leg->handed = 0, leg->left = done.left;
+    leg->budget -= (size_t)done.bytes_in, leg->bytes_in += done.bytes_in;
     if (!done.events) return 0;
-    double gap = now - leg->passed_at;
     int i = 0;
+    double gap = now - leg->passed_at;
     while (i < self->bounds_size && gap > self->bounds[i]) i++;
-    leg->counts[i]++;
-    leg->seconds += gap;
-    leg->events += done.events;
-    leg->bytes_out += done.end - begin;
-    leg->passed_at = now;
+    leg->counts[i]++, leg->seconds += gap, leg->passed_at = now;
+    leg->events += done.events, leg->bytes_out += done.end - begin;
     return send_chunk(leg, begin, done.end);
 }
 
@@ -251,32 +243,46 @@ static Leg *take_out(Poller *self, long descriptor) {
 }
 
 static void let_go(Leg *leg) {
-    PyObject *held[] = {leg->transport, leg->before, leg->after, leg->new_before, leg->new_after};
+    PyObject *held[] = {leg->transport, leg->before, leg->after, leg->new_before, leg->new_after, leg->get_unsent};
     free(leg->rest);
     free(leg);
     for (size_t i = 0; i < sizeof held / sizeof *held; i++) Py_DECREF(held[i]);
 }
 
-static PyObject *poller_ready(Poller *self, PyObject *given) {
-    double now = PyFloat_AsDouble(given);
-    if (now == -1.0 && PyErr_Occurred()) return NULL;
+/* The descriptors that Python has to read, or None. */
+static PyObject *ready_at(Poller *self, double now) {
     struct epoll_event events[MAX_READY];
     int n = epoll_wait(self->epoll, events, MAX_READY, 0);
     if (n < 0 && errno != EINTR) return PyErr_SetFromErrno(PyExc_OSError);
-    PyObject *ready = PyList_New(0);
-    for (int i = 0; ready && i < n; i++) {
-        int descriptor = events[i].data.fd, is_pythons = leg_of(self, descriptor) ? serve(self, descriptor, now) : 1;
-        if (!is_pythons) continue;
-        if (is_pythons < 0) {  /* what was read may be lost: the answer must not go on as if it were not */
+    int mine[MAX_READY], count = 0;
+    for (int i = 0; i < n; i++) {
+        int descriptor = events[i].data.fd, is_mine = leg_of(self, descriptor) ? serve(self, descriptor, now) : 1;
+        if (is_mine < 0) {  /* what was read may be lost: the answer must not go on as if it were not */
             Leg *leg = leg_of(self, descriptor);
             if (leg) leg->handed = 1, leg->error = EIO;
             PyErr_WriteUnraisable((PyObject *)self);
         }
-        PyObject *number = PyLong_FromLong(descriptor);
-        if (!number || PyList_Append(ready, number)) Py_CLEAR(ready);
-        Py_XDECREF(number);
+        if (is_mine) mine[count++] = descriptor;
+    }
+    PyObject *ready = count ? PyList_New(count) : Py_NewRef(Py_None);
+    for (int i = 0; ready && i < count; i++) {
+        PyList_SET_ITEM(ready, i, PyLong_FromLong(mine[i]));
+        if (!PyList_GET_ITEM(ready, i)) Py_CLEAR(ready);
     }
     return ready;
+}
+
+/* serve(clock, found, unserved): found(those that Python has to read), unless there are none, or some are unserved. */
+static PyObject *poller_serve(Poller *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 3) return PyErr_SetString(PyExc_TypeError, "serve(clock, found, unserved)"), NULL;
+    if (PyObject_Size(args[2])) return PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
+    PyObject *now = PyObject_CallNoArgs(args[0]);
+    double at = now ? PyFloat_AsDouble(now) : 0;
+    Py_XDECREF(now);
+    PyObject *ready = PyErr_Occurred() ? NULL : ready_at(self, at);
+    PyObject *served = ready && ready != Py_None ? PyObject_CallOneArg(args[1], ready) : Py_XNewRef(ready);
+    Py_XDECREF(ready);
+    return served;
 }
 
 static PyObject *poller_arm(Poller *self, PyObject *args) {
@@ -302,7 +308,8 @@ static PyObject *poller_arm(Poller *self, PyObject *args) {
     }
     if ((given.caller = fcntl(caller, F_DUPFD_CLOEXEC, 0)) < 0) Py_RETURN_FALSE;
     Leg *leg = malloc(sizeof *leg);
-    if (!leg) return close(given.caller), PyErr_NoMemory();
+    given.get_unsent = leg ? PyObject_GetAttr(given.transport, s_get_write_buffer_size) : PyErr_NoMemory();
+    if (!given.get_unsent) return close(given.caller), free(leg), NULL;
     *leg = given;
     PyObject *held[] = {leg->transport, leg->before, leg->after, leg->new_before, leg->new_after};
     for (size_t i = 0; i < sizeof held / sizeof *held; i++) Py_INCREF(held[i]);
@@ -358,8 +365,7 @@ static PyObject *poller_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
     if (!PyArg_ParseTuple(args, "iO!i:Poller", &epoll, &PyTuple_Type, &bounds, &max_armed)) return NULL;
     Poller *self = (Poller *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    self->epoll = epoll;
-    self->max_armed = max_armed;
+    self->epoll = epoll, self->max_armed = max_armed;
     self->bounds_size = (int)PyTuple_GET_SIZE(bounds);
     if (self->bounds_size > MAX_BOUNDS) PyErr_SetString(PyExc_ValueError, "too many bounds");
     for (int i = 0; i < self->bounds_size && !PyErr_Occurred(); i++)
@@ -369,7 +375,7 @@ static PyObject *poller_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
 }
 
 static PyMethodDef methods[] = {
-    {"ready", (PyCFunction)poller_ready, METH_O, NULL},
+    {"serve", (PyCFunction)(void (*)(void))poller_serve, METH_FASTCALL, NULL},
     {"arm", (PyCFunction)poller_arm, METH_VARARGS, NULL},
     {"take", (PyCFunction)poller_take, METH_O, NULL},
     {"disarm", (PyCFunction)poller_disarm, METH_O, NULL},
@@ -377,12 +383,8 @@ static PyMethodDef methods[] = {
 };
 
 static PyTypeObject poller_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "eidproxy._splice.Poller",
-    .tp_basicsize = sizeof(Poller),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = poller_new,
-    .tp_dealloc = (destructor)poller_dealloc,
-    .tp_methods = methods,
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "eidproxy._splice.Poller", .tp_basicsize = sizeof(Poller),
+    .tp_flags = Py_TPFLAGS_DEFAULT, .tp_new = poller_new, .tp_dealloc = (destructor)poller_dealloc, .tp_methods = methods,
 };
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_splice", .m_size = -1};

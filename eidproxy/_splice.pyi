@@ -1,8 +1,12 @@
 from asyncio import Transport
+from collections import deque
+from collections.abc import Callable
 
 class Poller:
     def __new__(cls, epoll: int, bounds: tuple[float, ...], max_armed: int, /) -> Poller: ...
-    def ready(self, now: float, /) -> list[int]: ...
+    def serve(
+        self, clock: Callable[[], float], on_readable: Callable[[list[int]], object], unserved: deque[int], /
+    ) -> object: ...
     def arm(
         self,
         descriptor: int,

@@ -50,6 +50,10 @@ def reset_on_close(sock: Any) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
+Clock = Callable[[], float]
+OnReadable = Callable[[Sequence[int]], object]
+
+
 class Poller(Protocol):
     """A selector for reading, and one descriptor for the loop. It reports a socket until everything is read."""
 
@@ -68,10 +72,11 @@ class Poller(Protocol):
     def forget(self, descriptor: int) -> None:
         """Stop watching a descriptor that is about to be closed."""
 
-    def ready(self, now: float) -> Sequence[int]:
-        """Return some of the readable descriptors without waiting; a later call returns the others.
+    def serve(self, clock: Clock, on_readable: OnReadable, unserved: deque[int]) -> object:
+        """Call `on_readable` with some of the readable descriptors, if there are any; a later call has the others.
 
-        `now` is seconds of the loop's clock.
+        Never waits. Returns what `on_readable` returned, else something false. Does nothing while some are `unserved`.
+        `clock` is the loop's.
         """
 
 
@@ -93,19 +98,20 @@ class EpollPoller:
     def forget(self, descriptor: int) -> None:
         """See `Poller`."""
 
-    def ready(self, now: float) -> Sequence[int]:  # noqa: ARG002
+    def serve(self, clock: Clock, on_readable: OnReadable, unserved: deque[int]) -> object:  # noqa: ARG002
         """See `Poller`."""
-        return [descriptor for descriptor, _ in self._epoll.poll(0, _READY_AT_ONCE)]
+        found = None if unserved else self._epoll.poll(0, _READY_AT_ONCE)
+        return on_readable([descriptor for descriptor, _ in found]) if found else False
 
 
 class SplicePoller(EpollPoller):
-    """The selector on Linux with the extension: `ready` leaves out sockets whose events a shortcut passed on."""
+    """The selector on Linux with the extension: `serve` leaves out sockets whose events a shortcut passed on."""
 
     def __init__(self, bounds: tuple[float, ...], most: int) -> None:
         """See `Shortcuts`. Raises OSError when there is no descriptor left."""
         super().__init__()
         self.shortcuts = Shortcuts(self._epoll.fileno(), bounds, most)
-        self.ready = self.shortcuts.poller.ready  # type: ignore[method-assign,assignment]  # no frame of Python between
+        self.serve = self.shortcuts.poller.serve  # type: ignore[method-assign,assignment]  # no frame of Python between
 
 
 class SelectorPoller:
@@ -128,9 +134,10 @@ class SelectorPoller:
 
     forget = remove
 
-    def ready(self, now: float) -> Sequence[int]:  # noqa: ARG002
+    def serve(self, clock: Clock, on_readable: OnReadable, unserved: deque[int]) -> object:  # noqa: ARG002
         """See `Poller`."""
-        return [key.fd for key, _ in self._selector.select(0)]
+        found = None if unserved else self._selector.select(0)
+        return on_readable([key.fd for key, _ in found]) if found else False
 
 
 default_poller: type[EpollPoller | SelectorPoller] = EpollPoller if hasattr(select, "epoll") else SelectorPoller
@@ -154,13 +161,14 @@ class ReadPoller:
         self.loop = loop
         self._clock = clock
         self._transports: dict[int, TcpTransport] = {}
-        self._ready: deque[int] = deque()
+        self._unserved: deque[int] = deque()
+        """Sockets that were reported and are not yet read: they come first in the next turn."""
         self._is_due = False
-        """Whether `_serve_rest` is scheduled for the next turn; until then the loop's own calls do nothing."""
+        """Whether `_serve_rest` is scheduled for the next turn; until then nothing is read."""
         self._poller = (poller or default_poller)()
         self.shortcuts = self._poller.shortcuts
-        self._find, self._now = self._poller.ready, loop.time
-        loop.add_reader(self._poller.fileno(), self._serve)
+        # The loop calls the selector itself: where shortcuts pass on all that came, no Python runs for it.
+        loop.add_reader(self._poller.fileno(), self._poller.serve, loop.time, self._on_readable, self._unserved)
 
     def add(self, descriptor: int, transport: "TcpTransport") -> None:
         """Call `transport.read` whenever there is something to read: bytes, the end, or an error. Raises OSError."""
@@ -177,44 +185,51 @@ class ReadPoller:
         del self._transports[descriptor]
         self._poller.forget(descriptor)
 
-    def _serve(self) -> bool:
-        """Serve ready sockets for at most one turn's time. Return whether there were any.
+    def _serve(self) -> object:
+        """Do what the loop does when the selector's descriptor is readable. Return whether any socket was reported."""
+        return self._poller.serve(self.loop.time, self._on_readable, self._unserved)
+
+    def _on_readable(self, found: Sequence[int]) -> bool:
+        # Those that are found while the rest is due wait too: of bytes that a shortcut has read the selector knows
+        # nothing any more.
+        self._unserved.extend(found)
+        if not self._is_due:
+            self._read_unserved()
+        return True
+
+    def _read_unserved(self) -> None:
+        """Read the reported sockets for at most one turn's time.
 
         Sockets that are left come first in the next turn, before the selector is asked again, so no flooding peer
-        starves another. `_serve_rest` is scheduled for them, since the selector does not report bytes that a shortcut
-        has already read.
+        starves another.
         """
-        if self._is_due:
-            return False
-        ready = self._ready
-        if not ready:
-            found = self._find(self._now())
-            if not found:  # the selector leaves out what shortcuts passed on
-                return False
-            ready.extend(found)
-        transports, clock = self._transports, self._clock
+        unserved, transports, clock = self._unserved, self._transports, self._clock
         end = clock() + _TURN_SECONDS
         try:
-            while ready:
+            while unserved:
                 # A socket that was closed since is no longer in `transports`; or its number belongs to a new socket,
                 # for which a read then finds nothing.
-                descriptor = ready.popleft()
+                descriptor = unserved.popleft()
                 if descriptor in transports:
                     transports[descriptor].read(descriptor)
                     if clock() >= end:
                         break
         finally:
-            if ready:
-                self._is_due = True
-                self.loop.call_soon(self._serve_rest)
-        return True
+            if unserved:
+                self._schedule_rest()
+
+    def _schedule_rest(self) -> None:
+        self._is_due = True
+        self.loop.call_soon(self._serve_rest)
 
     def _serve_rest(self) -> None:
         self._is_due = False
-        if self._serve() and not self._is_due:
-            # Everything is served, and this turn has used its time: new bytes are for the next turn.
-            self._is_due = True
-            self.loop.call_soon(self._serve_rest)
+        if self._unserved:
+            self._read_unserved()
+        elif not self._serve():
+            return
+        if not self._is_due:  # everything is read, and this turn has used its time: new bytes are for the next turn
+            self._schedule_rest()
 
 
 class TcpTransport(asyncio.Transport):
