@@ -402,6 +402,23 @@ def test_what_one_turn_leaves_the_next_one_reads() -> None:
         assert [line.relay.over for line in every] == ["done", "done", "done"]
 
 
+def test_what_is_found_while_the_rest_is_due_waits_and_is_not_lost() -> None:
+    """The turn has used its time, and nothing is left of it; of what a shortcut reads now the kernel knows no more."""
+    ticks = iter(range(1_000_000))
+    with lines(3, lambda: float(next(ticks))) as every:
+        *first, late = every
+        for line in first:
+            line.far.sendall(STRANGE["the end"])
+        late._serve()
+        late.loop.turn()
+        assert [line.relay.over for line in first] == ["done", "done"]
+        late.far.sendall(STRANGE["the end"])
+        late._serve()
+        assert late.relay.over is None
+        late.loop.turn()
+        assert late.relay.over == "done"
+
+
 def test_what_was_read_is_given_to_who_looks() -> None:
     """A part of an event was read when somebody ends the shortcut: silence is silence, and nothing more is unread."""
     with lines(1) as (line,):
