@@ -66,7 +66,6 @@ EXCUSED = (
     ("stream:Stream._feed_closely", r"return sent", "joining one is that one"),
     ("stream:Stream.close", r"join", "it is one"),
     ("sanitize:Sanitizer._filter_delta", r"calls = None", "one false value for another"),
-    ("dialect:says_something", r"translate", "an X beside blanks"),
     ("dialect:_read_loosely", r"=> .*b\"XX \\t\\r\\nXX\"", "without its X no JSON becomes null or an empty list"),
     ("errors:_text", r"return \"\"", "a word in capitals is none"),
     ("chat:_misfit", r"\"mode\"", "the body of the chat surface: tests/unit/test_surface.py"),

@@ -199,7 +199,7 @@ def test_broken_unicode_is_mended_wherever_it_stands() -> None:
     ("spelled", "says"),
     [
         *(("null", False), ("false", False), ('""', False), ("{}", False), ("{ }", False), ('" "', False)),
-        *(('"x"', True), ("true", True), ("0", True), ("[]", True), ('{"x":null}', True)),
+        *(('"x"', True), ('"X"', True), ("true", True), ("0", True), ("[]", True), ('{"x":null}', True)),
     ],
 )
 def test_an_error_that_says_nothing_is_none(spelled: str, says: bool) -> None:
