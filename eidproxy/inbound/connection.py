@@ -91,6 +91,16 @@ class Service(Protocol):
         """Record an exception of the handler named by `where`; the connection answers the caller."""
 
 
+class Source(Protocol):
+    """Where an answer comes from."""
+
+    def pause(self) -> None:
+        """Bring no more of it: the caller reads too slowly."""
+
+    def resume(self) -> None:
+        """Go on: the caller has caught up."""
+
+
 _PATIENCE = {State.IDLE: 15.0, State.HEAD: 5.0, State.BODY: 10.0, State.LINGERING: 2.0}
 """How long a connection waits for its caller in each state, in seconds."""
 
@@ -169,7 +179,7 @@ class Connections:
 class Connection(asyncio.Protocol):
     """One caller's connection.
 
-    The handler of the current request sets `on_disconnect`, `writing_paused` and `writing_resumed`.
+    The handler of the current request sets `on_disconnect`, and `source` if its answer can be paused.
     """
 
     __slots__ = (
@@ -191,8 +201,7 @@ class Connection(asyncio.Protocol):
         "on_disconnect",
         "request_id",
         "since",
-        "writing_paused",
-        "writing_resumed",
+        "source",
     )
 
     def __init__(self, service: Service, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
@@ -207,7 +216,8 @@ class Connection(asyncio.Protocol):
         self._held = 0
         self._keep_alive = True
         self._is_head_request = False
-        self._is_paused = False  # and `writing_paused` was called
+        self._is_paused = False
+        """Whether `source` was paused."""
         self._loan = 0
         self._flush_timer: PatientTimer | None = None
         self.since = 0.0
@@ -215,8 +225,7 @@ class Connection(asyncio.Protocol):
         """When the first byte of the current request arrived, on the loop's clock."""
         self.request_id = ""
         self.on_disconnect: Callable[[], object] | None = None
-        self.writing_paused: Callable[[], None] | None = None
-        self.writing_resumed: Callable[[], None] | None = None
+        self.source: Source | None = None
 
     @property
     def state(self) -> State:
@@ -246,7 +255,7 @@ class Connection(asyncio.Protocol):
         try:
             self._unwait()
             self._state = State.CLOSED
-            self.writing_paused = self.writing_resumed = None
+            self.source = None
             if self._flush_timer is not None:
                 self._flush_timer.cancel()
             self._forget_request()
@@ -302,8 +311,8 @@ class Connection(asyncio.Protocol):
         self._give_back_loan()
         if self._is_paused:
             self._is_paused = False
-            if self.writing_resumed is not None:
-                self.writing_resumed()
+            if self.source is not None:
+                self.source.resume()
 
     def _look_at_buffer(self) -> None:
         if not self._is_paused and self._transport.get_write_buffer_size() > self._service.buffer_bytes:
@@ -311,8 +320,8 @@ class Connection(asyncio.Protocol):
 
     def _pause(self) -> None:
         self._is_paused = True
-        if self.writing_paused is not None:
-            self.writing_paused()
+        if self.source is not None:
+            self.source.pause()
 
     def _give_back_loan(self) -> None:
         self._connections.lent_bytes -= self._loan
@@ -525,7 +534,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, flush_seconds: float | None) -> None:
         """Detach the handler, since the answer is written; then flush, close, or wait for the next request."""
-        self.on_disconnect = self.writing_paused = self.writing_resumed = None
+        self.on_disconnect = self.source = None
         if self._state is not State.BUSY:
             return
         self._is_paused = False

@@ -120,13 +120,11 @@ _TRIALS = ((b"Z\\n", "Z\n"), ("가".encode(), "가"))
 class Frames:
     """The encoder of one stream's events."""
 
-    __slots__ = ("_common", "_head", "_thought")
+    __slots__ = ("_head",)
 
     def __init__(self, head: bytes) -> None:
         """`head` is the part of each chunk before the choice (see `chunk_head`)."""
         self._head = head
-        self._common = head + b'{"index":0,"delta":{"content":'
-        self._thought = head + b'{"index":0,"delta":{"reasoning_content":'
 
     def rebuild(self, data: bytes, is_thinking: bool = False) -> bytes | None:
         """Return the event for the caller from one of the common shape, as `Sanitizer.read` would give it, else None.
@@ -143,10 +141,10 @@ class Frames:
         if chunk.usage is not UNSET or bool(delta.content) is bool(thought):
             return None
         if thought:
-            return b"".join((self._thought, _encode(thought), _FRAME_END))
+            return b"".join((self._head, _BEFORE_THOUGHT, _encode(thought), _FRAME_END))
         if is_thinking:
             return None
-        return b"".join((self._common, _encode(delta.content), _FRAME_END))
+        return b"".join((self._head, _BEFORE_CONTENT, _encode(delta.content), _FRAME_END))
 
     def template(self, data: bytes) -> Template | None:
         """Return the template of the events that differ from this one only in their text; None if it cannot be proved.
@@ -173,8 +171,8 @@ class Frames:
             setattr(delta, name, said)
             if other != chunk:
                 return None
-        new_before = self._common if name == "content" else self._thought
-        return Template(b"data: " + before, after + b"\n\n", new_before + b'"', b'"' + _FRAME_END)
+        new_before = self._head + (_BEFORE_CONTENT if name == "content" else _BEFORE_THOUGHT) + b'"'
+        return Template(b"data: " + before, after + b"\n\n", new_before, _AFTER_TEXT)
 
     def encode(self, delta: Delta, finish_reason: FinishReason | None = None) -> bytes:
         """Return a delta as an event of the stream."""
@@ -184,7 +182,11 @@ class Frames:
 _TAIL = b"]}\n\n"
 """The end of an event that begins with `chunk_head`."""
 
+_BEFORE_CONTENT = b'{"index":0,"delta":{"content":'
+_BEFORE_THOUGHT = b'{"index":0,"delta":{"reasoning_content":'
 _FRAME_END = b'},"finish_reason":null}' + _TAIL
+_AFTER_TEXT = b'"' + _FRAME_END
+"""The parts of a rebuilt event round its text: `head`, one of the first two, the text in quotes, and the end."""
 
 
 def chunk_head(request_id: str, created: int, model: str) -> bytes:

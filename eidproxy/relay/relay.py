@@ -40,7 +40,7 @@ from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import Passage, WedgeGuard
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
-from eidproxy.timeouts import TimeoutQueue
+from eidproxy.timeouts import TimeoutQueue, TimerHeap
 from eidproxy.vocabulary import Mode, Phase, Priority, SettleEnd, StreamEnd, Surface
 
 _TAIL_SECONDS = 5.0
@@ -70,7 +70,7 @@ class RelayLimits(NamedTuple):
 
 
 class RelayClocks:
-    """The clocks that every request starts: one timer each for all requests."""
+    """The clocks of all requests: one timer of the loop for each kind."""
 
     def __init__(self, limits: RelayLimits) -> None:
         silence = limits.silence
@@ -78,6 +78,7 @@ class RelayClocks:
         self.deadline = TimeoutQueue(silence.deadline_seconds, Relay.on_wall_clock)
         self.probe = TimeoutQueue(_PROBE_SECONDS, Relay.probe)
         self.silence = TimeoutQueue(first_check, Relay.check_silence)
+        self.later_checks = TimerHeap(Relay.check_silence)
         self.tail = TimeoutQueue(_TAIL_SECONDS, Relay.on_tail_silence, patient=True)
         self.refusal = TimeoutQueue(_REFUSAL_SECONDS, Relay.on_tail_silence, patient=True)
 
@@ -120,6 +121,7 @@ class Relay:
         "_has_tried_aligning",
         "_job",
         "_loop",
+        "_next_check",
         "_passage",
         "_permit",
         "_progress",
@@ -127,7 +129,6 @@ class Relay:
         "_retry_seconds",
         "_settlement",
         "_silence",
-        "_silence_timer",
         "_splice",
         "_status",
         "_task",
@@ -162,7 +163,8 @@ class Relay:
         self._passage: Passage | None = None
         self._silence: SilenceClock | None = None
         """Set when the request is written."""
-        self._silence_timer: asyncio.TimerHandle | None = None
+        self._next_check: int | None = None
+        """The key of the next look at the router's silence; None before the first one."""
         self._settlement: Settlement | None = None
         self._doublings = 0
         self._has_tried_aligning = False
@@ -186,8 +188,7 @@ class Relay:
         self.services.metrics.in_progress[self.mode, Phase.QUEUED] += 1
         connection = self.connection
         connection.on_disconnect = self.on_disconnect
-        connection.writing_paused = self.pause
-        connection.writing_resumed = self.resume
+        connection.source = self
         try:
             self._passage = self._guard.enter(self._loop.time())
             if self._passage is None:
@@ -351,8 +352,8 @@ class Relay:
             self.on_sign_of_life(now)
         if events:
             self._answer.pass_on(events, now, is_first=is_first, is_last=stage is Stage.OVER)
-        if is_first and self._silence_timer is not None:
-            self.check_silence()  # the timer was set by the first-event allowance; from now on a check is due sooner
+        if is_first and self._next_check is not None:
+            self.check_silence()  # it was set by the first-event allowance; from now on a check is due sooner
         if self._progress is not None:
             self._progress.stage(stage, now)
         if stage >= Stage.FINISHED and (has_heard or has_changed):
@@ -498,9 +499,7 @@ class Relay:
 
     def check_silence(self) -> None:
         """Enforce the read timeout, send a keep-alive comment if one is due, and schedule the next check."""
-        if self._silence_timer is not None:
-            self._silence_timer.cancel()
-            self._silence_timer = None
+        self._stop_next_check()
         exchange, splice, silence = self._exchange, self._splice, self._silence
         if exchange is None or silence is None or self.state not in (State.ASKED, State.STREAMING):
             return
@@ -512,7 +511,7 @@ class Relay:
         if now >= due:
             more = exchange.second_look(due, now, self.services.limits.silence.read_timeout_seconds)
             if more:
-                self._silence_timer = self._loop.call_later(more, self.check_silence)
+                self._next_check = self.services.clocks.later_checks.start(self, now + more)
                 return
             reason = silence.reason(now)
             if reason == "upstream_silent":  # 1e-9 puts it over 1: the allowance was exceeded
@@ -526,7 +525,12 @@ class Relay:
             due = min(due, splice.last_sent_at + keepalive)
         due = min(due, self._times.deadline)  # finite, so that a timer is set: it tells `on_stage` that this has run
         if due > now:
-            self._silence_timer = self._loop.call_at(due, self.check_silence)
+            self._next_check = self.services.clocks.later_checks.start(self, due)
+
+    def _stop_next_check(self) -> None:
+        if self._next_check is not None:
+            self.services.clocks.later_checks.stop(self._next_check)
+            self._next_check = None
 
     # The end
 
@@ -674,8 +678,7 @@ class Relay:
         clocks = self.services.clocks
         for clock in (clocks.deadline, clocks.probe, clocks.silence, clocks.tail, clocks.refusal):
             clock.stop(self)
-        if self._silence_timer is not None:
-            self._silence_timer.cancel()
+        self._stop_next_check()
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -684,7 +687,7 @@ class Relay:
 
     def _detach(self) -> None:
         connection = self.connection
-        connection.on_disconnect = connection.writing_paused = connection.writing_resumed = None
+        connection.on_disconnect = connection.source = None
         self.services.running.discard(self)
 
     def _enter(self, state: State) -> None:

@@ -28,9 +28,10 @@ from eidproxy.relay.sse import ErrorData
 from eidproxy.relay.tool_calls import ToolCalls
 from eidproxy.vocabulary import Dropped, Stripped, TokenKind
 
-_MODEL, _USAGE = Stripped.MODEL, Stripped.USAGE
 _PROMPT, _COMPLETION = TokenKind.PROMPT, TokenKind.COMPLETION
-_NONE_STRIPPED = dict.fromkeys(Stripped, 0)
+_NO_DROPS: dict[Dropped, int] = {}
+_NO_TOKENS: dict[TokenKind, int] = {}
+"""Shared by all streams that have none, and never changed: thousands of streams are open at a time."""
 
 _FINISH_REASONS: dict[str, FinishReason | None] = {
     "": None,
@@ -56,8 +57,11 @@ class Sanitizer:
     __slots__ = (
         "_calls",
         "_counted_end",
+        "_models",
+        "_others",
         "_request_id",
         "_seams",
+        "_usages",
         "begun",
         "continued_after_finish",
         "dropped",
@@ -65,14 +69,14 @@ class Sanitizer:
         "finish_reason",
         "has_text",
         "said_done",
-        "stripped",
         "tokens",
     )
 
     def __init__(self, request_id: str, *, counts_unknown: bool = True) -> None:
         """`counts_unknown`: whether to count unknown fields, which costs more than reading an event."""
         self._request_id = request_id
-        self._seams = Seams()
+        self._seams: Seams | None = None
+        """None until an event has a mark."""
         self._calls: ToolCalls | None = None
         self._counted_end = not counts_unknown
         self.begun = False
@@ -86,9 +90,14 @@ class Sanitizer:
         self.said_done = False
         self.failure: str | None = None
         """The reason for an error that the router sent. No event is read after it."""
-        self.dropped: dict[Dropped, int] = {}
-        self.stripped = _NONE_STRIPPED.copy()
-        self.tokens: dict[TokenKind, int] = {}
+        self.dropped = _NO_DROPS
+        self.tokens = _NO_TOKENS
+        self._models = self._usages = self._others = 0
+
+    @property
+    def stripped(self) -> dict[Stripped, int]:
+        """How many fields of each kind were removed from the events that were read."""
+        return {Stripped.MODEL: self._models, Stripped.USAGE: self._usages, Stripped.OTHER: self._others}
 
     @property
     def is_trusted(self) -> bool:
@@ -115,15 +124,15 @@ class Sanitizer:
             chunk, data, marked = decode_event(data)
             return self._read_chunk(chunk, data, marked)
         except TooManyItems:
-            self._drop(Dropped.TOO_LARGE)
+            self.drop(Dropped.TOO_LARGE)
             if not self.is_trusted:
                 self.failure = "upstream_protocol_error"
             return None
         except NotObject:
-            self._drop(Dropped.NOT_OBJECT)
+            self.drop(Dropped.NOT_OBJECT)
             return None
         except NotJson:
-            self._drop(Dropped.NOT_JSON if data else Dropped.EMPTY)
+            self.drop(Dropped.NOT_JSON if data else Dropped.EMPTY)
             return None
 
     def _read_chunk(self, chunk: RouterChunk, data: bytes, marked: bool) -> Delta | None:
@@ -133,7 +142,7 @@ class Sanitizer:
         self._count_facts(chunk)
         choice = _first_choice(chunk.choices)
         if choice is None:
-            self._drop(Dropped.EMPTY)
+            self.drop(Dropped.EMPTY)
             return None
         word = choice.finish_reason.strip().lower() if choice.finish_reason else ""
         failing = word in _FAILURES or (choice.error is not UNSET and says_something(choice.error))
@@ -174,14 +183,17 @@ class Sanitizer:
 
     def _filter_delta(self, texts: dict[str, str], pieces: list[RouterCall] | None, marked: bool) -> Delta | None:
         """Return the part of a delta that may pass now; None when it is empty, or only the beginning of a character."""
-        if marked or self._seams:
-            joined = {name: self._seams.join(name, text, marked) for name, text in texts.items()}
+        if marked and self._seams is None:
+            self._seams = Seams()
+        seams = self._seams if marked or self._seams else None  # None: nothing to join
+        if seams is not None:
+            joined = {name: seams.join(name, text, marked) for name, text in texts.items()}
             texts = {name: text for name, text in joined.items() if text}
         calls = None
         if pieces:
             if self._calls is None:
                 self._calls = ToolCalls(self._request_id)
-            calls = self._calls.read(pieces, self._seams, marked)
+            calls = self._calls.read(pieces, seams, marked)
         if calls or not texts.keys() <= THOUGHTS:
             self.has_text = True
         elif not texts:
@@ -193,9 +205,9 @@ class Sanitizer:
 
     def close(self) -> Delta | None:
         """Return the characters whose rest never came, as U+FFFD, at the end of the stream; None without any."""
-        rest = self._seams.close()
-        if not rest:
+        if not self._seams:
             return None
+        rest = self._seams.close()
         delta = Delta()
         calls = []
         for key, text in rest.items():
@@ -208,17 +220,17 @@ class Sanitizer:
 
     def _count_others(self, data: bytes) -> None:
         """Count the unknown fields of the first event of a stream and of the first that has a finish reason."""
-        self.stripped[Stripped.OTHER] += count_unknown_fields(data)
+        self._others += count_unknown_fields(data)
 
     def _count_facts(self, chunk: RouterChunk) -> None:
         """Count the fields that are removed from every event: the model's name and the usage."""
         if chunk.model is not UNSET:
-            self.stripped[_MODEL] += 1
+            self._models += 1
         if chunk.usage is not UNSET:
             self._count_usage(chunk.usage)
 
     def _count_usage(self, raw: Raw) -> None:
-        self.stripped[_USAGE] += 1
+        self._usages += 1
         counts = decode_usage(raw)
         if counts is not None:  # an invalid usage must not drop the text in the same event
             # The last usage of a stream is its total; servers that send one in every chunk count up.
@@ -228,8 +240,9 @@ class Sanitizer:
         if not self.is_trusted:
             self.failure = reason_in_event(data, begun=self.begun, in_choice=in_choice)
 
-    def _drop(self, kind: Dropped) -> None:
-        self.dropped[kind] = self.dropped.get(kind, 0) + 1
+    def drop(self, kind: Dropped) -> None:
+        """Count an event of which nothing passes."""
+        self.dropped = {**self.dropped, kind: self.dropped.get(kind, 0) + 1}
 
 
 def _tells_error(chunk: RouterChunk) -> bool:

@@ -171,9 +171,8 @@ class Stream:
 
     def _fail_if_too_large(self, is_too_large: bool) -> None:
         """Fail an answer that exceeds a limit. Not called once the answer is over."""
-        dropped = self.sanitizer.dropped
         if is_too_large:
-            dropped[Dropped.TOO_LARGE] = dropped.get(Dropped.TOO_LARGE, 0) + 1
+            self.sanitizer.drop(Dropped.TOO_LARGE)
         is_too_long = self._bytes_read > _MAX_STREAM_BYTES or (
             self.completion is not None and self.completion.size > _MAX_COMPLETION_CHARS
         )
@@ -202,4 +201,5 @@ class Stream:
     def stripped(self) -> dict[Stripped, int]:
         """Return how many fields of each kind were removed."""
         stripped = self.sanitizer.stripped
-        return {**stripped, Stripped.MODEL: stripped[Stripped.MODEL] + self._common_events}  # each has a `model`
+        stripped[Stripped.MODEL] += self._common_events  # each has a `model`
+        return stripped

@@ -34,7 +34,7 @@ class ToolCalls:
         """Arguments of calls without an id or an index: once complete, the same name again begins another call."""
         self._scanned = 0
 
-    def read(self, pieces: list[RouterCall], seams: Seams, marked: bool) -> list[ToolCall]:
+    def read(self, pieces: list[RouterCall], seams: Seams | None, marked: bool) -> list[ToolCall]:
         """Return the pieces for the caller, numbered and with ids. Raises TooManyItems."""
         if len(pieces) > _MOST_PIECES:
             raise TooManyItems
@@ -54,7 +54,7 @@ class ToolCalls:
                 call = ToolCall(number)
                 if piece.index is not None and (name or arguments or given_id in self._by_id):
                     self._by_index[piece.index] = number
-            if arguments and (marked or seams):
+            if arguments and seams is not None:
                 arguments = seams.join(call.index, arguments, marked)
             so_far = self._so_far.get(call.index)
             if so_far is not None and len(so_far) <= _MOST_KEPT_CHARS:

@@ -32,6 +32,8 @@ What follows the head needs a limit too: the parser joins a field anew at each r
 _MAX_INTERIM = 8
 """1xx responses before the final one. One is usual; without a limit a router could send them for ever."""
 _LAST_CHUNK = b"0\r\n\r\n"
+_CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+"""What a new parser is fed to be where chunks begin (see `Exchange.shortcut`)."""
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,6}")
 _READ_SECONDS = 0.05
 """Delay before the next check when the kernel still has unread bytes."""
@@ -213,6 +215,8 @@ class Exchange(asyncio.Protocol):
         if self._transport is None or self._paused or self._over or self._coding is None:
             return None
         if self._between_chunks:
+            # Thousands of streams may be open, each with a parser of 1 KiB that sees nothing but the end.
+            self._parser = None
             return self._transport.shortcut()
         self.aligns_to_chunk = aligns
         return None
@@ -259,11 +263,11 @@ class Exchange(asyncio.Protocol):
             if data[:body_at] == b"%x\r\n" % (len(data) - body_at - 2) and data[-2:] == b"\r\n":
                 sink.upstream_body(data[body_at:-2], now)
                 return
-        assert self._parser is not None  # noqa: S101  # set and cleared together with the sink
         if self.first_byte_at is None:
             self.first_byte_at = now
         try:
-            self._parser.feed_data(data)
+            parser = self._parser or self._parser_between_chunks()
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._end(httpx.RemoteProtocolError("the router switched protocols"))
             return
@@ -284,6 +288,16 @@ class Exchange(asyncio.Protocol):
             self._align_next_read(data, last_bytes)
         if self._over:
             self._end(None)
+
+    def _parser_between_chunks(self) -> httptools.HttpResponseParser:
+        """Make the parser anew that `shortcut` gave up, in the state that it had: between two chunks of a body."""
+        parser = self._parser = httptools.HttpResponseParser(self)
+        known = self._coding, self._keeps_alive, self._field_bytes
+        self._over = True  # what this head calls must not count as a response
+        parser.feed_data(_CHUNKED_HEAD)
+        self._over = False
+        self._coding, self._keeps_alive, self._field_bytes = known
+        return parser
 
     def _align_next_read(self, data: bytes, last_bytes: int) -> None:
         """Limit the next read to the rest of the chunk whose first `last_bytes` bytes end `data`.
@@ -380,8 +394,9 @@ class Exchange(asyncio.Protocol):
         # With HTTP/1.0 chunks count as faulty framing, so the connection is closed after them (RFC 9112, 6.1).
         is_chunked = self._coding is not None and self._parser.get_http_version() == "1.1"
         self._keeps_alive = is_chunked and self._parser.should_keep_alive()
+        content_type, self._content_type = self._content_type, b""  # not held while the body comes
         if self._sink is not None:
-            self._sink.upstream_head(status, self._content_type, self._encoded)
+            self._sink.upstream_head(status, content_type, self._encoded)
 
     def on_body(self, body: bytes) -> None:
         """Collect bytes of the body."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from eidproxy.timeouts import PatientTimer, TimeoutQueue, patience
-from tests.lab.loops import played
+from eidproxy.timeouts import PatientTimer, TimeoutQueue, TimerHeap, patience
+from tests.lab.loops import played, played_virtually
 
 SECONDS = 0.02
 
@@ -218,3 +219,79 @@ async def test_patience_ends_what_takes_too_long() -> None:
             await asyncio.Event().wait()
     async with patience(60):
         pass
+
+
+# --- The heap ----------------------------------------------------------------------------------------------------
+
+
+@played_virtually
+async def test_timers_end_at_their_times_in_whatever_order_they_began() -> None:
+    loop = asyncio.get_running_loop()
+    ended: list[tuple[str, float]] = []
+    heap: TimerHeap[str] = TimerHeap(lambda item: ended.append((item, loop.time())))
+    keys = {
+        item: heap.start(item, at) for item, at in (("c", 9.0), ("a", 1.0), ("d", 9.0), ("stopped", 2.0), ("b", 5.0))
+    }
+    heap.stop(keys["stopped"])
+    heap.stop(keys["stopped"])
+    assert len(heap) == 4
+    await asyncio.sleep(10)
+    assert ended == [("a", 1.0), ("b", 5.0), ("c", 9.0), ("d", 9.0)]
+    heap.stop(keys["a"])  # it has ended
+    assert len(heap) == 0
+
+
+@played_virtually
+async def test_one_that_rings_may_set_the_next_and_stop_another() -> None:
+    loop = asyncio.get_running_loop()
+    rung: list[float] = []
+    later = 0
+
+    def again(item: str) -> None:
+        rung.append(loop.time())
+        heap.stop(later)
+        if len(rung) < 3:
+            heap.start(item, loop.time() + 4)
+
+    heap = TimerHeap(again)
+    heap.start("a", 1.0)
+    later = heap.start("b", 6.0)
+    await asyncio.sleep(20)
+    assert rung == [1.0, 5.0, 9.0]
+
+
+@played
+async def test_a_timer_that_fails_does_not_stop_the_others() -> None:
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    ended = Ended(1)
+
+    def ring(item: str) -> None:
+        if item == "bad":
+            raise ValueError
+        ended(item)
+
+    heap = TimerHeap(ring)
+    heap.start("bad", loop.time())
+    heap.start("good", loop.time())
+    await ended.all.wait()
+    assert (ended.items, len(told)) == (["good"], 1)
+
+
+@played_virtually
+async def test_what_is_stopped_is_not_held_and_does_not_pile_up() -> None:
+    """A caller that reads slowly stops and sets its timer as often as it catches up."""
+
+    class Item:
+        """Can be referred to weakly."""
+
+    heap: TimerHeap[Item] = TimerHeap(lambda _: None)
+    item = Item()
+    held = weakref.ref(item)
+    heap.start(Item(), 1000.0)
+    for _ in range(10_000):
+        heap.stop(heap.start(item, 500.0))
+    del item
+    assert held() is None
+    assert len(heap._heap) < 100
