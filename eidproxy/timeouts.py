@@ -23,7 +23,7 @@ _MOST_STOPPED = 64
 """Entries of stopped timers that a heap keeps however few run; beyond that as many as there are running ones."""
 
 
-def second_look(late: float, seconds: float) -> float:
+def standstill_extension(late: float, seconds: float) -> float:
     """Return the extension of a timeout of `seconds` that fires `late` seconds too late; 0 when it has ended."""
     return min(late, seconds) if late > STANDSTILL_SECONDS else 0.0
 
@@ -36,7 +36,7 @@ class TimeoutQueue(Generic[Item]):
     times as much, and most items are stopped long before their time. To restart an item, stop it first.
     """
 
-    __slots__ = ("_ends", "_expired", "_looked", "_loop", "_patient", "_sweeping", "_timer", "seconds")
+    __slots__ = ("_ends", "_expired", "_is_extended", "_loop", "_patient", "_sweeping", "_timer", "seconds")
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class TimeoutQueue(Generic[Item]):
         self._ends: dict[Item, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._sweeping = False
-        self._looked = False
+        self._is_extended = False
 
     def start(self, item: Item) -> None:
         """Start an item's timeout."""
@@ -85,12 +85,12 @@ class TimeoutQueue(Generic[Item]):
         if not self._ends:
             return
         now = self._loop.time()
-        more = second_look(now - next(iter(self._ends.values())), self.seconds) if self._patient else 0.0
-        if more and not self._looked:
-            self._looked = True
+        more = standstill_extension(now - next(iter(self._ends.values())), self.seconds) if self._patient else 0.0
+        if more and not self._is_extended:
+            self._is_extended = True
             self._timer = self._loop.call_later(more, self._sweep)
             return
-        self._looked = False
+        self._is_extended = False
         self._sweeping = True
         try:
             while self._ends:
@@ -163,7 +163,7 @@ class TimerHeap(Generic[Item]):
 
 
 class PatientTimer:
-    """A timer that calls `expired()` after `seconds`, and is extended once after a standstill (see `second_look`)."""
+    """A timer that calls `expired()` after `seconds`, or later by its `standstill_extension`."""
 
     __slots__ = ("_due", "_expired", "_handle", "_loop", "_seconds")
 
@@ -179,7 +179,7 @@ class PatientTimer:
         self._handle.cancel()
 
     def _ring(self) -> None:
-        more = second_look(self._loop.time() - self._due, self._seconds)
+        more = standstill_extension(self._loop.time() - self._due, self._seconds)
         if more:
             self._handle = self._loop.call_later(more, self._expired)
         else:

@@ -188,11 +188,11 @@ class Connection(asyncio.Protocol):
         "_connections",
         "_flush_timer",
         "_head",
-        "_held",
+        "_held_bytes",
         "_is_head_request",
         "_is_paused",
         "_keep_alive",
-        "_loan",
+        "_loan_bytes",
         "_service",
         "_state",
         "_transport",
@@ -213,12 +213,12 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._chunked: ChunkedBody | None = None
         self._head: RequestHead | None = None
-        self._held = 0
+        self._held_bytes = 0
         self._keep_alive = True
         self._is_head_request = False
         self._is_paused = False
         """Whether `source` was paused."""
-        self._loan = 0
+        self._loan_bytes = 0
         self._flush_timer: PatientTimer | None = None
         self.since = 0.0
         self.began_at = 0.0
@@ -244,7 +244,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         try:
             self._transport.set_write_buffer_limits(high=min(self._service.buffer_bytes, _OWN_BUFFER_BYTES))
-            self._wait(State.IDLE)
+            self._wait_in(State.IDLE)
             self._connections.add(self)
         except BaseException:
             self._transport.abort()  # uvloop would keep the connection, unread
@@ -253,28 +253,28 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Release what the connection holds and tell the handler, whichever side closed it."""
         try:
-            self._unwait()
+            self._stop_waiting()
             self._state = State.CLOSED
             self.source = None
             if self._flush_timer is not None:
                 self._flush_timer.cancel()
             self._forget_request()
-            self._give_back_loan()
+            self._return_loan()
         finally:
             self._connections.remove(self)
-            self._leave()
+            self._notify_disconnect()
 
     def eof_received(self) -> None:
         """Treat a half-closed connection as a caller that has left (contract, 2)."""
         if self._state is State.BUSY:
             self.abort()
         elif self._state not in (State.CLOSING, State.CLOSED):
-            self._close(None)
+            self._close_after_flush(None)
 
     def data_received(self, data: bytes) -> None:
         """Process received bytes by the state, as the table of this module says."""
         if self._state is State.FLUSHING and not self._transport.get_write_buffer_size():
-            self._flushed()  # the whole answer is sent, so these bytes begin the next request
+            self._on_flushed()  # the whole answer is sent, so these bytes begin the next request
         state = self._state
         if state is State.IDLE:
             self.began_at = self.loop.time()
@@ -282,13 +282,13 @@ class Connection(asyncio.Protocol):
             self._is_head_request = False
             end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
             if end >= 4:  # the usual request comes in one piece
-                self._take_head(data[:end], data[end:])
+                self._begin_request(data[:end], data[end:])
                 return
-            self._take(data)
+            self._collect_head(data)
         elif state is State.HEAD:
-            self._take(data)
+            self._collect_head(data)
         elif state is State.BODY:
-            self._take_body(data)
+            self._collect_body(data)
         elif state in (State.BUSY, State.FLUSHING):
             self.abort()
 
@@ -297,24 +297,24 @@ class Connection(asyncio.Protocol):
         if self._state is not State.BUSY:
             return
         size = self._service.buffer_bytes - _OWN_BUFFER_BYTES
-        if size > 0 and not self._loan and self._connections.lend(size):
-            self._loan = size  # no second call comes until the buffer drains: `write_chunk` checks it
-            self._look_at_buffer()
+        if size > 0 and not self._loan_bytes and self._connections.lend(size):
+            self._loan_bytes = size  # no second call comes until the buffer drains: `write_chunk` checks it
+            self._check_buffer()
         else:
             self._pause()
 
     def resume_writing(self) -> None:
         """Return the loan and resume the handler, since the buffer has drained; in FLUSHING, end the answer."""
         if self._state is State.FLUSHING:
-            self._flushed()
+            self._on_flushed()
             return
-        self._give_back_loan()
+        self._return_loan()
         if self._is_paused:
             self._is_paused = False
             if self.source is not None:
                 self.source.resume()
 
-    def _look_at_buffer(self) -> None:
+    def _check_buffer(self) -> None:
         if not self._is_paused and self._transport.get_write_buffer_size() > self._service.buffer_bytes:
             self._pause()
 
@@ -323,13 +323,13 @@ class Connection(asyncio.Protocol):
         if self.source is not None:
             self.source.pause()
 
-    def _give_back_loan(self) -> None:
-        self._connections.lent_bytes -= self._loan
-        self._loan = 0
+    def _return_loan(self) -> None:
+        self._connections.lent_bytes -= self._loan_bytes
+        self._loan_bytes = 0
 
     # Reading a request
 
-    def _take(self, data: bytes) -> None:
+    def _collect_head(self, data: bytes) -> None:
         buffer = self._buffer
         seen = len(buffer)
         buffer += data
@@ -341,13 +341,13 @@ class Connection(asyncio.Protocol):
                 self._refuse_at_edge(refusal)
                 return
             if self._state is not State.HEAD:
-                self._wait(State.HEAD)
+                self._wait_in(State.HEAD)
             return
         head, rest = bytes(buffer[: end + 4]), bytes(buffer[end + 4 :])
         self._buffer = bytearray()
-        self._take_head(head, rest)
+        self._begin_request(head, rest)
 
-    def _take_head(self, data: bytes, rest: bytes = b"") -> None:
+    def _begin_request(self, data: bytes, rest: bytes = b"") -> None:
         try:
             head = self._head = parse_head(data)
             self.request_id = _request_id(head)
@@ -366,11 +366,11 @@ class Connection(asyncio.Protocol):
             return
         if head.expects_continue and not rest:
             self._transport.write(_CONTINUE)
-        self._wait(State.BODY)
+        self._wait_in(State.BODY)
         if rest:
-            self._take_body(rest)
+            self._collect_body(rest)
 
-    def _take_body(self, data: bytes) -> None:
+    def _collect_body(self, data: bytes) -> None:
         """Add to the body. Dispatch the request when it is complete, else count the memory that the body holds."""
         head, chunked = self._head, self._chunked
         assert head is not None  # noqa: S101  # the state says so
@@ -391,12 +391,12 @@ class Connection(asyncio.Protocol):
             self._dispatch(head, bytes(body))
         else:
             allocated = body.__alloc__()  # a growing bytearray allocates more than its length
-            more, self._held = allocated - self._held, allocated
+            more, self._held_bytes = allocated - self._held_bytes, allocated
             self._connections.hold(more)
 
     def _dispatch(self, head: RequestHead, body: bytes) -> None:
         self._forget_request()
-        self._unwait()
+        self._stop_waiting()
         self._state = State.BUSY
         try:
             self._service.handle(self, head, body)
@@ -420,19 +420,19 @@ class Connection(asyncio.Protocol):
         head = self._head
         self._forget_request()
         self._keep_alive = False
-        self._unwait()
+        self._stop_waiting()
         self._write_refusal(refusal)
         self._service.refused(self, head, refusal)
-        self._linger()
+        self._begin_lingering()
 
     def _forget_request(self) -> None:
         """Release what an arriving request holds: head, decoder, buffer, and its share of the memory limit."""
         self._head = self._chunked = None
         if self._buffer:
             self._buffer = bytearray()
-        if self._held:
-            self._connections.unfinished_bytes -= self._held
-            self._held = 0
+        if self._held_bytes:
+            self._connections.unfinished_bytes -= self._held_bytes
+            self._held_bytes = 0
 
     # Answering
 
@@ -468,8 +468,8 @@ class Connection(asyncio.Protocol):
     def write_chunk(self, data: bytes) -> None:
         """Send the next bytes of a stream."""
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        if self._loan:
-            self._look_at_buffer()
+        if self._loan_bytes:
+            self._check_buffer()
 
     def free_transport(self) -> asyncio.Transport | None:
         """Return the transport if an answer is in progress and nothing of it is unsent, else None."""
@@ -484,15 +484,15 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, drop what is unsent, and tell the handler."""
         if self._state is not State.CLOSED:
-            self._unwait()
+            self._stop_waiting()
             self._state = State.CLOSED
             self._transport.abort()
-            self._leave()
+            self._notify_disconnect()
 
     def expire(self) -> None:
         """End a wait that took too long: close in IDLE, abort in LINGERING, else refuse with `request_timeout`."""
         if self._state is State.IDLE:
-            self._close(None)
+            self._close_after_flush(None)
         elif self._state is State.LINGERING:
             self.abort()
         else:
@@ -506,7 +506,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Send what is written, then close: the server has stopped."""
         if self._state is not State.CLOSED:
-            self._unwait()
+            self._stop_waiting()
             self._state = State.CLOSING
             self._transport.close()
 
@@ -539,17 +539,17 @@ class Connection(asyncio.Protocol):
             return
         self._is_paused = False
         if not self._keep_alive:
-            self._close(flush_seconds)
+            self._close_after_flush(flush_seconds)
         elif self._transport.get_write_buffer_size() > _SMALL_ANSWER_BYTES:
             self._state = State.FLUSHING
             self._guard_flush(flush_seconds)
             self._transport.set_write_buffer_limits(high=0)  # `resume_writing` then comes when it is empty
         else:
-            self._wait(State.IDLE)
+            self._wait_in(State.IDLE)
 
-    def _close(self, flush_seconds: float | None) -> None:
+    def _close_after_flush(self, flush_seconds: float | None) -> None:
         """Close once everything is sent; abort if the caller does not read it within `flush_seconds`."""
-        self._unwait()
+        self._stop_waiting()
         self._forget_request()
         self._state = State.CLOSING
         if self._transport.get_write_buffer_size():
@@ -561,40 +561,40 @@ class Connection(asyncio.Protocol):
             self._flush_timer.cancel()
         self._flush_timer = PatientTimer(self.loop, _FLUSH_SECONDS if seconds is None else seconds, self.abort)
 
-    def _flushed(self) -> None:
+    def _on_flushed(self) -> None:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        self._give_back_loan()
+        self._return_loan()
         if self._transport.is_closing():
             self._state = State.CLOSING
         elif not self._keep_alive:
-            self._close(None)
+            self._close_after_flush(None)
         else:
             self._transport.set_write_buffer_limits(high=min(self._service.buffer_bytes, _OWN_BUFFER_BYTES))
-            self._wait(State.IDLE)
+            self._wait_in(State.IDLE)
 
-    def _linger(self) -> None:
+    def _begin_lingering(self) -> None:
         """Half-close and keep reading for 2 s: closing with unread bytes resets the connection and loses the answer."""
         if self._transport.is_closing():
             self._state = State.CLOSING
             return
         self._transport.write_eof()
-        self._wait(State.LINGERING)
+        self._wait_in(State.LINGERING)
 
-    def _leave(self) -> None:
+    def _notify_disconnect(self) -> None:
         """Call `on_disconnect`, once, and now rather than when the transport calls `connection_lost`."""
         on_disconnect, self.on_disconnect = self.on_disconnect, None
         if on_disconnect is not None:
             on_disconnect()
 
-    def _wait(self, state: State) -> None:
-        self._unwait()
+    def _wait_in(self, state: State) -> None:
+        self._stop_waiting()
         self._state = state
         self.since = self.loop.time()
         self._connections.start_timeout(self, state)
 
-    def _unwait(self) -> None:
+    def _stop_waiting(self) -> None:
         if self._state in _PATIENCE:
             self._connections.stop_timeout(self, self._state)
 

@@ -49,10 +49,10 @@ _TAIL_SECONDS = 5.0
 _REFUSAL_SECONDS = 5.0
 """Limit for reading the body of a router's error response: the status alone is enough for a reason."""
 
-_STEADY_CHUNKS = 3
+_SHORTCUT_AFTER_CHUNKS = 3
 """Chunks before the relay first tries a shortcut past the interpreter. A try that fails, or whose shortcut ends after a
 few chunks, doubles the number of chunks before the next try."""
-_MOST_DOUBLINGS = 10
+_MAX_SHORTCUT_BACKOFF = 10
 """Bounds the wait for the next try to 3,072 chunks: beside so many the cost of a try is negligible."""
 
 _PROBE_SECONDS = 3.0
@@ -116,7 +116,6 @@ class Relay:
 
     __slots__ = (
         "_answer",
-        "_doublings",
         "_exchange",
         "_has_tried_aligning",
         "_job",
@@ -128,6 +127,7 @@ class Relay:
         "_request",
         "_retry_seconds",
         "_settlement",
+        "_shortcut_backoff",
         "_silence",
         "_splice",
         "_status",
@@ -166,7 +166,7 @@ class Relay:
         self._next_check: int | None = None
         """The key of the next look at the router's silence; None before the first one."""
         self._settlement: Settlement | None = None
-        self._doublings = 0
+        self._shortcut_backoff = 0
         self._has_tried_aligning = False
         self._status: int | None = None
         self._retry_seconds: int | None = None
@@ -217,7 +217,7 @@ class Relay:
         """
         self._on_granted()
         upstream = self.services.upstream
-        exchange = self._exchange = upstream.kept() or upstream.dial()
+        exchange = self._exchange = upstream.take_kept() or upstream.dial()
         if exchange is None or exchange.dialling is not None:
             return False
         self._send(exchange)
@@ -307,7 +307,7 @@ class Relay:
         services.clocks.silence.start(self)
         services.clocks.probe.start(self)
         if services.upstream.shortcuts is not None:
-            self._splice.steady_at = _STEADY_CHUNKS
+            self._splice.shortcut_at_chunks = _SHORTCUT_AFTER_CHUNKS
 
     # What the router sends
 
@@ -382,10 +382,10 @@ class Relay:
         if self._guard.hear(now):
             self.services.on_upstream_state(self.mode)
 
-    def on_steady(self, data: bytes, now: float) -> None:
+    def try_shortcut(self, data: bytes, now: float) -> None:
         """Start a shortcut past the interpreter for the following events, while each has the form of one in `data`.
 
-        `Splice` calls this again after more chunks, whether or not a shortcut began (see `_STEADY_CHUNKS`).
+        `Splice` calls this again after more chunks, whether or not a shortcut began (see `_SHORTCUT_AFTER_CHUNKS`).
         """
         splice, exchange, body = self._splice, self._exchange, self._splice.body
         if exchange is None or isinstance(body, ErrorBody):
@@ -393,11 +393,11 @@ class Relay:
         shortcut = exchange.shortcut(aligns=not self._has_tried_aligning)
         self._has_tried_aligning = exchange.aligns_to_chunk
         if exchange.aligns_to_chunk:
-            return  # `steady_at` stays, so this runs again after the next read, which should end with a chunk
-        if splice.chunks - splice.steady_at > _STEADY_CHUNKS << self._doublings:
-            self._doublings = 0
-        splice.steady_at = splice.chunks + (_STEADY_CHUNKS << self._doublings)
-        self._doublings = min(self._doublings + 1, _MOST_DOUBLINGS)
+            return  # `shortcut_at_chunks` stays, so this runs again after the next read, which should end with a chunk
+        if splice.chunks - splice.shortcut_at_chunks > _SHORTCUT_AFTER_CHUNKS << self._shortcut_backoff:
+            self._shortcut_backoff = 0
+        splice.shortcut_at_chunks = splice.chunks + (_SHORTCUT_AFTER_CHUNKS << self._shortcut_backoff)
+        self._shortcut_backoff = min(self._shortcut_backoff + 1, _MAX_SHORTCUT_BACKOFF)
         caller = self.connection.free_transport()
         if shortcut is None or caller is None or splice.paused or not self._guard.is_live:
             return
@@ -509,7 +509,7 @@ class Relay:
             silence.event(splice.heard_at)
         due = silence.due_at
         if now >= due:
-            more = exchange.second_look(due, now, self.services.limits.silence.read_timeout_seconds)
+            more = exchange.silence_extension(due, now, self.services.limits.silence.read_timeout_seconds)
             if more:
                 self._next_check = self.services.clocks.later_checks.start(self, now + more)
                 return
@@ -585,7 +585,7 @@ class Relay:
             self.connection.abort()
         self._record(refusal, status)
         if self._settlement is None:
-            self._let_go()
+            self._break_cycles()
 
     def _verdict(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
         """Return the error for the caller, or None for a whole answer."""
@@ -616,7 +616,7 @@ class Relay:
             return
         try:
             if is_silent:
-                self._exchange.unanswered()
+                self._exchange.report_unanswered()
         finally:
             self._exchange.abort(reset=True)
 
@@ -646,7 +646,7 @@ class Relay:
             has_begun = self._silence is not None and self._silence.first_event_at is not None
             _call(log, self._close_upstream, refusal, False)
             _call(log, self._exit_guard, is_silent and not has_begun)
-            self._let_go()
+            self._break_cycles()
 
         left = self._times.deadline - self._loop.time()
         try:
@@ -663,7 +663,7 @@ class Relay:
         if self._settlement is not None:
             self._settlement.finish(SettleEnd.FIRST_EVENT)
 
-    def _let_go(self) -> None:
+    def _break_cycles(self) -> None:
         """Break the reference cycles, so that the objects are freed here and not by the garbage collector."""
         self._exchange = self._settlement = None
         if hasattr(self._splice, "relay"):

@@ -11,7 +11,7 @@ from eidproxy.relay.wedge import WedgeGuard
 from eidproxy.router.shortcut import Passed
 
 _NEVER = 1 << 62
-"""More chunks than any answer has, so `on_steady` is not called until the relay sets `steady_at`."""
+"""More chunks than any answer has, so `try_shortcut` is not called until the relay sets `shortcut_at_chunks`."""
 _FINISHED = Stage.FINISHED
 """See `stream._THINKING`."""
 _MAX_ERROR_BODY_BYTES = 64 * 1024
@@ -30,8 +30,8 @@ class Listener(Protocol):
     def on_quiet_read(self, now: float) -> None:
         """Look at a read that brought nothing for the caller."""
 
-    def on_steady(self, data: bytes, now: float) -> None:
-        """Try a shortcut past the interpreter after `steady_at` chunks; `data` is the last read."""
+    def try_shortcut(self, data: bytes, now: float) -> None:
+        """Try a shortcut past the interpreter after `shortcut_at_chunks` chunks; `data` is the last read."""
 
     def on_sign_of_life(self, now: float) -> None:
         """Note an event that came while the wedge guard is not live."""
@@ -82,8 +82,8 @@ class Splice:
         "paused",
         "relay",
         "sent_bytes",
+        "shortcut_at_chunks",
         "stage",
-        "steady_at",
     )
 
     def __init__(
@@ -109,8 +109,8 @@ class Splice:
         self.chunks = 0
         """How many chunks of the body are already counted in the metrics."""
         self.sent_bytes = 0
-        self.steady_at = _NEVER
-        """The number of chunks from which `on_steady` is called."""
+        self.shortcut_at_chunks = _NEVER
+        """The number of chunks from which `try_shortcut` is called."""
 
     def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
         """See `upstream.Sink`."""
@@ -128,8 +128,8 @@ class Splice:
                 self.counters.intervals.observe(now - self.last_sent_at)
                 self.count(events, now)
                 self.guard.heard_at = now
-                if self.chunks >= self.steady_at:
-                    self.relay.on_steady(data, now)
+                if self.chunks >= self.shortcut_at_chunks:
+                    self.relay.try_shortcut(data, now)
                 self.connection.write_chunk(events)
                 if not self.guard.is_live:
                     self.relay.on_sign_of_life(now)

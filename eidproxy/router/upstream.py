@@ -21,7 +21,7 @@ from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.shortcut import READ_BYTES, Shortcut
 from eidproxy.router.tls import TlsTransport
 from eidproxy.router.transport import Poller, ReadPoller, TcpTransport
-from eidproxy.timeouts import PatientTimer, patience, second_look
+from eidproxy.timeouts import PatientTimer, patience, standstill_extension
 
 _MAX_HEAD_BYTES = 64 * 1024
 """Limit for a response head, and for a trailer. Four times a caller's limit, since routers add many headers.
@@ -67,26 +67,26 @@ class Exchange(asyncio.Protocol):
 
     __slots__ = (
         "_between_chunks",
+        "_body_parts",
         "_bytes_without_body",
         "_checked_due",
-        "_checks",
         "_chunk_ended",
-        "_coding",
         "_content_type",
-        "_encoded",
         "_extended_due",
         "_field_bytes",
         "_has_length",
         "_head_done",
-        "_interim",
+        "_interim_heads",
+        "_is_encoded",
+        "_is_over",
+        "_is_paused",
         "_keeps_alive",
         "_loop",
-        "_over",
         "_parser",
-        "_parts",
-        "_paused",
         "_sink",
+        "_transfer_coding",
         "_transport",
+        "_unread_checks",
         "_write_timeout_seconds",
         "_write_timer",
         "aligns_to_chunk",
@@ -105,22 +105,22 @@ class Exchange(asyncio.Protocol):
         self._transport: TcpTransport | None = None
         self._sink: Sink | None = None
         self._parser: httptools.HttpResponseParser | None = None
-        self._parts: list[bytes] = []
+        self._body_parts: list[bytes] = []
         self._chunk_ended = False  # the parser saw the end of a chunk, and no size line after it
         self._between_chunks = False
         self._head_done = False
         self._bytes_without_body = 0  # bytes received since the last byte of body, or since the beginning
         self._field_bytes = 0
-        self._paused = False
-        self._interim = 0
-        self._over = False
+        self._is_paused = False
+        self._interim_heads = 0
+        self._is_over = False
         self._content_type = b""
-        self._coding: bytes | None = None
+        self._transfer_coding: bytes | None = None
         self._has_length = False
-        self._encoded = False
+        self._is_encoded = False
         self._keeps_alive = False
         self._checked_due: float | None = None
-        self._checks = 0
+        self._unread_checks = 0
         self._extended_due: float | None = None
         self.dialling: TcpTransport | None = None
         """The transport while it connects; None once it is connected."""
@@ -136,7 +136,7 @@ class Exchange(asyncio.Protocol):
         self.retry_after = b""
         """The value of the router's `Retry-After`, unparsed."""
         self.on_unanswered: Callable[[], None] | None = None
-        """Set only on a connection kept from an earlier request (see `unanswered`)."""
+        """Set only on a connection kept from an earlier request (see `report_unanswered`)."""
 
     def start(self, request: bytes, sink: Sink) -> None:
         """Send the request and pass the response to the sink."""
@@ -144,7 +144,7 @@ class Exchange(asyncio.Protocol):
         self._sink = sink
         self._parser = httptools.HttpResponseParser(self)
         self.last_read_at = self._loop.time()
-        if self._over:  # the router hung up between the connect and now
+        if self._is_over:  # the router hung up between the connect and now
             self._end(httpx.ReadError(""))
         else:
             self._transport.write(request)
@@ -157,12 +157,12 @@ class Exchange(asyncio.Protocol):
         transport = self._transport or self.dialling
         # Drop the references that make cycles, so that an exchange is freed here and not by the garbage collector.
         self._sink = self._parser = self._transport = self.dialling = self.on_unanswered = None
-        self._over = True
+        self._is_over = True
         if transport is not None:
             transport.abort(reset=reset)
         self._stop_write_clock()
 
-    def unanswered(self) -> None:
+    def report_unanswered(self) -> None:
         """Report a kept connection on which the request failed, or met silence, before any byte of an answer.
 
         The connection itself may be the reason.
@@ -177,13 +177,13 @@ class Exchange(asyncio.Protocol):
         while its last chunk is on the way, the router may still count the request as running.
         """
         transport = self._transport
-        if transport is None or not (self._over and self._keeps_alive and transport.is_sound):
+        if transport is None or not (self._is_over and self._keeps_alive and transport.is_sound):
             return None
         self._stop_write_clock()
         self._sink = self._parser = self._transport = self.on_unanswered = None
         return transport
 
-    def second_look(self, due: float, now: float, seconds: float) -> float:
+    def silence_extension(self, due: float, now: float, seconds: float) -> float:
         """Return how many seconds more to wait before a silence that ran out at `due` ends the request; 0 for none.
 
         Every check of a silence limit of `seconds` asks this first. After a standstill timers run before reads, so the
@@ -192,18 +192,18 @@ class Exchange(asyncio.Protocol):
         extended once by as much as the clock is late (DESIGN, 39).
         """
         if self._checked_due != due:
-            self._checked_due, self._checks = due, 0
-        self._checks += 1
-        if self._checks <= _MAX_UNREAD_CHECKS and self.unread():
+            self._checked_due, self._unread_checks = due, 0
+        self._unread_checks += 1
+        if self._unread_checks <= _MAX_UNREAD_CHECKS and self.unread():
             return _READ_SECONDS
         if self._extended_due == due:
             return 0.0
         self._extended_due = due
-        return second_look(now - due, seconds)
+        return standstill_extension(now - due, seconds)
 
     def unread(self) -> bool:
         """Return whether the router sent something that is not read yet. With TLS that may be no byte of the answer."""
-        if self._transport is None or self._paused or self._over:
+        if self._transport is None or self._is_paused or self._is_over:
             return False
         return self._transport.unread()
 
@@ -212,7 +212,7 @@ class Exchange(asyncio.Protocol):
 
         When bytes arrive faster than they are read, no read ends with a chunk: `aligns` then makes the next one do so.
         """
-        if self._transport is None or self._paused or self._over or self._coding is None:
+        if self._transport is None or self._is_paused or self._is_over or self._transfer_coding is None:
             return None
         if self._between_chunks:
             # Thousands of streams may be open, each with a parser of 1 KiB that sees nothing but the end.
@@ -233,15 +233,15 @@ class Exchange(asyncio.Protocol):
 
     def pause(self) -> None:
         """Stop reading from the router."""
-        self._paused = True
-        if self._transport is not None and not self._over:
+        self._is_paused = True
+        if self._transport is not None and not self._is_over:
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read from the router again."""
-        self._paused = False
+        self._is_paused = False
         self.last_read_at = self._loop.time()
-        if self._transport is not None and not self._over:
+        if self._transport is not None and not self._is_over:
             self._transport.resume_reading()
 
     # asyncio.Protocol
@@ -272,31 +272,31 @@ class Exchange(asyncio.Protocol):
             self._end(httpx.RemoteProtocolError("the router switched protocols"))
             return
         except httptools.HttpParserError:
-            self._hand_on()  # body bytes before the fault
-            self._end(None if self._over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
+            self._pass_body_on()  # body bytes before the fault
+            self._end(None if self._is_over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
             return
-        self._bytes_without_body = 0 if self._parts else self._bytes_without_body + len(data)
-        if self._bytes_without_body > _MAX_HEAD_BYTES and not self._over:
+        self._bytes_without_body = 0 if self._body_parts else self._bytes_without_body + len(data)
+        if self._bytes_without_body > _MAX_HEAD_BYTES and not self._is_over:
             self._end(httpx.RemoteProtocolError("the router's head or trailer is too large"))
             return
         self._between_chunks = self._chunk_ended and data[-2:] == b"\r\n"
-        if self._over and data[-5:] != _LAST_CHUNK:
+        if self._is_over and data[-5:] != _LAST_CHUNK:
             self._keeps_alive = False  # bytes follow the message, if only a blank line
-        last_bytes = self._hand_on()
+        last_bytes = self._pass_body_on()
         if last_bytes and self.aligns_to_chunk:
             self.aligns_to_chunk = False
             self._align_next_read(data, last_bytes)
-        if self._over:
+        if self._is_over:
             self._end(None)
 
     def _parser_between_chunks(self) -> httptools.HttpResponseParser:
         """Make the parser anew that `shortcut` gave up, in the state that it had: between two chunks of a body."""
         parser = self._parser = httptools.HttpResponseParser(self)
-        known = self._coding, self._keeps_alive, self._field_bytes
-        self._over = True  # what this head calls must not count as a response
+        known = self._transfer_coding, self._keeps_alive, self._field_bytes
+        self._is_over = True  # what this head calls must not count as a response
         parser.feed_data(_CHUNKED_HEAD)
-        self._over = False
-        self._coding, self._keeps_alive, self._field_bytes = known
+        self._is_over = False
+        self._transfer_coding, self._keeps_alive, self._field_bytes = known
         return parser
 
     def _align_next_read(self, data: bytes, last_bytes: int) -> None:
@@ -319,14 +319,14 @@ class Exchange(asyncio.Protocol):
         """End the response where the router closed its side: the end of a body without a length, or a cut."""
         self._keeps_alive = False
         if self._head_done:
-            self.is_cut = self._has_length or (self._coding is not None and not self._chunk_ended)
+            self.is_cut = self._has_length or (self._transfer_coding is not None and not self._chunk_ended)
             self._end(None)
         else:
             self._end(httpx.RemoteProtocolError("the router closed the connection without an answer"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the response because the connection is gone."""
-        self._over = True
+        self._is_over = True
         if exc is None:
             self.eof_received()
         elif self._write_timer is not None:
@@ -348,7 +348,7 @@ class Exchange(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Reset what the last head said: a response begins, perhaps after an interim one."""
-        self._content_type, self._coding, self._has_length, self._encoded = b"", None, False, False
+        self._content_type, self._transfer_coding, self._has_length, self._is_encoded = b"", None, False, False
         self._keeps_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -366,42 +366,43 @@ class Exchange(asyncio.Protocol):
         if name == b"content-type":
             self._content_type = value
         elif name == b"content-encoding":
-            self._encoded = self._encoded or value.strip().lower() not in (b"", b"identity")
+            self._is_encoded = self._is_encoded or value.strip().lower() not in (b"", b"identity")
         elif name == b"content-length":
             self._has_length = True
         elif name == b"retry-after":
             self.retry_after = value.strip()
         elif name == b"transfer-encoding":
-            self._coding = value if self._coding is None else self._coding + b"," + value
+            self._transfer_coding = value if self._transfer_coding is None else self._transfer_coding + b"," + value
 
     def on_headers_complete(self) -> None:
         """Pass a whole head to the sink unless it is interim. Raises httptools.HttpParserError for an invalid one."""
-        if self._over:
+        if self._is_over:
             return
         assert self._parser is not None  # noqa: S101  # the parser makes this call
         status = self._parser.get_status_code()
-        if self._coding is not None and (self._has_length or self._coding.strip().lower() != b"chunked"):
+        coding = self._transfer_coding
+        if coding is not None and (self._has_length or coding.strip().lower() != b"chunked"):
             # A coding that is not decoded here, or two lengths: the body would be misread.
             raise httptools.HttpParserError("ambiguous framing")
         if 100 <= status < 200:
-            self._interim += 1
-            if self._interim > _MAX_INTERIM or status == 101:
+            self._interim_heads += 1
+            if self._interim_heads > _MAX_INTERIM or status == 101:
                 raise httptools.HttpParserError("too many interim responses")
             return
         if status < 100 or status > 599:
             raise httptools.HttpParserError("no such status")
         self._head_done = True
         # With HTTP/1.0 chunks count as faulty framing, so the connection is closed after them (RFC 9112, 6.1).
-        is_chunked = self._coding is not None and self._parser.get_http_version() == "1.1"
+        is_chunked = coding is not None and self._parser.get_http_version() == "1.1"
         self._keeps_alive = is_chunked and self._parser.should_keep_alive()
         content_type, self._content_type = self._content_type, b""  # not held while the body comes
         if self._sink is not None:
-            self._sink.upstream_head(status, content_type, self._encoded)
+            self._sink.upstream_head(status, content_type, self._is_encoded)
 
     def on_body(self, body: bytes) -> None:
         """Collect bytes of the body."""
-        if not self._over:
-            self._parts.append(body)
+        if not self._is_over:
+            self._body_parts.append(body)
 
     def on_chunk_header(self) -> None:
         """Note a chunk's size line."""
@@ -414,11 +415,11 @@ class Exchange(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Note that the response is whole. Bytes after it belong to no request."""
         if self._head_done:
-            self._over = True
+            self._is_over = True
 
-    def _hand_on(self) -> int:
+    def _pass_body_on(self) -> int:
         """Give the sink the parts that the parser found, in one piece. Return the length of the last, or 0."""
-        parts, sink = self._parts, self._sink
+        parts, sink = self._body_parts, self._sink
         if not parts or sink is None:
             return 0
         body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -431,7 +432,7 @@ class Exchange(asyncio.Protocol):
         sink, self._sink = self._sink, None
         try:
             if error is not None:
-                self.unanswered()
+                self.report_unanswered()
         finally:  # whatever fails, the sink must be told of the end
             if sink is not None:
                 sink.upstream_end(error)
@@ -515,7 +516,7 @@ class Upstream:
             raise EgressBlocked(decisions[0])
         return [str(decision.address) for decision in decisions]
 
-    def kept(self) -> Exchange | None:
+    def take_kept(self) -> Exchange | None:
         """Return an exchange on a connection kept from an earlier request, or None.
 
         The address was judged and the peer checked when the connection was made, and neither can change.

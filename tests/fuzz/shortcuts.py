@@ -187,7 +187,7 @@ class _Relay:
         self.stream = Stream("fuzz", 1700000000, "daily")
         guard = WedgeGuard(2, 30.0, 0.0)
         self.splice = Splice(self, cast(Any, caller), self.stream, self.counters, guard)
-        self.splice.steady_at = 0
+        self.splice.shortcut_at_chunks = 0
         self.exchange = exchange
         self.over: str | None = None
         self.passed = 0
@@ -209,7 +209,7 @@ class _Relay:
     def on_quiet_read(self, now: float) -> None:
         """See `splice.Listener`."""
 
-    def on_steady(self, data: bytes, now: float) -> None:
+    def try_shortcut(self, data: bytes, now: float) -> None:
         """See `splice.Listener`."""
         shortcut, caller = self.exchange.shortcut(aligns=True), self._caller.free_transport()
         template = None if shortcut is None or caller is None else self.stream.template(data)
@@ -275,7 +275,7 @@ class Line:
     @property
     def paused(self) -> bool:
         """Whether the router is read no further."""
-        return bool(cast(Any, self.exchange)._paused)
+        return bool(cast(Any, self.exchange)._is_paused)
 
     def until_read(self, patient: bool = True) -> None:
         """Turns of the loop, until nothing lies unread."""

@@ -192,12 +192,12 @@ def test_a_silence_after_a_standstill_is_looked_at_again() -> None:
         exchange, told = Exchange(asyncio.get_running_loop(), 1.0), Told()
         exchange.connection_made(Nowhere())
         exchange.start(b"", told)
-        assert exchange.second_look(1.0, 3.0, 10.0) == 2.0
+        assert exchange.silence_extension(1.0, 3.0, 10.0) == 2.0
         exchange.last_read_at += 1.0  # a ping is no sign of life: the silence is the same
-        assert exchange.second_look(1.0, 5.0, 10.0) == 0.0
-        assert exchange.second_look(2.0, 22.0, 10.0) == 10.0  # it spoke: this is another
-        assert exchange.second_look(2.0, 32.0, 10.0) == 0.0
-        assert exchange.second_look(40.0, 40.0, 10.0) == 0.0
+        assert exchange.silence_extension(1.0, 5.0, 10.0) == 0.0
+        assert exchange.silence_extension(2.0, 22.0, 10.0) == 10.0  # it spoke: this is another
+        assert exchange.silence_extension(2.0, 32.0, 10.0) == 0.0
+        assert exchange.silence_extension(40.0, 40.0, 10.0) == 0.0
 
 
 class Pinged(Exchange):
@@ -214,10 +214,10 @@ def test_a_router_that_pings_for_ever_is_not_waited_for_for_ever() -> None:
         exchange, told = Pinged(asyncio.get_running_loop(), 1.0), Told()
         exchange.connection_made(Nowhere())
         exchange.start(b"", told)
-        waits = [exchange.second_look(1.0, 1.0, 10.0) for _ in range(40)]
+        waits = [exchange.silence_extension(1.0, 1.0, 10.0) for _ in range(40)]
         assert 1 <= len([wait for wait in waits if wait]) <= 20
         assert waits[-1] == 0.0
-        assert exchange.second_look(2.0, 2.0, 10.0) > 0  # another silence
+        assert exchange.silence_extension(2.0, 2.0, 10.0) > 0  # another silence
 
     in_a_loop(test)
 
