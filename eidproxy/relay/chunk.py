@@ -62,7 +62,7 @@ class Call(Struct, kw_only=True):
 
 
 class Message(Struct, omit_defaults=True):
-    """What the deltas add up to. `refusal` is null where there is none; `content` is null beside calls alone."""
+    """What the assistant said. `refusal` is null where there is none; `content` is null beside calls alone."""
 
     role: Literal["assistant"]
     content: str | None
