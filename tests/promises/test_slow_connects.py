@@ -32,7 +32,7 @@ def play(seed: int, count: int, *options: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(900)
 def test_crowd_that_leaves_slow_connects(seed: int) -> None:
-    count = amount(120, 2000)
+    count = amount(240, 2000)
     seen = play(seed, count)
     delays = seen["free_after_seconds"]
     p99 = delays[int(len(delays) * 0.99)]
@@ -44,7 +44,7 @@ def test_crowd_that_leaves_slow_connects(seed: int) -> None:
         f"honest served after {seen['served_after_a_round_seconds'] * 1e3:.1f} ms at most, outcomes {seen['outcomes']}"
     )
     # The play was what it is meant to be.
-    assert seen["left_in_a_slow_connect"] > count / 20
+    assert seen["left_in_a_slow_connect"] > count / 40  # of 9 seeds the least gave a tenth
     assert 0 < seen["made_as_the_caller_left_of_100"] < 100
     assert seen["stuck"] == 0
     assert seen["served_after_the_crowd_seconds"] is not None
