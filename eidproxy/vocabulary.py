@@ -129,6 +129,3 @@ NO_MODE = "none"
 
 RESPONSE_CODES = ("2xx", "3xx", "4xx", "5xx", "none")
 """Labels of `upstream_responses_total`; `none` is a request that got no status from the router."""
-
-FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
-"""The values of `finish_reason`; any other word of a router becomes one of them or an error (contract, 4)."""

@@ -43,6 +43,7 @@ THOUGHTS = frozenset({"reasoning_content"})
 """Those of them that are no part of the answer proper."""
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+"""The values of `finish_reason`; any other word of a router becomes one of them or an error (contract, 4)."""
 
 
 class Choice(Struct, gc=False):

@@ -9,7 +9,7 @@ import pytest
 
 from eidproxy import vocabulary
 from eidproxy.inbound import chat
-from eidproxy.vocabulary import FINISH_REASONS, RESPONSE_CODES
+from eidproxy.vocabulary import RESPONSE_CODES
 
 SETS: dict[str, str] = {
     "Mode": "daily deep",
@@ -43,7 +43,6 @@ def test_no_set_is_left_out() -> None:
 def test_other_words() -> None:
     assert vocabulary.NO_MODE == "none"
     assert RESPONSE_CODES == ("2xx", "3xx", "4xx", "5xx", "none")
-    assert " ".join(sorted(FINISH_REASONS)) == "content_filter function_call length stop tool_calls"
 
 
 def test_the_decoder_of_model_knows_the_modes() -> None:
