@@ -40,7 +40,7 @@ typedef struct {
     size_t budget;        /* how many more bytes the answer may have */
     long long events, bytes_in, bytes_out;  /* since `take`; in: those of the events themselves */
     double passed_at, seconds;
-    unsigned counts[MAX_BOUNDS + 1];
+    unsigned counts[];    /* one more than there are bounds */
 } Leg;
 
 typedef struct {
@@ -307,7 +307,7 @@ static PyObject *poller_arm(Poller *self, PyObject *args) {
         self->legs_size = size;
     }
     if ((given.caller = fcntl(caller, F_DUPFD_CLOEXEC, 0)) < 0) Py_RETURN_FALSE;
-    Leg *leg = malloc(sizeof *leg);
+    Leg *leg = calloc(1, sizeof *leg + ((size_t)self->bounds_size + 1) * sizeof *leg->counts);
     given.get_unsent = leg ? PyObject_GetAttr(given.transport, s_get_write_buffer_size) : PyErr_NoMemory();
     if (!given.get_unsent) return close(given.caller), free(leg), NULL;
     *leg = given;
@@ -332,7 +332,7 @@ static PyObject *poller_take(Poller *self, PyObject *given) {
         return NULL;
     leg->events = leg->bytes_in = leg->bytes_out = 0;
     leg->seconds = 0;
-    memset(leg->counts, 0, sizeof leg->counts);
+    memset(leg->counts, 0, ((size_t)self->bounds_size + 1) * sizeof *leg->counts);
     return taken;
 }
 

@@ -73,6 +73,24 @@ class NotReady(Refusal):
         return 503
 
 
+class _PageTask:
+    """The handler of a request for a page: a task, whose answer is written at once and cannot be paused."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+
+    def on_disconnect(self) -> None:
+        """See `connection.Handler`."""
+        self._task.cancel()
+
+    def pause(self) -> None:
+        """See `connection.Handler`."""
+
+    resume = pause
+
+
 class Endpoints:
     """The service behind every connection."""
 
@@ -208,7 +226,7 @@ class Endpoints:
             if connection.state is not State.BUSY:
                 continue  # the caller left
             task = connection.loop.create_task(self._ask_pages(connection, head, body))
-            connection.on_disconnect = task.cancel
+            connection.handler = _PageTask(task)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         if self._asked:

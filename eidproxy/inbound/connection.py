@@ -21,7 +21,7 @@ import asyncio
 import http
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from email.utils import formatdate
 from enum import IntEnum, auto
 from typing import Protocol, cast
@@ -91,11 +91,14 @@ class Service(Protocol):
         """Record an exception of the handler named by `where`; the connection answers the caller."""
 
 
-class Source(Protocol):
-    """Where an answer comes from."""
+class Handler(Protocol):
+    """The handler of one request, as the connection calls it while the answer is in progress."""
+
+    def on_disconnect(self) -> None:
+        """Stop: the caller left. Called once, and nothing after it."""
 
     def pause(self) -> None:
-        """Bring no more of it: the caller reads too slowly."""
+        """Bring no more of the answer: the caller reads too slowly."""
 
     def resume(self) -> None:
         """Go on: the caller has caught up."""
@@ -179,7 +182,7 @@ class Connections:
 class Connection(asyncio.Protocol):
     """One caller's connection.
 
-    The handler of the current request sets `on_disconnect`, and `source` if its answer can be paused.
+    The handler of the current request sets `handler`, to hear what the caller does meanwhile.
     """
 
     __slots__ = (
@@ -197,11 +200,10 @@ class Connection(asyncio.Protocol):
         "_state",
         "_transport",
         "began_at",
+        "handler",
         "loop",
-        "on_disconnect",
         "request_id",
         "since",
-        "source",
     )
 
     def __init__(self, service: Service, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
@@ -210,22 +212,22 @@ class Connection(asyncio.Protocol):
         self.loop = loop
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._state = State.CLOSED
-        self._buffer = bytearray()
+        self._buffer: bytearray | None = None
+        """What has arrived of an incomplete head or body."""
         self._chunked: ChunkedBody | None = None
         self._head: RequestHead | None = None
         self._held_bytes = 0
         self._keep_alive = True
         self._is_head_request = False
         self._is_paused = False
-        """Whether `source` was paused."""
+        """Whether `handler` was paused."""
         self._loan_bytes = 0
         self._flush_timer: PatientTimer | None = None
         self.since = 0.0
         self.began_at = 0.0
         """When the first byte of the current request arrived, on the loop's clock."""
         self.request_id = ""
-        self.on_disconnect: Callable[[], object] | None = None
-        self.source: Source | None = None
+        self.handler: Handler | None = None
 
     @property
     def state(self) -> State:
@@ -255,7 +257,6 @@ class Connection(asyncio.Protocol):
         try:
             self._stop_waiting()
             self._state = State.CLOSED
-            self.source = None
             if self._flush_timer is not None:
                 self._flush_timer.cancel()
             self._forget_request()
@@ -311,8 +312,8 @@ class Connection(asyncio.Protocol):
         self._return_loan()
         if self._is_paused:
             self._is_paused = False
-            if self.source is not None:
-                self.source.resume()
+            if self.handler is not None:
+                self.handler.resume()
 
     def _check_buffer(self) -> None:
         if not self._is_paused and self._transport.get_write_buffer_size() > self._service.buffer_bytes:
@@ -320,8 +321,8 @@ class Connection(asyncio.Protocol):
 
     def _pause(self) -> None:
         self._is_paused = True
-        if self.source is not None:
-            self.source.pause()
+        if self.handler is not None:
+            self.handler.pause()
 
     def _return_loan(self) -> None:
         self._connections.lent_bytes -= self._loan_bytes
@@ -330,7 +331,7 @@ class Connection(asyncio.Protocol):
     # Reading a request
 
     def _collect_head(self, data: bytes) -> None:
-        buffer = self._buffer
+        buffer = self._buffer = bytearray() if self._buffer is None else self._buffer
         seen = len(buffer)
         buffer += data
         end = buffer.find(b"\r\n\r\n", max(seen - 3, 0), MAX_HEAD_BYTES)
@@ -344,7 +345,7 @@ class Connection(asyncio.Protocol):
                 self._wait_in(State.HEAD)
             return
         head, rest = bytes(buffer[: end + 4]), bytes(buffer[end + 4 :])
-        self._buffer = bytearray()
+        self._buffer = None
         self._begin_request(head, rest)
 
     def _begin_request(self, data: bytes, rest: bytes = b"") -> None:
@@ -382,7 +383,7 @@ class Connection(asyncio.Protocol):
                 return
             body, is_whole, has_surplus = chunked.body, chunked.complete, chunked.surplus
         else:
-            body = self._buffer
+            body = self._buffer = bytearray() if self._buffer is None else self._buffer
             body += data
             is_whole, has_surplus = len(body) >= head.content_length, len(body) > head.content_length
         if has_surplus:
@@ -427,9 +428,7 @@ class Connection(asyncio.Protocol):
 
     def _forget_request(self) -> None:
         """Release what an arriving request holds: head, decoder, buffer, and its share of the memory limit."""
-        self._head = self._chunked = None
-        if self._buffer:
-            self._buffer = bytearray()
+        self._head = self._chunked = self._buffer = None
         if self._held_bytes:
             self._connections.unfinished_bytes -= self._held_bytes
             self._held_bytes = 0
@@ -534,7 +533,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, flush_seconds: float | None) -> None:
         """Detach the handler, since the answer is written; then flush, close, or wait for the next request."""
-        self.on_disconnect = self.source = None
+        self.handler = None
         if self._state is not State.BUSY:
             return
         self._is_paused = False
@@ -583,10 +582,10 @@ class Connection(asyncio.Protocol):
         self._wait_in(State.LINGERING)
 
     def _notify_disconnect(self) -> None:
-        """Call `on_disconnect`, once, and now rather than when the transport calls `connection_lost`."""
-        on_disconnect, self.on_disconnect = self.on_disconnect, None
-        if on_disconnect is not None:
-            on_disconnect()
+        """Tell the handler, once, and now rather than when the transport calls `connection_lost`."""
+        handler, self.handler = self.handler, None
+        if handler is not None:
+            handler.on_disconnect()
 
     def _wait_in(self, state: State) -> None:
         self._stop_waiting()

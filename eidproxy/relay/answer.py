@@ -1,7 +1,5 @@
 """The answer to the caller of one request: a stream with its head and its end, one JSON answer, or an error."""
 
-import asyncio
-
 from eidproxy.errors import CLIENT_GONE, Refusal, RouterReason
 from eidproxy.inbound.connection import Connection
 from eidproxy.relay.completion import Completion
@@ -32,7 +30,7 @@ class Times:
 class Answer:
     """The answer to one caller."""
 
-    __slots__ = ("_completion", "_created", "_loop", "_mode", "_times", "_unsent", "connection", "splice", "stream")
+    __slots__ = ("_created", "_mode", "_times", "_unsent", "connection", "splice", "stream")
 
     def __init__(
         self, connection: Connection, stream: Stream, splice: Splice, times: Times, mode: Mode, created: int
@@ -40,18 +38,16 @@ class Answer:
         self.connection = connection
         self.stream = stream
         self.splice = splice
-        self._completion: Completion | None = stream.completion
         self._times = times
         self._mode = mode
         self._created = created
-        self._loop: asyncio.AbstractEventLoop = connection.loop
         self._unsent = b""
         """The last events, held back for one write with the end of the answer."""
 
     def begin(self) -> None:
         """Send the head alone, before progress chunks; without `Server-Timing`, since the waits are not known yet."""
         self.splice.is_open = True
-        self.splice.last_sent_at = self._loop.time()
+        self.splice.last_sent_at = self.connection.loop.time()
         self.connection.begin_stream(b"", b"")
 
     def pass_on(self, events: bytes, now: float, *, is_first: bool, is_last: bool) -> None:
@@ -71,7 +67,7 @@ class Answer:
     def tell(self, news: News) -> None:
         """Send a progress chunk, unless the head is not sent or the caller reads too slowly."""
         if self.splice.is_open and not self.splice.paused:
-            self.splice.last_sent_at = self._loop.time()
+            self.splice.last_sent_at = self.connection.loop.time()
             self.connection.write_chunk(self.stream.progress_chunk(news))
 
     def keep_alive(self, now: float) -> None:
@@ -88,14 +84,14 @@ class Answer:
             return 499
         flush = None
         if self._times.granted is not None:
-            flush = max(self._times.deadline - self._loop.time(), _FLUSH_SECONDS)
+            flush = max(self._times.deadline - connection.loop.time(), _FLUSH_SECONDS)
         if refusal is not None and not (splice.is_open or self._unsent):
             connection.refuse(refusal, flush)
             return refusal.status
         stream = self.stream
         rest = stream.close() if stream.sanitizer.begun else b""
-        if self._completion is not None and refusal is None:
-            self._end_whole(self._completion, flush)
+        if stream.completion is not None and refusal is None:
+            self._end_whole(stream.completion, flush)
             return 200
         if refusal is None:
             rest += stream.finish()

@@ -179,6 +179,10 @@ class Frames:
         """Return a delta as an event of the stream."""
         return b"".join((self._head, _encode(Choice(0, delta, finish_reason)), _TAIL))
 
+    def progress(self, eid: dict[str, str | int | None]) -> bytes:
+        """Return a chunk without a choice that says how far the request has come."""
+        return b"".join((self._head, b'],"eid":', _encode(eid), b"}\n\n"))
+
 
 _TAIL = b"]}\n\n"
 """The end of an event that begins with `chunk_head`."""
@@ -194,8 +198,3 @@ def chunk_head(request_id: str, created: int, model: str) -> bytes:
     """Return the beginning of each chunk of a stream, up to the open bracket of `choices`."""
     head = {"id": f"chatcmpl-{request_id}", "object": "chat.completion.chunk", "created": created, "model": model}
     return b"data: " + _encode(head)[:-1] + b',"choices":['
-
-
-def progress_chunk(head: bytes, eid: dict[str, str | int | None]) -> bytes:
-    """Return a chunk without a choice that says how far the request has come."""
-    return head + b'],"eid":' + _encode(eid) + b"}\n\n"

@@ -187,8 +187,7 @@ class Relay:
         self.services.running.add(self)
         self.services.metrics.in_progress[self.mode, Phase.QUEUED] += 1
         connection = self.connection
-        connection.on_disconnect = self.on_disconnect
-        connection.source = self
+        connection.handler = self
         try:
             self._passage = self._guard.enter(self._loop.time())
             if self._passage is None:
@@ -686,8 +685,7 @@ class Relay:
             self._task.cancel()
 
     def _detach(self) -> None:
-        connection = self.connection
-        connection.on_disconnect = connection.source = None
+        self.connection.handler = None
         self.services.running.discard(self)
 
     def _enter(self, state: State) -> None:

@@ -69,7 +69,7 @@ class EventParser:
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.max_event_bytes = max_event_bytes
         self._rest = bytearray()  # the unfinished line
-        self._data: list[bytes] = []  # the data lines of the event that is not yet dispatched
+        self._data: list[bytes] | None = None  # the data lines of the event that is not yet dispatched
         self._size = 0  # bytes of all lines of that event
         self._is_error = False
         self._at_start = True
@@ -161,16 +161,19 @@ class EventParser:
             if value[:1] == b" ":
                 value = value[1:]
             if name == b"data":
-                self._data.append(value)
+                if self._data is None:
+                    self._data = [value]
+                else:
+                    self._data.append(value)
             elif name == b"event":
                 self._is_error = value == b"error"
             elif name == b"error":
                 events.append(ErrorData(value))
 
     def _dispatch(self, events: list[bytes]) -> None:
-        if self._data:
+        if self._data is not None:
             data = b"\n".join(self._data)
             events.append(ErrorData(data) if self._is_error else data)
-            self._data = []
+            self._data = None
         self._is_error = False
         self._size = 0

@@ -6,7 +6,7 @@ which takes a short way through parser and filter with the same result.
 
 from enum import IntEnum, auto
 
-from eidproxy.relay.chunk import Delta, Frames, Template, chunk_head, progress_chunk
+from eidproxy.relay.chunk import Delta, Frames, Template, chunk_head
 from eidproxy.relay.completion import Completion
 from eidproxy.relay.sanitize import Sanitizer
 from eidproxy.relay.sse import MAX_EVENT_BYTES, EventParser, EventTooLarge, whole_event
@@ -47,7 +47,6 @@ class Stream:
         "_bytes_read",
         "_common_events",
         "_frames",
-        "_head",
         "_is_common",
         "_parser",
         "_sample",
@@ -64,10 +63,9 @@ class Stream:
         max_event_bytes: int = MAX_EVENT_BYTES, *, counts_unknown: bool = True,
     ) -> None:  # fmt: skip
         """See `Sanitizer` for `counts_unknown`."""
-        self._head = chunk_head(request_id, created, model)
         self.sanitizer = Sanitizer(request_id, counts_unknown=counts_unknown)
         self.completion = completion
-        self._frames = Frames(self._head)
+        self._frames = Frames(chunk_head(request_id, created, model))
         self._parser = EventParser(max_event_bytes)
         self._bytes_read = 0
         self._common_events = 0
@@ -196,7 +194,7 @@ class Stream:
 
     def progress_chunk(self, news: dict[str, str | int | None]) -> bytes:
         """Return a chunk without a choice that says how far the request has come."""
-        return progress_chunk(self._head, news)
+        return self._frames.progress(news)
 
     def stripped(self) -> dict[Stripped, int]:
         """Return how many fields of each kind were removed."""

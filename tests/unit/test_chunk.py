@@ -19,7 +19,6 @@ from eidproxy.relay.chunk import (
     ToolCall,
     _CommonDelta,
     chunk_head,
-    progress_chunk,
 )
 from eidproxy.relay.dialect import _KNOWN_FIELDS, RouterDelta, _LooseDelta
 from eidproxy.relay.sanitize import Sanitizer
@@ -56,7 +55,7 @@ def test_a_call_byte_by_byte() -> None:
 
 
 def test_a_progress_chunk_byte_by_byte() -> None:
-    assert progress_chunk(HEAD, {"state": "queued", "position": 2, "eta_seconds": None}) == (
+    assert Frames(HEAD).progress({"state": "queued", "position": 2, "eta_seconds": None}) == (
         HEAD + b'],"eid":{"state":"queued","position":2,"eta_seconds":null}}\n\n'
     )
 

@@ -86,6 +86,23 @@ class Service:
         raise error
 
 
+class Answering:
+    """The handler of a request: counts departures, and notes its number in a list while it is paused."""
+
+    def __init__(self, paused: list[int], number: int = 0) -> None:
+        self.paused, self.number = paused, number
+        self.departed = 0
+
+    def on_disconnect(self) -> None:
+        self.departed += 1
+
+    def pause(self) -> None:
+        self.paused.append(self.number)
+
+    def resume(self) -> None:
+        self.paused.remove(self.number)
+
+
 class Stage:
     """One connection."""
 
@@ -95,7 +112,12 @@ class Stage:
         self.transport = Transport()
         self.connection = Connection(self.service, self.connections, asyncio.get_running_loop())
         self.connection.connection_made(self.transport)
-        self.departed = 0
+        self.handler = Answering([])
+
+    @property
+    def departed(self) -> int:
+        """How often the handler was told that the caller left."""
+        return self.handler.departed
 
     @property
     def state(self) -> State:
@@ -105,10 +127,6 @@ class Stage:
     def statuses(self) -> list[int]:
         """The status of each answer."""
         return [int(found) for found in re.findall(rb"HTTP/1.1 (\d+) ", self.transport.written)]
-
-    def leave(self) -> None:
-        """The caller left."""
-        self.departed += 1
 
     def answer(self, size: int = 2) -> None:
         """Answer what was asked."""
@@ -131,7 +149,7 @@ class Stage:
             self.answer()
         else:
             self.connection.data_received(GET)
-            self.connection.on_disconnect = self.leave
+            self.connection.handler = self.handler
             if state is State.FLUSHING:
                 self.transport.unsent = 100_000
                 self.answer()
@@ -346,19 +364,6 @@ def test_what_is_counted_is_what_is_allocated() -> None:
     assert stage.connections.unfinished_bytes == 0
 
 
-class Paused:
-    """The source of an answer, which notes in a list whether it is paused."""
-
-    def __init__(self, paused: list[int], number: int) -> None:
-        self.paused, self.number = paused, number
-
-    def pause(self) -> None:
-        self.paused.append(self.number)
-
-    def resume(self) -> None:
-        self.paused.remove(self.number)
-
-
 @played
 def test_slow_readers_share_what_is_lent() -> None:
     connections, service = Connections(1000), Service()
@@ -368,7 +373,7 @@ def test_slow_readers_share_what_is_lent() -> None:
         stage = Stage(connections, service)
         stages.append(stage)
         stage.bring(S.BUSY)
-        stage.connection.source = Paused(paused, number)
+        stage.connection.handler = Answering(paused, number)
         assert stage.transport.high == 65_536
         stage.transport.unsent = 70_000
         stage.connection.pause_writing()
@@ -404,7 +409,7 @@ def test_a_buffer_smaller_than_the_share_is_kept_to() -> None:
     stage = Stage(service=service)
     stage.bring(S.BUSY)
     paused: list[int] = []
-    stage.connection.source = Paused(paused, 0)
+    stage.connection.handler = Answering(paused)
     assert stage.transport.high == 1000
     stage.connection.pause_writing()
     assert (paused, stage.connections.lent_bytes) == ([0], 0)
