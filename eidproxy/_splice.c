@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #define READ_BYTES 65536  /* as in shortcut.py */
-#define MAX_READY 64      /* as _READY_AT_ONCE in transport.py */
+#define MAX_READY 64      /* as _MAX_READY_SOCKETS in transport.py */
 #define MAX_BOUNDS 32
 #define MAX_REST 4096     /* what waits for more is looked at anew each time: a longer one is left to the parser */
 #define MAX_SIZE_DIGITS 6 /* of a chunk: more is left to the parser */

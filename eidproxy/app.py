@@ -22,9 +22,9 @@ from eidproxy.endpoints import (
     CHAT_CONFIG,
     CHAT_STATE,
     Endpoints,
+    answered_by_relay,
     build_pages,
     json_response,
-    taken_by_the_relay,
 )
 from eidproxy.gate import Gate, GateStatistics, GateTerms
 from eidproxy.gate.choice import build_gate
@@ -33,7 +33,7 @@ from eidproxy.inbound.chat import Model
 from eidproxy.inbound.connection import Connections
 from eidproxy.inbound.server import Server, connection_limit, spare_descriptors
 from eidproxy.logs import Event, Log
-from eidproxy.metrics import INTERVALS, Metrics, loop_lag_sampler
+from eidproxy.metrics import INTERVAL_BOUNDS, Metrics, start_loop_lag_sampler
 from eidproxy.relay.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.relay.settle import Settlements
 from eidproxy.relay.silence import SilenceLimits
@@ -72,7 +72,7 @@ _FLUSH_SECONDS = 1.0
 """How long callers have to read the errors with which a drain ends their requests."""
 
 
-def accelerator(settings: Settings) -> str | None:
+def why_not_accelerated(settings: Settings) -> str | None:
     """Return why usual events do not bypass the interpreter, or None when they do."""
     if settings.stream.accelerator == "off":
         return "it is switched off"
@@ -94,7 +94,7 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
         # Replicas with a shared gate stay apart because a request's connection ends with its lease (decision 23).
         keep_idle_seconds=0.0 if settings.gate.url else router.keep_idle_seconds,
         resolver=resolver,
-        poller=partial(SplicePoller, INTERVALS, spare_descriptors()) if accelerator(settings) is None else None,
+        poller=None if why_not_accelerated(settings) else partial(SplicePoller, INTERVAL_BOUNDS, spare_descriptors()),
     )
 
 
@@ -138,7 +138,7 @@ def _report_store(log: Log, error: Exception | None) -> None:
         log.alarm(Event.GATE_UNAVAILABLE, error=type(error).__name__)
 
 
-def _page_routes(chat: ChatSettings, gate: Gate, more: list[Route] | None) -> list[Route]:
+def _page_routes(chat: ChatSettings, gate: Gate, demo_routes: list[Route] | None) -> list[Route]:
     """Return the routes of the pages. `more` is the demo's own page, which shows the others in frames."""
     if not chat.enabled:
         return [live_route(has_chat=False)]
@@ -156,12 +156,12 @@ def _page_routes(chat: ChatSettings, gate: Gate, more: list[Route] | None) -> li
         return json_response(chat_state(gate.statistics()))
 
     return [
-        live_route(has_chat=True, is_framed=more is not None),
-        Route(CHAT_API, taken_by_the_relay, methods=["POST"]),
+        live_route(has_chat=True, is_framed=demo_routes is not None),
+        Route(CHAT_API, answered_by_relay, methods=["POST"]),
         Route(CHAT_CONFIG, show_config),
         Route(CHAT_STATE, show_state),
-        *chat_routes(chat.title, policy=CHAT_POLICY if more is None else framed_by_own(CHAT_POLICY)),
-        *(more or ()),
+        *chat_routes(chat.title, policy=CHAT_POLICY if demo_routes is None else framed_by_own(CHAT_POLICY)),
+        *(demo_routes or ()),
     ]
 
 
@@ -178,14 +178,14 @@ def chat_state(statistics: GateStatistics) -> dict[str, Any]:
 class Application:
     """The proxy: all parts of one process. Build it inside a running event loop."""
 
-    def __init__(self, settings: Settings, more_pages: list[Route] | None = None) -> None:
+    def __init__(self, settings: Settings, demo_routes: list[Route] | None = None) -> None:
         self.settings = settings
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
-        self._ready: bool | None = None
-        self._reason: str | None = None
-        self._asked_at = -_READY_SECONDS
-        self._attempts = 0
+        self._was_reachable: bool | None = None
+        self._unready_reason: str | None = None
+        self._ready_checked_at = -_READY_SECONDS
+        self._attempts_at_check = 0
         self.metrics = Metrics(VERSION)
         self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc)
         self.upstream = build_upstream(settings)
@@ -228,7 +228,7 @@ class Application:
             ready=self.ready,
             status=self.status,
             created=int(time.time()),
-            extra=_page_routes(settings.chat, self.gate, more_pages),
+            extra=_page_routes(settings.chat, self.gate, demo_routes),
         )
         models = build_models(settings)
         self.endpoints = Endpoints(
@@ -243,14 +243,14 @@ class Application:
             chat=ChatSurface(settings.chat, models) if settings.chat.enabled else None,
         )
         self.server = Server(self.endpoints, self, self.connections)
-        self._background: set[asyncio.Task[None]] = set()
+        self._background_tasks: set[asyncio.Task[None]] = set()
 
     # server.Process
 
-    async def started(self) -> None:
+    async def on_started(self) -> None:
         """See `server.Process`."""
-        self._loop.set_exception_handler(self._unexpected)
-        loop_lag_sampler(self.metrics, self._loop.call_later, self._loop.time)
+        self._loop.set_exception_handler(self._on_loop_error)
+        start_loop_lag_sampler(self.metrics, self._loop.call_later, self._loop.time)
         self._loop.call_later(ROW_SECONDS, self._sample_history)
         # Objects built until now stay as long as the process: the collector need not scan them again.
         gc.collect()
@@ -268,39 +268,39 @@ class Application:
         """See `server.Process`."""
         self.endpoints.draining = True
         self.metrics.draining = True
-        at_most = self.settings.server.drain_seconds
-        self.log.state(Event.DRAINING, running=len(self.running), at_most_seconds=at_most)
+        drain_seconds = self.settings.server.drain_seconds
+        self.log.state(Event.DRAINING, running=len(self.running), at_most_seconds=drain_seconds)
         self.gate.drain()
         for relay in list(self.running):
             relay.drain_unsent()
         self.settlements.drain()
 
-    async def drained(self) -> None:
+    async def wait_drained(self) -> None:
         """See `server.Process`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.server.drain_seconds):
-                await self._until(lambda: not self.running and not self._owed())
+                await self._wait_until(lambda: not self.running and not self._owes_answers())
         self.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_SECONDS):
-                await self._until(lambda: not self._owed())
+                await self._wait_until(lambda: not self._owes_answers())
 
     def end(self) -> None:
         """See `server.Process`."""
         for relay in list(self.running):
             relay.drain()
 
-    async def stopped(self) -> None:
+    async def on_stopped(self) -> None:
         """See `server.Process`."""
         await self.gate.aclose()
         self.upstream.close()
         self.endpoints.refusals.flush()
         self.log.state(Event.STOPPED)
 
-    def _owed(self) -> bool:
+    def _owes_answers(self) -> bool:
         return any(connection.owes_answer for connection in self.connections.open)
 
-    async def _until(self, reached: Callable[[], bool]) -> None:
+    async def _wait_until(self, reached: Callable[[], bool]) -> None:
         while not reached():  # noqa: ASYNC110  # only while the process stops
             await asyncio.sleep(0.02)
 
@@ -310,25 +310,25 @@ class Application:
         """Return why requests would fail now, or None. Asks the router and the gate at most once a second."""
         if self.endpoints.draining:
             return "draining"
-        if self._loop.time() - self._asked_at >= _READY_SECONDS:
-            self._reason = await self._ask_if_ready()
-            self._asked_at, self._attempts = self._loop.time(), self.upstream.attempts
-        elif self.upstream.reachable and self.upstream.attempts > self._attempts:
+        if self._loop.time() - self._ready_checked_at >= _READY_SECONDS:
+            self._unready_reason = await self._check_ready()
+            self._ready_checked_at, self._attempts_at_check = self._loop.time(), self.upstream.attempts
+        elif self.upstream.reachable and self.upstream.attempts > self._attempts_at_check:
             return None  # a request has reached the router since
-        return self._reason
+        return self._unready_reason
 
-    async def _ask_if_ready(self) -> str | None:
+    async def _check_ready(self) -> str | None:
         try:
             await self.upstream.check()
         except (EgressBlocked, httpx.TransportError) as error:
             reason: str | None = reason_of_fault(error)
         else:
             reason = None
-        if self._ready is not (reason is None):
-            self._ready = reason is None
+        if self._was_reachable is not (reason is None):
+            self._was_reachable = reason is None
             hint = self.upstream.hint
-            facts = {} if self._ready or hint is None else {"hint": hint.value}
-            self.log.state(Event.ROUTER_REACHABLE if self._ready else Event.ROUTER_UNREACHABLE, **facts)
+            facts = {} if self._was_reachable or hint is None else {"hint": hint.value}
+            self.log.state(Event.ROUTER_REACHABLE if self._was_reachable else Event.ROUTER_UNREACHABLE, **facts)
         if reason is None and not await self.gate.available():
             reason = "gate_unavailable"
         return reason
@@ -339,7 +339,7 @@ class Application:
         upstream, statistics = self.upstream, self.gate.statistics()
         age = None if upstream.checked_at is None else now - upstream.checked_at
         if age is None or age > _CHECK_SECONDS:
-            self._in_background(self._look_at_router())
+            self._run_in_background(self._refresh_ready())
         in_progress = self.metrics.in_progress
         return Status(
             version=VERSION,
@@ -392,19 +392,19 @@ class Application:
         now = self._loop.time()
         return {mode: guard.statistics(now) for mode, guard in self.guards.items()}
 
-    async def _look_at_router(self) -> None:
+    async def _refresh_ready(self) -> None:
         if not self.endpoints.draining:
             await self.ready()
 
-    def _in_background(self, work: Any) -> None:
-        if not self._background:
+    def _run_in_background(self, work: Any) -> None:
+        if not self._background_tasks:
             task = self._loop.create_task(work)
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._background_tasks.add(task)
+            task.add_done_callback(self._background_tasks.discard)
         else:
             work.close()
 
-    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an unhandled error of the loop by its class only: the loop's own handler would print values."""
         error = context.get("exception")
         self.log.fault("loop", error if isinstance(error, BaseException) else RuntimeError())

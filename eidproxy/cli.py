@@ -40,7 +40,7 @@ _LOCK_TRIES = 100
 """Attempts to lock the folder, twenty a second: a start holds the lock for some milliseconds."""
 
 
-def _load(config: Path | None, flags: Mapping[str, str | None]) -> Loaded:
+def _load_or_exit(config: Path | None, flags: Mapping[str, str | None]) -> Loaded:
     given = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
     try:
         return load(config, os.environ, given)
@@ -64,7 +64,7 @@ def serve(config: Path | None, workers: int, **flags: str | None) -> None:
     if workers != 1:
         click.echo("eidproxy: one process has the gate: run one worker, or replicas with gate.url", err=True)
         sys.exit(EX_CONFIG)
-    settings = _load(config, flags).settings
+    settings = _load_or_exit(config, flags).settings
     harden()
     try:
         sockets = listen(settings)
@@ -215,7 +215,7 @@ def _remove_dead_socket(path: str) -> None:
     raise SocketTaken(f"somebody answers at {path}; stop that process, or choose another path")
 
 
-_STEPS = 20
+_PORT_TRIES = 20
 """How many ports after a taken one the demo tries."""
 
 
@@ -246,7 +246,7 @@ def demo(once: bool, open_browser: bool, port: int) -> None:
 
 def _free_listener(wanted: int) -> socket.socket:
     """Return a listener at the port, or at the next one that is free. Exits with 1 if none is."""
-    for port in range(wanted, min(wanted + _STEPS, 65535) + 1):
+    for port in range(wanted, min(wanted + _PORT_TRIES, 65535) + 1):
         try:
             (listener,) = listen(Settings(server=ServerSettings(port=port)))
         except OSError as error:
@@ -286,7 +286,7 @@ def check(
     """
     if (measure and not live) or (live and (everything or public_url is not None)):
         raise click.UsageError("--measure goes with --live; --all and --public-url go without it")
-    loaded = _load(config, flags)
+    loaded = _load_or_exit(config, flags)
     if live:
         from eidproxy.commands.live_check import live_check
 
@@ -319,15 +319,15 @@ def top(once: bool, url: str | None, interval: float, config: Path | None) -> No
 
     The API key, when one is set, is taken from EIDPROXY_SERVER_API_KEY or EIDPROXY_SERVER_API_KEY_FILE.
     """
-    from eidproxy.commands.top import TopError, connect, is_base_url, show_once, takes_a_view, watch
+    from eidproxy.commands.top import TopError, connect, is_base_url, is_drawable, show_once, watch
 
     if url is not None and not is_base_url(url):
         raise click.BadParameter(
             "must be http:// or https:// and a host, perhaps with a port and a path", param_hint="--url"
         )
     # `top` does not use the router, so none need be set: this URL only makes the settings valid.
-    client, name = connect(_load(config, {"router__url": "http://router"}).settings, url)
-    plain = once or not takes_a_view(sys.stdout)
+    client, name = connect(_load_or_exit(config, {"router__url": "http://router"}).settings, url)
+    plain = once or not is_drawable(sys.stdout)
     try:
         # uvloop, here too: asyncio's own loop may sleep through a signal that comes just before it waits.
         uvloop.run(show_once(client, name, sys.stdout) if plain else watch(client, name, interval, sys.stdout))
@@ -388,7 +388,7 @@ def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) 
     if qr and url is None:
         raise click.UsageError("--qr needs --url: the code holds the link")
     # `token` uses neither router nor rules: these values only make the settings valid.
-    chat = _load(config, {"router__url": "http://router", "chat__rules_file": "rules"}).settings.chat
+    chat = _load_or_exit(config, {"router__url": "http://router", "chat__rules_file": "rules"}).settings.chat
     assert chat.jwt_secret is not None  # noqa: S101  # rules without a secret are a fault of the settings
     issuer = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds)
     issued = issuer.issue(sub, ttl)
@@ -432,20 +432,20 @@ def install(config: Path | None, yes: bool, root: str) -> None:
     from eidproxy.commands import service as services
     from eidproxy.commands.check import check as report
 
-    kind = _kind()
+    kind = _service_kind()
     source = config if config is not None else Path(root + kind.settings)
     if not source.exists():
         click.echo(f"eidproxy: there is no {source}: name your settings with --config", err=True)
         sys.exit(EX_CONFIG)
     if kind is services.SYSTEMD:
         os.environ.update(services.credentials(root))
-    if not report(_load(source, {}), None):
+    if not report(_load_or_exit(source, {}), None):
         click.echo("eidproxy: nothing was done: mend what fails first", err=True)
         sys.exit(1)
     text = source.read_text("utf-8") if config is not None else None
     has_user = kind is services.LAUNCHD and services.has_user()
     try:
-        steps = services.to_install(kind, services.program_of_this(), text, has_user=has_user, root=root)
+        steps = services.install_steps(kind, services.this_program(), text, has_user=has_user, root=root)
     except services.ServiceError as error:
         click.echo(f"eidproxy: {error}", err=True)
         sys.exit(1)
@@ -462,8 +462,8 @@ def uninstall(yes: bool, root: str) -> None:
     """Stop the service and remove it. Settings, secrets and the log stay."""
     from eidproxy.commands import service as services
 
-    kind = _kind()
-    _carry_out(services.to_uninstall(kind, root=root), yes, root)
+    kind = _service_kind()
+    _carry_out(services.uninstall_steps(kind, root=root), yes, root)
     click.echo(f"It is gone. What stays: {root}{Path(kind.settings).parent}")
 
 
@@ -472,7 +472,7 @@ def status() -> None:
     """Tell whether it is installed and how it is. Exit 0 when it runs."""
     from eidproxy.commands import service as services
 
-    kind = _kind()
+    kind = _service_kind()
     is_there = Path(kind.unit).exists()
     state = services.state_of(kind)
     click.echo(f"unit      {kind.unit}{'' if is_there else ' (not there)'}")
@@ -482,7 +482,7 @@ def status() -> None:
     sys.exit(0 if state in ("active", "running") else 1)
 
 
-def _kind() -> "Kind":
+def _service_kind() -> "Kind":
     from eidproxy.commands.service import ServiceError, kind_of
 
     try:
@@ -494,11 +494,11 @@ def _kind() -> "Kind":
 
 def _carry_out(steps: "Sequence[Step]", yes: bool, root: str) -> None:
     """Show the steps, ask for confirmation, and carry them out."""
-    from eidproxy.commands.service import ServiceError, do, is_root, shown
+    from eidproxy.commands.service import ServiceError, carry_out, describe_step, is_root
 
     click.echo("\nThis will be done:" if yes else "\nThis would be done:")
     for step in steps:
-        click.echo(f"  {shown(step, root)}")
+        click.echo(f"  {describe_step(step, root)}")
     click.echo()
     if not root and not is_root():
         click.echo("eidproxy: it takes root: run the same with sudo", err=True)
@@ -507,7 +507,7 @@ def _carry_out(steps: "Sequence[Step]", yes: bool, root: str) -> None:
         click.confirm("Do it?", abort=True)
     try:
         for step in steps:
-            do(step, root)
+            carry_out(step, root)
     except (OSError, ServiceError) as error:
         click.echo(f"eidproxy: {error}", err=True)
         sys.exit(1)

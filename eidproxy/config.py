@@ -16,17 +16,26 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from eidproxy.egress import VERDICTS, EgressPolicy, Verdict, host_and_port, is_loopback, is_name, literal, narrowed
+from eidproxy.egress import (
+    VERDICTS,
+    EgressPolicy,
+    Verdict,
+    host_and_port,
+    is_loopback,
+    is_name,
+    parse_allowed_networks,
+    parse_literal,
+)
 from eidproxy.errors import MAX_RETRY_SECONDS
 from eidproxy.gate.choice import url_faults
-from eidproxy.inbound.chat import NAMES
+from eidproxy.inbound.chat import REQUEST_FIELDS
 from eidproxy.vocabulary import AfterLeave, Mode
 
 _WEEK = 7 * 86400.0
 """Upper limit of every duration: a longer one has the wrong unit."""
-_LIKENESS = 0.6
+_NAME_LIKENESS = 0.6
 """Lowest ratio (difflib) at which a known name is suggested for an unknown one."""
-_ALMOST = 0.85
+_ENVIRONMENT_LIKENESS = 0.85
 """The same for an environment name that may belong to another program."""
 Seconds = Annotated[float, Meta(gt=0, le=_WEEK)]
 SecondsOrNever = Annotated[float, Meta(ge=0, le=_WEEK)]
@@ -185,13 +194,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def egress(self) -> EgressPolicy:
         """The addresses that the router may have."""
-        address = literal(self.router_address[0])
+        address = parse_literal(self.router_address[0])
         if address is not None:
-            return EgressPolicy(narrowed([str(address)]))
-        return EgressPolicy(narrowed(self.router.allowed_networks)) if self.router.allowed_networks else EgressPolicy()
+            return EgressPolicy(parse_allowed_networks([str(address)]))
+        return (
+            EgressPolicy(parse_allowed_networks(self.router.allowed_networks))
+            if self.router.allowed_networks
+            else EgressPolicy()
+        )
 
 
-def refused(settings: Settings, verdict: Verdict) -> str:
+def refusal_text(settings: Settings, verdict: Verdict) -> str:
     """Return why an address of the router is refused."""
     narrowed_by = settings.router.allowed_networks and verdict is Verdict.OUTSIDE
     return VERDICTS[verdict] + (", as far as router.allowed_networks leaves them" if narrowed_by else "")
@@ -253,7 +266,7 @@ class Loaded(NamedTuple):
     origins: dict[str, str]
 
 
-_OWN_NAMES = {"router.url": "LLM_ROUTER_URL", "stream.accelerator": "EIDPROXY_ACCELERATOR"}
+_OWN_ENVIRONMENT_NAMES = {"router.url": "LLM_ROUTER_URL", "stream.accelerator": "EIDPROXY_ACCELERATOR"}
 """The settings whose name in the environment does not follow from their path."""
 
 
@@ -264,7 +277,7 @@ def fields(kind: type[Struct] = Settings, prefix: str = "") -> Iterator[Field]:
         if isinstance(field.type, type) and issubclass(field.type, Struct):
             yield from fields(field.type, path + ".")
         else:
-            env = _OWN_NAMES.get(path) or "EIDPROXY_" + path.replace(".", "_").upper()
+            env = _OWN_ENVIRONMENT_NAMES.get(path) or "EIDPROXY_" + path.replace(".", "_").upper()
             if field.type == Params:
                 yield Field(path, "", field.type, {}, secret=False)
             else:
@@ -282,7 +295,7 @@ def load(config: Path | None, environ: Mapping[str, str], flags: Mapping[str, st
     origins = {field.path: "default" for field in FIELDS}
     known = {field.path: field for field in FIELDS}
 
-    def take(field: Field, value: Any, origin: str, strict: bool) -> None:
+    def set_value(field: Field, value: Any, origin: str, strict: bool) -> None:
         if isinstance(value, str) and field.is_list:
             value = [word.strip() for word in value.split(",") if word.strip()]
         try:
@@ -295,15 +308,15 @@ def load(config: Path | None, environ: Mapping[str, str], flags: Mapping[str, st
 
     for path, value in _from_file(config, faults):
         if path in known:
-            take(known[path], value, f"file {config}", strict=True)
+            set_value(known[path], value, f"file {config}", strict=True)
         elif (fault := f"file {config}: {_unknown_key(path, known)}") not in faults:
             faults.append(fault)
-    for field, name, word in _from_environment(environ, faults):
-        take(field, word, f"environment {name}", strict=False)
-    for path, word in flags.items():
-        take(known[path], word, f"flag {known[path].flag}", strict=False)
-    settings = _built(values)
-    faults += _cross_checked(settings, environ)
+    for field, name, text in _from_environment(environ, faults):
+        set_value(field, text, f"environment {name}", strict=False)
+    for path, text in flags.items():
+        set_value(known[path], text, f"flag {known[path].flag}", strict=False)
+    settings = _build_settings(values)
+    faults += _cross_check(settings, environ)
     if not settings.router.url:
         faults += _misspelt_router_url(environ)
     if faults:
@@ -311,7 +324,7 @@ def load(config: Path | None, environ: Mapping[str, str], flags: Mapping[str, st
     return Loaded(settings, origins)
 
 
-def shown(loaded: Loaded, *, everything: bool) -> Iterator[tuple[str, str, str]]:
+def describe_settings(loaded: Loaded, *, everything: bool) -> Iterator[tuple[str, str, str]]:
     """Yield path, value and origin of each setting that differs from its default, or of every one; secrets masked."""
     for field in FIELDS:
         value: Any = loaded.settings
@@ -341,13 +354,13 @@ def _from_file(config: Path | None, faults: list[str]) -> Iterator[tuple[str, An
     except ValueError as error:
         faults.append(f"file {config}: not valid TOML: {error}")
     else:
-        yield from _flat(table)
+        yield from _flatten(table)
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
         if isinstance(value, dict) and prefix + name not in _TABLES:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
             if not value:
                 yield f"{prefix}{name}.", None
         else:
@@ -358,7 +371,7 @@ def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Iterator
     known = {field.env for field in FIELDS if field.env}
     known |= {f"{field.env}_FILE" for field in FIELDS if field.secret}
     faults += [
-        f"environment: unknown name {name}{_nearest(name, known)}"
+        f"environment: unknown name {name}{_suggestion(name, known)}"
         for name in environ
         if name.startswith("EIDPROXY_") and name not in known
     ]
@@ -416,14 +429,14 @@ def _unknown_key(path: str, known: Mapping[str, object]) -> str:
     section, dot, _ = path.partition(".")
     sections = {name.partition(".")[0] for name in known}
     if dot and section not in sections:
-        near = difflib.get_close_matches(section, sections, n=1, cutoff=_LIKENESS)
+        near = difflib.get_close_matches(section, sections, n=1, cutoff=_NAME_LIKENESS)
         return f"unknown section [{section}]{f'; did you mean [{near[0]}]?' if near else ''}"
-    return f"unknown key {path}{_nearest(path, known)}"
+    return f"unknown key {path}{_suggestion(path, known)}"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
     """Return a suggestion for an unknown name, or "". A common prefix up to a separator does not count as likeness."""
-    for path, own in _OWN_NAMES.items():
+    for path, own in _OWN_ENVIRONMENT_NAMES.items():
         if name == "EIDPROXY_" + path.replace(".", "_").upper():
             return f"; did you mean {own}?"
 
@@ -431,14 +444,14 @@ def _nearest(name: str, known: Iterable[str]) -> str:
         return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
 
     def is_near(candidate: str) -> bool:
-        start = _separated(name, candidate)
-        return likeness(name[start:], candidate[start:]) >= _LIKENESS
+        start = _common_prefix_end(name, candidate)
+        return likeness(name[start:], candidate[start:]) >= _NAME_LIKENESS
 
     near = [candidate for candidate in known if is_near(candidate)]
     return f"; did you mean {max(near, key=lambda candidate: likeness(name, candidate))}?" if near else ""
 
 
-def _separated(one: str, other: str) -> int:
+def _common_prefix_end(one: str, other: str) -> int:
     """Return the index after the last separator before two names differ."""
     start = 0
     for at, (left, right) in enumerate(zip(one, other, strict=False)):
@@ -452,47 +465,48 @@ def _separated(one: str, other: str) -> int:
 def _misspelt_router_url(environ: Mapping[str, str]) -> Iterator[str]:
     """Yield a fault for each name like LLM_ROUTER_URL. Only for when that is missing: others may own such names."""
     for name in environ:
-        if len(name) > 3 and difflib.SequenceMatcher(None, name, "LLM_ROUTER_URL").ratio() >= _ALMOST:
+        if len(name) > 3 and difflib.SequenceMatcher(None, name, "LLM_ROUTER_URL").ratio() >= _ENVIRONMENT_LIKENESS:
             yield f"environment: {name} is set; did you mean LLM_ROUTER_URL?"
 
 
-def _built(values: Mapping[str, Any]) -> Settings:
+def _build_settings(values: Mapping[str, Any]) -> Settings:
     """Build the settings from a flat map of paths ("gate.capacity") to values; what is left out has its default."""
 
-    def build(kind: type[Struct], prefix: str) -> Any:
+    def build_section(kind: type[Struct], prefix: str) -> Any:
         given = {}
         for field in msgspec.structs.fields(kind):
             path = prefix + field.name
             if isinstance(field.type, type) and issubclass(field.type, Struct):
-                given[field.name] = build(field.type, path + ".")
+                given[field.name] = build_section(field.type, path + ".")
             elif path in values:
                 given[field.name] = values[path]
         return kind(**given)
 
-    settings: Settings = build(Settings, "")
+    settings: Settings = build_section(Settings, "")
     return settings
 
 
-def notes(settings: Settings) -> Iterator[tuple[str, str]]:
+def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield, by path, settings that contradict each other but are valid: `check` reports them, `serve` accepts them."""
-    router, gate, wall = settings.router, settings.gate, settings.stream.deadline_seconds
+    router, gate, deadline_seconds = settings.router, settings.gate, settings.stream.deadline_seconds
     clocks = [("router.read_timeout_seconds", router.read_timeout_seconds)]
     clocks.append(("router.first_event_seconds", router.first_event_seconds))
     if gate.after_leave is not AfterLeave.RELEASE:
         clocks.append(("gate.settle_seconds", gate.settle_seconds))
     for name, seconds in clocks:
-        if seconds > wall:
-            yield name, f"{seconds:g} s are more than stream.deadline_seconds ({wall:g} s), which ends a request before"
+        if seconds > deadline_seconds:
+            limit = f"stream.deadline_seconds ({deadline_seconds:g} s)"
+            yield name, f"{seconds:g} s are more than {limit}, which ends a request before"
     if router.wedge_after and router.wedge_retry_seconds > MAX_RETRY_SECONDS:
         told = f"callers are told to come back after {MAX_RETRY_SECONDS} s at most, so some come too early"
         yield "router.wedge_retry_seconds", f"{router.wedge_retry_seconds:g} s: {told}"
 
 
-def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+def _cross_check(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     """Yield the faults that types cannot express."""
     yield from _router_faults(settings)
     host = settings.server.host
-    address = literal(host.partition("%")[0])  # a listener may have an address with the name of an interface
+    address = parse_literal(host.partition("%")[0])  # a listener may have an address with the name of an interface
     if address is None and not is_name(host):
         yield "server.host: not an address or a name"
     is_local = host == "localhost" or (address is not None and is_loopback(address))
@@ -516,7 +530,7 @@ def _cross_checked(settings: Settings, environ: Mapping[str, str]) -> Iterator[s
         yield "chat.jwt_secret: must have at least 32 bytes"
 
 
-_ELSEWHERE = (
+_FORBIDDEN_WORDS = (
     # These lead to another machine, or around what the operator set there.
     *("api", "base", "url", "uri", "endpoint", "host", "server", "proxy", "proxies", "http", "ssl", "header", "extra"),
     *("transfer", "bootstrap", "mcp", "plugin", "search", "file", "path", "image", "audio"),
@@ -528,23 +542,23 @@ _ELSEWHERE = (
     # These show a request to others, or keep a copy of it.
     *("callback", "hook", "logger", "logging", "metadata", "tags", "trace", "caching", "mock", "guardrail"),
 )
-_RESERVED = NAMES | {"function_call", "prompt", "input", "cache", "ttl", "engine"}
+_RESERVED_NAMES = REQUEST_FIELDS | {"function_call", "prompt", "input", "cache", "ttl", "engine"}
 
 
 def _params_faults(settings: Settings) -> Iterator[str]:
     """Yield a fault for each of the operator's constants that could lead a request elsewhere or undo what was checked.
 
-    Refused are the names that a request may have itself, and names with a word of `_ELSEWHERE` anywhere in them: nobody
-    can list each parameter of each router that sets a place, a key or a listener (LiteLLM alone has some two hundred).
+    Refused are the names that a request may have itself, and names with a word of `_FORBIDDEN_WORDS` anywhere in them:
+    nobody can list each parameter of each router that sets a place, a key or a listener (LiteLLM has some two hundred).
     """
     for mode, params in (("daily", settings.models.daily.params), ("deep", settings.models.deep.params)):
         for name, value in params.items():
             path = f"models.{mode}.params.{name}"
-            if name in _RESERVED:
+            if name in _RESERVED_NAMES:
                 yield f"{path}: is a field of the request itself, which is checked and set by eidproxy"
             elif not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,63}", name):
                 yield f"{path}: is not a plain name"
-            elif any(word in name.lower() for word in _ELSEWHERE):
+            elif any(word in name.lower() for word in _FORBIDDEN_WORDS):
                 yield f"{path}: could lead a request elsewhere"
             elif not _is_json(value):
                 yield f"{path}: has a value that JSON has not: a date, an infinity, a number of many digits"
@@ -566,7 +580,7 @@ def _router_faults(settings: Settings) -> Iterator[str]:
         yield "router.url: is required: set LLM_ROUTER_URL, for example http://127.0.0.1:4000"
         return
     try:
-        networks = narrowed(settings.router.allowed_networks)
+        networks = parse_allowed_networks(settings.router.allowed_networks)
     except ValueError:
         yield (
             "router.allowed_networks: each must be a network inside the permitted ones, spelled as 192.168.1.0/24 or"
@@ -583,12 +597,12 @@ def _router_faults(settings: Settings) -> Iterator[str]:
     except ValueError:
         yield f"router.url: {_ROUTER_URL}"
         return
-    address = literal(host)
+    address = parse_literal(host)
     if address is None and not is_name(host):
         yield "router.url: the host must be an address in its usual spelling or a DNS name"
     elif address is not None:
         decision = EgressPolicy(networks or EgressPolicy().networks).decide(str(address))
         if not decision.permitted:
-            yield f"router.url: egress_blocked: {address} {refused(settings, decision.verdict)}"
-        elif literal(settings.server.host) == address and port == settings.server.port:
+            yield f"router.url: egress_blocked: {address} {refusal_text(settings, decision.verdict)}"
+        elif parse_literal(settings.server.host) == address and port == settings.server.port:
             yield f"router.url: egress_blocked: {address} port {port} {VERDICTS[Verdict.LOOP]}"

@@ -44,19 +44,19 @@ class Network(NamedTuple):
     value: int
     mask: int
 
-    def holds(self, address: Address) -> bool:
+    def contains(self, address: Address) -> bool:
         """Return whether an address is in this network."""
         return address.version == self.version and address.value & self.mask == self.value
 
     def is_inside(self, outer: "Network") -> bool:
         """Return whether every address of this network is in `outer` too."""
-        return self.mask & outer.mask == outer.mask and outer.holds(Address(self.version, self.value))
+        return self.mask & outer.mask == outer.mask and outer.contains(Address(self.version, self.value))
 
     def __str__(self) -> str:
         return f"{Address(self.version, self.value)}/{self.mask.bit_count()}"
 
 
-def literal(host: str) -> Address | None:
+def parse_literal(host: str) -> Address | None:
     """Return the address whose canonical spelling is `host`, or None for a name or anything malformed."""
     if "." in host:
         octets = [_OCTETS.get(part) for part in host.split(".", 4)]
@@ -83,10 +83,10 @@ def literal(host: str) -> Address | None:
     return address if str(address) == host else None
 
 
-def network(text: str) -> Network:
+def parse_network(text: str) -> Network:
     """Parse `address/prefix`, or a canonical address alone. Raises ValueError, also for bits behind the prefix."""
     spelled, slash, prefix = text.partition("/")
-    address = literal(spelled)
+    address = parse_literal(spelled)
     if address is None:
         raise ValueError("not an address in its canonical spelling")
     bits = _BITS[address.version]
@@ -99,14 +99,14 @@ def network(text: str) -> Network:
     return Network(address.version, address.value, mask)
 
 
-def _networks(texts: str) -> tuple[Network, ...]:
-    return tuple(map(network, texts.split()))
+def _parse_networks(texts: str) -> tuple[Network, ...]:
+    return tuple(map(parse_network, texts.split()))
 
 
-DEFAULT_NETWORKS = _networks("127.0.0.0/8 ::1/128 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fd00::/8")
+DEFAULT_NETWORKS = _parse_networks("127.0.0.0/8 ::1/128 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fd00::/8")
 """Loopback, RFC 1918, shared address space (tailnets) and locally assigned ULA. A setting can only narrow this."""
 
-METADATA_NETWORKS = _networks(
+METADATA_NETWORKS = _parse_networks(
     "169.254.0.0/16 100.100.100.200/32 192.0.0.192/32 168.63.129.16/32"
     " fd00:ec2::254/128 fd20:ce::254/128 fd00:42::42/128"
 )
@@ -114,7 +114,7 @@ METADATA_NETWORKS = _networks(
 
 _LOOPBACK = DEFAULT_NETWORKS[:2]
 
-_CARRIERS = _networks("::/96 ::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48 2002::/16 2001::/32")
+_CARRIERS = _parse_networks("::/96 ::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48 2002::/16 2001::/32")
 """IPv4-compatible and -mapped (RFC 4291, 2.5.5), NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056), Teredo (RFC 4380)."""
 
 _ISATAP = (0x00005EFE, 0x02005EFE)
@@ -167,14 +167,14 @@ class EgressPolicy:
 
     def decide(self, address: str) -> Decision:
         """Judge one address in its canonical spelling."""
-        parsed = literal(address)
+        parsed = parse_literal(address)
         if parsed is None:
             return Decision(Verdict.NOT_AN_ADDRESS)
-        if any(network.holds(parsed) for network in METADATA_NETWORKS):
+        if any(network.contains(parsed) for network in METADATA_NETWORKS):
             return Decision(Verdict.METADATA, parsed)
         if _carries_ipv4(parsed):
             return Decision(Verdict.EMBEDDED, parsed)
-        if not any(network.holds(parsed) for network in self.networks):
+        if not any(network.contains(parsed) for network in self.networks):
             return Decision(Verdict.OUTSIDE, parsed)
         return Decision(Verdict.PERMITTED, parsed)
 
@@ -191,12 +191,12 @@ def _carries_ipv4(address: Address) -> bool:
     """Return whether an IPv6 address contains an IPv4 address, which would not be judged."""
     if address.version == 4 or address.value == 1:  # ::1 is loopback, though it looks like 0.0.0.1
         return False
-    return address.value >> 32 & 0xFFFFFFFF in _ISATAP or any(carrier.holds(address) for carrier in _CARRIERS)
+    return address.value >> 32 & 0xFFFFFFFF in _ISATAP or any(carrier.contains(address) for carrier in _CARRIERS)
 
 
-def narrowed(networks: Iterable[str]) -> tuple[Network, ...]:
+def parse_allowed_networks(networks: Iterable[str]) -> tuple[Network, ...]:
     """Parse the networks of a setting. Raises ValueError for one that is malformed or not in `DEFAULT_NETWORKS`."""
-    result = tuple(map(network, networks))
+    result = tuple(map(parse_network, networks))
     if not all(any(inner.is_inside(outer) for outer in DEFAULT_NETWORKS) for inner in result):
         raise ValueError("not inside the permitted networks")
     return result
@@ -206,23 +206,23 @@ def host_and_port(text: str) -> tuple[str, int | None]:
     """Return the host, in lower case, and the port of `host[:port]` or `[address][:port]`, as in a URL.
 
     Raises ValueError. `urllib.parse` is not used: it reads brackets and ports differently between patch releases of
-    Python. `literal` and `is_name` then judge the host.
+    Python. `parse_literal` and `is_name` then judge the host.
     """
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         _, colon, port = rest.partition(":")
-        sound = bracket and ":" in host and rest == colon + port
+        is_valid = bracket and ":" in host and rest == colon + port
     else:
         host, colon, port = text.partition(":")
-        sound = not set("[]") & set(host)
-    if not sound or (colon and not (0 < len(port) <= 5 and _DECIMAL.issuperset(port) and 0 < int(port) < 65536)):
+        is_valid = not set("[]") & set(host)
+    if not is_valid or (colon and not (0 < len(port) <= 5 and _DECIMAL.issuperset(port) and 0 < int(port) < 65536)):
         raise ValueError("not a host and a port")
     return host.lower(), int(port) if colon else None
 
 
 def is_loopback(address: Address) -> bool:
     """Return whether only this machine can reach an address."""
-    return any(network.holds(address) for network in _LOOPBACK)
+    return any(network.contains(address) for network in _LOOPBACK)
 
 
 def is_name(host: str) -> bool:
@@ -232,10 +232,10 @@ def is_name(host: str) -> bool:
     (WHATWG URL, "ends in a number").
     """
     labels = host.removesuffix(".").split(".") if len(host) <= 253 else []
-    sound = bool(labels) and all(
+    is_valid = bool(labels) and all(
         0 < len(label) <= 63 and _LABEL.issuperset(label) and "-" not in (label[0], label[-1]) for label in labels
     )
-    return sound and not _is_number(labels[-1])
+    return is_valid and not _is_number(labels[-1])
 
 
 def _is_number(label: str) -> bool:

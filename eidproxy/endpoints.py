@@ -43,7 +43,7 @@ _UNLOGGED = _PROBES | {"/metrics", "/status", "/"}
 """Paths whose successful answers are neither logged nor counted."""
 _UNCOUNTED = _PROBES | {CHAT_CONFIG}
 """Paths whose pages are never logged or counted: probes, and the one by which `top` sees whether there is a chat."""
-_OTHER_APIS = frozenset(
+_PATHS_OF_OTHER_APIS = frozenset(
     {"/v1/responses", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/chat", "/v1/chat/completions/"}
     | {"/chat/completions", "/responses", "/completions", "/embeddings", "/v1/v1/chat/completions", "/v1/moderations"}
     | {"/api/chat", "/api/generate", "/api/v1/chat/completions", "/openai/v1/chat/completions"}
@@ -55,7 +55,7 @@ _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _NAVIGABLE = frozenset({"/", CHAT_PAGE})
 """Pages that a link on another site may open (contract, 2)."""
 
-_PAGES_A_TURN = 4
+_MAX_PAGES_A_TURN = 4
 """How many page requests are started in one turn of the loop, so that a crowd of them does not hold it."""
 
 _METRICS_SECONDS = 1.0
@@ -117,8 +117,8 @@ class Endpoints:
         self._models = models
         self._chat = chat
         self._max_body_bytes = max_body_bytes
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._asked: deque[tuple[Connection, RequestHead, bytes]] = deque()
+        self._page_tasks: set[asyncio.Task[None]] = set()
+        self._page_requests: deque[tuple[Connection, RequestHead, bytes]] = deque()
         self.refusals = Refusals(services.log, lambda *when: asyncio.get_running_loop().call_later(*when))
 
     def admit(self, head: RequestHead) -> int:
@@ -126,7 +126,7 @@ class Endpoints:
         try:
             return self._admit(head)
         except Refusal as refusal:
-            raise self._shown(refusal, head) from None
+            raise self._as_page_if_browser(refusal, head) from None
 
     def _admit(self, head: RequestHead) -> int:
         if _is_cross_site(head):
@@ -144,8 +144,8 @@ class Endpoints:
                 if self.draining:
                     raise Refusal("draining")
                 check_media_type(head)
-                self._priority(head)
-                _progress(head)
+                self._priority_of(head)
+                _wants_progress(head)
                 return self._max_body_bytes
             if head.path == CHAT_API and self._chat is not None:
                 if self.draining:
@@ -154,33 +154,33 @@ class Endpoints:
                 check_media_type(head)
                 return min(self._chat.caps.body_bytes, self._max_body_bytes)
         if head.content_length or head.chunked:
-            self._find_page(head)
+            self._require_page(head)
         return self._max_body_bytes
 
     def handle(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """See `connection.Service`."""
         if head.method == "POST":
             if head.path == CHAT_COMPLETIONS:
-                self._complete(connection, head, body)
+                self._start_completion(connection, head, body)
                 return
             if head.path == CHAT_API and self._chat is not None:
-                self._converse(self._chat, connection, head, body)
+                self._start_conversation(self._chat, connection, head, body)
                 return
-        if not self._asked:
-            connection.loop.call_soon(self._work_at_pages)
-        self._asked.append((connection, head, body))
+        if not self._page_requests:
+            connection.loop.call_soon(self._start_page_requests)
+        self._page_requests.append((connection, head, body))
 
-    def refused(self, connection: Connection, head: RequestHead | None, refusal: Refusal) -> None:
+    def record_refusal(self, connection: Connection, head: RequestHead | None, refusal: Refusal) -> None:
         """See `connection.Service`."""
         if refusal.reason == "rules_missing":
             self.services.metrics.rules_missing.inc()
-        self._record(connection, _surface(head), refusal.status, refusal.reason)
+        self._record(connection, _surface_of(head), refusal.status, refusal.reason)
 
-    def fault(self, where: str, error: BaseException) -> None:
+    def record_fault(self, where: str, error: BaseException) -> None:
         """See `connection.Service`."""
         self.services.log.fault(where, error)
 
-    def _shown(self, refusal: Refusal, head: RequestHead) -> Refusal:
+    def _as_page_if_browser(self, refusal: Refusal, head: RequestHead) -> Refusal:
         """Return the refusal as a page instead of JSON if a person's browser asked: GET or HEAD that accepts HTML."""
         if head.method in ("GET", "HEAD") and b"text/html" in head.headers.get(b"accept", b""):
             return for_browser(refusal, head.path, has_chat=self._chat is not None)
@@ -189,50 +189,51 @@ class Endpoints:
     def _authorize(self, head: RequestHead) -> None:
         key = bearer_token(head)
         # Both keys are compared each time, so that the time reveals nothing either.
-        known = [hmac.compare_digest(key, one) for one in (self._api_key, self._background_key) if one is not None]
-        if not any(known):
+        known_keys = (self._api_key, self._background_key)
+        matches = [hmac.compare_digest(key, known) for known in known_keys if known is not None]
+        if not any(matches):
             raise Refusal("unauthorized")
 
-    def _priority(self, head: RequestHead) -> Priority:
+    def _priority_of(self, head: RequestHead) -> Priority:
         """Return the class that the header names; the background key makes it BACKGROUND whatever the header says."""
         if self._background_key is not None and hmac.compare_digest(bearer_token(head), self._background_key):
             return Priority.BACKGROUND
-        return _priority(head)
+        return _priority_of(head)
 
-    def _complete(self, connection: Connection, head: RequestHead, body: bytes) -> None:
+    def _start_completion(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """Start the relay for `POST /v1/chat/completions`; the whole request is checked before the gate."""
-        job = Job(self._priority(head), trace_id=trace_id(head), sends_progress=_progress(head))
+        job = Job(self._priority_of(head), trace_id=trace_id(head), sends_progress=_wants_progress(head))
         Relay(self.services, connection, parse_chat_request(body, self._models), job).start()
 
-    def _converse(self, chat: ChatSurface, connection: Connection, head: RequestHead, body: bytes) -> None:
+    def _start_conversation(self, chat: ChatSurface, connection: Connection, head: RequestHead, body: bytes) -> None:
         """Start the relay for `POST /api/eid/chat`; the whole request is checked before the gate."""
         job = Job(surface=Surface.CHAT, trace_id=trace_id(head), sends_progress=True)
         Relay(self.services, connection, chat.request(body), job).start()
 
-    def _find_page(self, head: RequestHead) -> None:
+    def _require_page(self, head: RequestHead) -> None:
         """Raise Refusal `not_found` or `method_not_allowed` unless a page answers, before the body is read."""
         scope = {"type": "http", "method": head.method, "path": head.path, "root_path": "", "headers": []}
         matches = {route.matches(scope)[0]: route for route in self._pages.routes}
         if Match.FULL not in matches:
             page = matches.get(Match.PARTIAL)
             if not isinstance(page, Route):
-                raise _nothing_at(head.path)
+                raise _not_found(head.path)
             raise Refusal("method_not_allowed", allow=", ".join(sorted(page.methods or ())).encode())
 
-    def _work_at_pages(self) -> None:
-        """Start the oldest page requests, `_PAGES_A_TURN` in each turn of the loop."""
-        for _ in range(min(len(self._asked), _PAGES_A_TURN)):
-            connection, head, body = self._asked.popleft()
+    def _start_page_requests(self) -> None:
+        """Start the oldest page requests, `_MAX_PAGES_A_TURN` in each turn of the loop."""
+        for _ in range(min(len(self._page_requests), _MAX_PAGES_A_TURN)):
+            connection, head, body = self._page_requests.popleft()
             if connection.state is not State.BUSY:
                 continue  # the caller left
-            task = connection.loop.create_task(self._ask_pages(connection, head, body))
+            task = connection.loop.create_task(self._answer_page_request(connection, head, body))
             connection.handler = _PageTask(task)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        if self._asked:
-            asyncio.get_running_loop().call_soon(self._work_at_pages)
+            self._page_tasks.add(task)
+            task.add_done_callback(self._page_tasks.discard)
+        if self._page_requests:
+            asyncio.get_running_loop().call_soon(self._start_page_requests)
 
-    async def _ask_pages(self, connection: Connection, head: RequestHead, body: bytes) -> None:
+    async def _answer_page_request(self, connection: Connection, head: RequestHead, body: bytes) -> None:
         """Answer a request through Starlette's router. The body is complete and the answer small: none is streamed."""
         status, headers, sent = 500, [], bytearray()
 
@@ -266,7 +267,7 @@ class Endpoints:
         try:
             await self._pages(scope, receive, send)
             if status == 404:
-                raise self._shown(_nothing_at(head.path), head)
+                raise self._as_page_if_browser(_not_found(head.path), head)
             if status == 405:
                 allow = b"".join(value for name, value in headers if name == b"Allow")
                 raise Refusal("method_not_allowed", allow=b", ".join(sorted(allow.split(b", "))))
@@ -275,12 +276,12 @@ class Endpoints:
             status, reason = refusal.status, refusal.reason
             connection.refuse(refusal)
         except Exception as error:  # noqa: BLE001  # a page's fault is no reason to leave a caller without an answer
-            self.fault("page", error)
+            self.record_fault("page", error)
             status, reason = 500, "internal_error"
             connection.refuse(Refusal("internal_error"))
         is_quiet = reason is None and (head.path in _UNLOGGED or head.path.startswith(CHAT_PAGE))
         if not is_quiet and head.path not in _UNCOUNTED:
-            self._record(connection, _surface(head), status, reason)
+            self._record(connection, _surface_of(head), status, reason)
 
     def _record(self, connection: Connection, surface: Surface, status: int, reason: str | None) -> None:
         """Count and log a request that did not reach the relay."""
@@ -333,22 +334,22 @@ def _is_chat(path: str) -> bool:
     return path in (CHAT_API, CHAT_PAGE) or path.startswith(CHAT_PAGE + "/")
 
 
-def _surface(head: RequestHead | None) -> Surface:
+def _surface_of(head: RequestHead | None) -> Surface:
     return Surface.CHAT if head is not None and head.path in (CHAT_API, CHAT_PAGE) else Surface.PROXY
 
 
-def _nothing_at(path: str) -> Refusal:
-    return Refusal("not_found", hint=f"Use {CHAT_COMPLETIONS} instead." if path in _OTHER_APIS else "")
+def _not_found(path: str) -> Refusal:
+    return Refusal("not_found", hint=f"Use {CHAT_COMPLETIONS} instead." if path in _PATHS_OF_OTHER_APIS else "")
 
 
-def _priority(head: RequestHead) -> Priority:
+def _priority_of(head: RequestHead) -> Priority:
     word = head.headers.get(b"x-eid-priority", b"foreground")
     if word not in _PRIORITIES or b"x-eid-priority" in head.repeated:
         raise Refusal("invalid_priority")
     return _PRIORITIES[word]
 
 
-def _progress(head: RequestHead) -> bool:
+def _wants_progress(head: RequestHead) -> bool:
     word = head.headers.get(b"x-eid-progress", b"0")
     if word not in _PROGRESS_WORDS or b"x-eid-progress" in head.repeated:
         raise Refusal("invalid_request", hint="X-Eid-Progress is 1, true, 0 or false.")
@@ -360,7 +361,7 @@ def json_response(value: Any) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 
-async def taken_by_the_relay(_: Request) -> Response:
+async def answered_by_relay(_: Request) -> Response:
     """Hold the place of a path whose POST goes to the relay, so that Starlette answers other methods with 405."""
     raise Refusal("internal_error")
 
@@ -419,7 +420,7 @@ def build_pages(
             Route("/status", show_status),
             Route("/v1/models", list_models),
             Route("/v1/models/{name}", show_model),
-            Route(CHAT_COMPLETIONS, taken_by_the_relay, methods=["POST"]),
+            Route(CHAT_COMPLETIONS, answered_by_relay, methods=["POST"]),
             *extra,
         ],
         redirect_slashes=False,

@@ -297,19 +297,19 @@ _decode_error = msgspec.json.Decoder(_Error).decode
 _decode_str = msgspec.json.Decoder(str).decode
 
 
-class _Told(NamedTuple):
+class _ErrorFacts(NamedTuple):
     """What a router's error says: the word for its reason, if any, and whether the prompt was too long."""
 
     word: str | None = None
     is_about_context: bool = False
 
 
-def _told(body: bytes) -> _Told:
+def _read_error(body: bytes) -> _ErrorFacts:
     mended = repair(body)
     try:
         outer = _decode_body(body if mended is None else mended[0])
     except (ValueError, RecursionError):
-        return _Told()
+        return _ErrorFacts()
     try:
         inner = _decode_error(outer.error)
     except (ValueError, RecursionError):
@@ -319,7 +319,7 @@ def _told(body: bytes) -> _Told:
     codes = {_text(raw) for raw in (inner.type, inner.code, outer.type, outer.code)}
     messages = [_text(raw) for raw in (inner.message, outer.error, outer.message, outer.detail)]
     is_about_context = not _CONTEXT_WORDS.isdisjoint(codes) or any(map(_CONTEXT_MESSAGE.search, filter(None, messages)))
-    return _Told(word, is_about_context)
+    return _ErrorFacts(word, is_about_context)
 
 
 def _text(raw: Raw) -> str:
@@ -329,7 +329,7 @@ def _text(raw: Raw) -> str:
         return ""
 
 
-def _usable(word: str | None) -> str | None:
+def _as_router_reason(word: str | None) -> str | None:
     """Return a router's word as a reason, or None when it is outside the alphabet."""
     if word is None or not _WORD.fullmatch(word):
         return None
@@ -348,12 +348,12 @@ def reason_of_status(status: int, body: bytes) -> str | None:
         return "upstream_protocol_error"
     if status < 400:
         return "egress_blocked"
-    word, is_about_context = _told(body)
+    word, is_about_context = _read_error(body)
     if is_about_context and status in _CONTEXT_STATUSES:
         return "context_too_long"
     if status == 400:
         return "router_rejected"
-    reason = _usable(word)
+    reason = _as_router_reason(word)
     if reason is not None:
         return reason
     if status == 502:
@@ -369,7 +369,7 @@ def reason_in_event(data: bytes, *, begun: bool, in_choice: bool = False) -> str
     Before the first event (not `begun`) it may be `context_too_long`, as a 400 may. An error `in_choice` names no
     reason.
     """
-    word, is_about_context = _told(data)
+    word, is_about_context = _read_error(data)
     if is_about_context and not begun:
         return "context_too_long"
-    return (None if in_choice else _usable(word)) or "upstream_error"
+    return (None if in_choice else _as_router_reason(word)) or "upstream_error"

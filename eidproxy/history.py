@@ -16,31 +16,34 @@ from eidproxy.metrics import Distribution
 from eidproxy.status import ROWS, HistoryRow, Spread
 
 
-class _Look(NamedTuple):
+class _Snapshot(NamedTuple):
     counts: tuple[int, ...]
     seconds: float
 
 
 class _Trend:
-    """One histogram over time: a snapshot (`_Look`) for each row, and one more before the first."""
+    """One histogram over time: a snapshot (`_Snapshot`) for each row, and one more before the first."""
 
     def __init__(self, distribution: Distribution) -> None:
         self._distribution = distribution
-        self._looks = deque([self._look()], maxlen=ROWS + 1)
+        self._snapshots = deque([self._take_snapshot()], maxlen=ROWS + 1)
 
     def sample(self) -> Spread | None:
-        """Take a snapshot and return the newest row; None when all rows are empty."""
-        now, before = self._look(), self._looks[-1]
-        self._looks.append(now)
-        window = [new - old for new, old in zip(now.counts, self._looks[0].counts, strict=True)]
-        if not any(window):
+        """Take a snapshot and return the newest row; None when all rows are empty.
+
+        Count and mean are those of the newest five seconds; the percentile is that of all rows together.
+        """
+        now, before = self._take_snapshot(), self._snapshots[-1]
+        self._snapshots.append(now)
+        window_counts = [new - old for new, old in zip(now.counts, self._snapshots[0].counts, strict=True)]
+        if not any(window_counts):
             return None
         count = sum(now.counts) - sum(before.counts)
         mean = round((now.seconds - before.seconds) / count, 4) if count else None
-        return Spread(count, mean, round(quantile(0.95, self._distribution.bounds, window), 4))
+        return Spread(count, mean, round(quantile(0.95, self._distribution.bounds, window_counts), 4))
 
-    def _look(self) -> _Look:
-        return _Look(tuple(self._distribution.counts), self._distribution.sum)
+    def _take_snapshot(self) -> _Snapshot:
+        return _Snapshot(tuple(self._distribution.counts), self._distribution.sum)
 
 
 class History:
@@ -53,22 +56,24 @@ class History:
 
     def sample(self, waiting: int) -> None:
         """Add the row that ends now."""
-        self.rows.append(HistoryRow(waiting, _spreads(self._gate_wait.items()), _spreads(self._first_token.items())))
+        self.rows.append(
+            HistoryRow(waiting, _sample_all(self._gate_wait.items()), _sample_all(self._first_token.items()))
+        )
 
 
-def _spreads(trends: Iterable[tuple[str, _Trend]]) -> dict[str, Spread]:
-    found = {name: trend.sample() for name, trend in trends}
-    return {name: spread for name, spread in found.items() if spread is not None}
+def _sample_all(trends: Iterable[tuple[str, _Trend]]) -> dict[str, Spread]:
+    spreads = {name: trend.sample() for name, trend in trends}
+    return {name: spread for name, spread in spreads.items() if spread is not None}
 
 
-def quantile(part: float, bounds: tuple[float, ...], counts: list[int]) -> float:
-    """Return the value below which `part` of the values lie, read from buckets as Prometheus' histogram_quantile does.
+def quantile(fraction: float, bounds: tuple[float, ...], counts: list[int]) -> float:
+    """Return the value below which `fraction` of the values lie, as `histogram_quantile` of Prometheus does.
 
     `counts` has one entry for each upper bound and one for the values above the last; a quantile among those is
     returned as the last bound. At least one value must have been counted.
     """
     cumulative = list(accumulate(counts))
-    rank = part * cumulative[-1]
+    rank = fraction * cumulative[-1]
     at = bisect_left(cumulative, rank)
     if at == len(bounds):
         return bounds[-1]

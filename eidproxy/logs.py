@@ -94,7 +94,7 @@ class LineWriter:
         self._descriptor = descriptor
         self._on_drop = on_drop
         self._clock = clock
-        self._looked_at = clock()
+        self._rotation_checked_at = clock()
         # A regular file is always writable, so it is not polled.
         self._may_block = not stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._path = None if self._may_block else _path_of(descriptor)
@@ -110,7 +110,7 @@ class LineWriter:
                 writable = bool(ready) and not ready[0][1] & (select.POLLERR | select.POLLNVAL)
             else:
                 writable = True
-                self._follow()
+                self._reopen_if_rotated()
             if writable:
                 os.write(self._descriptor, data)
                 return
@@ -120,14 +120,14 @@ class LineWriter:
 
     debug = info = warning = error = critical = msg
 
-    def _follow(self) -> None:
+    def _reopen_if_rotated(self) -> None:
         now = self._clock()
-        if self._path is None or now - self._looked_at < _FOLLOW_SECONDS:
+        if self._path is None or now - self._rotation_checked_at < _FOLLOW_SECONDS:
             return
-        self._looked_at = now
+        self._rotation_checked_at = now
         with contextlib.suppress(OSError):  # no new file yet, or not ours: the old one is better than none
-            there, ours = os.stat(self._path), os.fstat(self._descriptor)
-            if stat.S_ISREG(there.st_mode) and not os.path.samestat(there, ours):
+            named, ours = os.stat(self._path), os.fstat(self._descriptor)
+            if stat.S_ISREG(named.st_mode) and not os.path.samestat(named, ours):
                 opened = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
                 os.dup2(opened, self._descriptor)
                 os.close(opened)
@@ -154,12 +154,12 @@ class Log:
             else structlog.processors.JSONRenderer(serializer=_to_json)
         )
         self._writer = LineWriter(sys.stderr.fileno(), on_drop)
-        self._lowest = logging.getLevelNamesMapping()[level.upper()]
+        self._lowest_level = logging.getLevelNamesMapping()[level.upper()]
         self._console = console
         self._logger = structlog.wrap_logger(
             self._writer,
-            processors=[_stamp, renderer],
-            wrapper_class=structlog.make_filtering_bound_logger(self._lowest),
+            processors=[_add_timestamp, renderer],
+            wrapper_class=structlog.make_filtering_bound_logger(self._lowest_level),
         ).bind()
 
     def request(self, record: RequestRecord, left_out: int | None = None) -> None:
@@ -168,7 +168,7 @@ class Log:
         level = "info"
         if record.outcome is Outcome.ERROR:
             level = "error" if record.must_be_mended or label in ERRORS else "warning"
-        if self._lowest > _LEVELS[level]:
+        if self._lowest_level > _LEVELS[level]:
             return
         line = RequestLine(
             reason=label if label == "other" else record.reason or "none",
@@ -191,7 +191,9 @@ class Log:
             getattr(self._logger, level)(Event.REQUEST.value, **facts)
             return
         # The line that structlog would write. Its processors cost as much as everything else at a request's end.
-        self._writer.msg(b'{"timestamp":"%b","level":"%b",%b' % (_now().encode(), level.encode(), _encode(line)[1:]))
+        self._writer.msg(
+            b'{"timestamp":"%b","level":"%b",%b' % (_timestamp().encode(), level.encode(), _encode(line)[1:])
+        )
 
     def state(self, event: Event, **facts: str | int | float) -> None:
         """Log a change of state, at level info."""
@@ -222,55 +224,55 @@ class Refusals:
     def __init__(self, log: Log, call_later: Callable[[float, Callable[[], None]], object]) -> None:
         self._log = log
         self._call_later = call_later
-        self._free = _REFUSALS_AT_ONCE
-        self._last: RequestRecord | None = None
+        self._lines_left = _REFUSALS_AT_ONCE
+        self._held_back: RequestRecord | None = None
         self._left_out = 0
 
     def add(self, record: RequestRecord) -> None:
         """Log a refused request, or hold its line back until the end of the second."""
-        if self._free:
-            if self._free == _REFUSALS_AT_ONCE:
-                self._call_later(_REFUSALS_SECONDS, self._tick)
-            self._free -= 1
+        if self._lines_left:
+            if self._lines_left == _REFUSALS_AT_ONCE:
+                self._call_later(_REFUSALS_SECONDS, self._on_interval_end)
+            self._lines_left -= 1
             self._log.request(record)
             return
-        if self._last is not None:
+        if self._held_back is not None:
             self._left_out += 1
-        self._last = record
+        self._held_back = record
 
     def flush(self) -> None:
         """Write the line that is held back, if there is one."""
-        if self._last is not None:
-            self._log.request(self._last, self._left_out or None)
-            self._last, self._left_out = None, 0
+        if self._held_back is not None:
+            self._log.request(self._held_back, self._left_out or None)
+            self._held_back, self._left_out = None, 0
 
-    def _tick(self) -> None:
-        if self._last is None:
-            self._free += 1
+    def _on_interval_end(self) -> None:
+        if self._held_back is None:
+            self._lines_left += 1
         self.flush()
-        if self._free < _REFUSALS_AT_ONCE:
-            self._call_later(_REFUSALS_SECONDS, self._tick)
+        if self._lines_left < _REFUSALS_AT_ONCE:
+            self._call_later(_REFUSALS_SECONDS, self._on_interval_end)
 
 
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1e3, 1)
 
 
-_second, _second_text = -1, ""
+_cached_second, _cached_second_text = -1, ""
 
 
-def _now() -> str:
+def _timestamp() -> str:
     """Return the time in UTC with microseconds (RFC 3339). The second's text is cached: a line then costs half."""
-    global _second, _second_text
+    global _cached_second, _cached_second_text
     second, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
-    if second != _second:
-        _second, _second_text = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{_second_text}.{microseconds:06d}Z"
+    if second != _cached_second:
+        _cached_second, _cached_second_text = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{_cached_second_text}.{microseconds:06d}Z"
 
 
-def _stamp(_logger: Any, level: str, facts: Any) -> dict[str, Any]:
+def _add_timestamp(_logger: Any, level: str, facts: Any) -> dict[str, Any]:
     """Put timestamp, level and event first, in this order: a line is read from the left."""
-    return {"timestamp": _now(), "level": level, "event": facts.pop("event"), **facts}
+    return {"timestamp": _timestamp(), "level": level, "event": facts.pop("event"), **facts}
 
 
 class ConsoleRenderer:
@@ -284,18 +286,18 @@ class ConsoleRenderer:
 
     def __call__(self, _logger: Any, level: str, facts: dict[str, Any]) -> str:
         """See structlog's processors."""
-        moment = datetime.fromisoformat(facts["timestamp"]).astimezone()
+        local_time = datetime.fromisoformat(facts["timestamp"]).astimezone()
         if facts["event"] == Event.REQUEST:
             word, rest = _request_words(facts)
         else:
             word, rest = facts["event"], _fact_words(facts)
         style = _STYLES["ok" if word == "ok" else level]
         shown = f"\x1b[{style}m{word}\x1b[0m" if self._colour and style else word
-        return " ".join([f"{moment:%H:%M:%S}", shown, *rest])
+        return " ".join([f"{local_time:%H:%M:%S}", shown, *rest])
 
 
 _STYLES = {"ok": "32", "info": "", "warning": "33", "error": "1;31"}
-_SHORT = {"foreground": "fg", "background": "bg"}
+_SHORT_PRIORITIES = {"foreground": "fg", "background": "bg"}
 _OWN_ID_LENGTH = 24
 """The length of the ids that we make; an id of another length is a caller's."""
 
@@ -308,7 +310,7 @@ def _request_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
     if facts["mode"] != "none":
         words.append(facts["mode"])
     if "priority" in facts:
-        words.append(_SHORT.get(facts["priority"], facts["priority"]))
+        words.append(_SHORT_PRIORITIES.get(facts["priority"], facts["priority"]))
     words.append(str(facts["status"]))
     words += [
         f"{name} {facts[key] / 1000:.1f}s"

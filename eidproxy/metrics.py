@@ -43,17 +43,17 @@ from eidproxy.vocabulary import (
     WaitOutcome,
 )
 
-_WAIT = (0.005, 0.05, 0.25, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
-_HOLD = (0.1, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
-_MARGIN = (0, 1, 5, 15, 30, 60, 120, 180, 240, 290)
-_FIRST = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 120)
-INTERVALS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60)
-_SHARE = (0.1, 0.25, 0.5, 0.75, 0.9, 1)
+_WAIT_BOUNDS = (0.005, 0.05, 0.25, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
+_HOLD_BOUNDS = (0.1, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
+_MARGIN_BOUNDS = (0, 1, 5, 15, 30, 60, 120, 180, 240, 290)
+_FIRST_EVENT_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 120)
+INTERVAL_BOUNDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60)
+_SHARE_BOUNDS = (0.1, 0.25, 0.5, 0.75, 0.9, 1)
 _SAMPLED_AT_FIRST = 256
-_SAMPLED_EACH = 16
+_SAMPLED_EVERY = 16
 """Counting unknown fields costs as much as reading three events, and a router sends the same ones in every stream. So
 only the first 256 streams of a mode and then each 16th are counted."""
-_LAG = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+_LAG_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class QueueStates(Protocol):
@@ -131,13 +131,13 @@ class StreamCounters:
     def __init__(self) -> None:
         self.chunks = 0
         self.bytes = 0
-        self.intervals = Distribution(INTERVALS)
+        self.intervals = Distribution(INTERVAL_BOUNDS)
         self._streams = 0
 
     def samples_unknown(self) -> bool:
         """Count a new stream and return whether its unknown fields are counted."""
         self._streams += 1
-        return self._streams <= _SAMPLED_AT_FIRST or self._streams % _SAMPLED_EACH == 0
+        return self._streams <= _SAMPLED_AT_FIRST or self._streams % _SAMPLED_EVERY == 0
 
 
 _Series = TypeVar("_Series", Count, Distribution)
@@ -187,18 +187,24 @@ class Metrics(Collector):
         )  # fmt: skip
         self.requests = {(s, m, r): requests[s, m, _outcome(r), r] for s, m, _, r in requests}
         self.request_duration = self._histogram(
-            "request_duration_seconds", "From the request's first byte to its end.", _HOLD,
+            "request_duration_seconds", "From the request's first byte to its end.", _HOLD_BOUNDS,
             ("mode", "outcome"), product(modes, Outcome),
         )  # fmt: skip
 
     def _make_gate_metrics(self) -> None:
         self.gate_wait = self._histogram(
-            "gate_wait_seconds", "Waits in the gate.", _WAIT, ("priority", "outcome"), product(Priority, WaitOutcome)
+            "gate_wait_seconds",
+            "Waits in the gate.",
+            _WAIT_BOUNDS,
+            ("priority", "outcome"),
+            product(Priority, WaitOutcome),
         )
-        self.gate_hold = self._single("gate_hold_seconds", "How long slots were held.", _HOLD, "priority", Priority)
-        self.gate_settle = self._single(
-            "gate_settle_seconds", "How long slots were kept for a caller that had left, by what ended it.", _HOLD,
-            "end", SettleEnd,
+        self.gate_hold = self._by_label(
+            "gate_hold_seconds", "How long slots were held.", _HOLD_BOUNDS, "priority", Priority
+        )
+        self.gate_settle = self._by_label(
+            "gate_settle_seconds", "How long slots were kept for a caller that had left, by what ended it.",
+            _HOLD_BOUNDS, "end", SettleEnd,
         )  # fmt: skip
         self.forced_releases = self._counter(
             "gate_forced_releases", "Slots taken back from a holder that kept them too long. Must stay 0."
@@ -209,19 +215,23 @@ class Metrics(Collector):
         self.deadline_exceeded = self._counter(
             "deadline_exceeded", "Clocks that ran out.", ("mode", "deadline"), product(Mode, Deadline)
         )
-        self.deadline_margin = self._single(
-            "deadline_margin_seconds", "Wall clock left at the end of a request.", _MARGIN, "mode", Mode
+        self.deadline_margin = self._by_label(
+            "deadline_margin_seconds", "Wall clock left at the end of a request.", _MARGIN_BOUNDS, "mode", Mode
         )
-        self.first_token = self._single(
-            "time_to_first_token_seconds", "From the request's first byte to the first event for its caller.", _FIRST,
-            "mode", Mode,
+        self.first_token = self._by_label(
+            "time_to_first_token_seconds", "From the request's first byte to the first event for its caller.",
+            _FIRST_EVENT_BOUNDS, "mode", Mode,
         )  # fmt: skip
-        self.first_byte = self._single(
-            "upstream_first_byte_seconds", "From the grant to the router's first byte.", _FIRST, "mode", Mode
+        self.first_byte = self._by_label(
+            "upstream_first_byte_seconds",
+            "From the grant to the router's first byte.",
+            _FIRST_EVENT_BOUNDS,
+            "mode",
+            Mode,
         )
-        self.allowance_used = self._single(
+        self.allowance_used = self._by_label(
             "first_event_allowance_used_ratio", "Wait for the first event, as a share of what the request was allowed.",
-            _SHARE, "mode", Mode,
+            _SHARE_BOUNDS, "mode", Mode,
         )  # fmt: skip
         self.stream_ends = self._counter(
             "stream_ends", "How upstream streams ended.", ("mode", "end"), product(Mode, StreamEnd)
@@ -245,7 +255,9 @@ class Metrics(Collector):
         )  # fmt: skip
 
     def _make_process_metrics(self) -> None:
-        self.loop_lag = self._histogram("event_loop_lag_seconds", "How late a timer of the event loop ran.", _LAG)[()]
+        self.loop_lag = self._histogram(
+            "event_loop_lag_seconds", "How late a timer of the event loop ran.", _LAG_BOUNDS
+        )[()]
         self.rules_missing = self._counter("chat_rules_missing", "Chat requests refused for want of a rules file.")[()]
         self.log_dropped = self._counter("log_lines_dropped", "Log lines dropped since nobody read the output.")[()]
         intervals: dict[tuple[str, ...], Distribution] = {(m,): self.streams[m].intervals for m in Mode}
@@ -272,7 +284,7 @@ class Metrics(Collector):
         self._histograms.append(_Family(name, text, labels, series))
         return series
 
-    def _single(
+    def _by_label(
         self, name: str, text: str, bounds: tuple[float, ...], label: str, values: Iterable[str]
     ) -> dict[str, Distribution]:
         """Return the series of a new histogram with one label, by the label's value."""
@@ -390,7 +402,7 @@ def _outcome(reason: str) -> Outcome:
     return Outcome.CLIENT_GONE if reason == CLIENT_GONE else Outcome.ERROR
 
 
-def loop_lag_sampler(metrics: Metrics, call_later: Callable[..., object], clock: Callable[[], float]) -> None:
+def start_loop_lag_sampler(metrics: Metrics, call_later: Callable[..., object], clock: Callable[[], float]) -> None:
     """Measure each second how late a timer of the loop runs."""
     interval = 1.0
 

@@ -66,9 +66,9 @@ _ALWAYS_ASKED_FOR = frozenset({"sw.js", "manifest.webmanifest"})
 _REFERENCE = re.compile(r"""(?<=["'(])/chat/([^"'()?#]+)(?=["')])""")
 """An absolute reference to a file, in an attribute, an import or a `url()`. Relative ones need no change."""
 
-_REFERRING = ("text/html", "text/css", "text/javascript")
+_TYPES_WITH_REFERENCES = ("text/html", "text/css", "text/javascript")
 
-_PACKED = (*_REFERRING, "application/manifest+json", "image/svg+xml", "text/plain")
+_COMPRESSED_TYPES = (*_TYPES_WITH_REFERENCES, "application/manifest+json", "image/svg+xml", "text/plain")
 """Content types that are sent with gzip to callers that accept it."""
 
 
@@ -108,19 +108,19 @@ def chat_routes(title: str, folder: Path = _FOLDER / "chat", *, policy: str = CH
     files = load_pages(folder)
     page = files.pop("chat.html")
     digest = _digest(files)
-    kept = [f"/chat/{digest}/{name}" for name in files if _is_needed_offline(name)]
+    offline_paths = [f"/chat/{digest}/{name}" for name in files if _is_needed_offline(name)]
     page = _with_digest(page, digest, files)
     files = {name: _with_digest(file, digest, files) for name, file in files.items()}
     files |= {
-        "manifest.webmanifest": _named(files["manifest.webmanifest"], title),
-        "sw.js": _with_list(files["sw.js"], digest, ["/chat", *kept]),
+        "manifest.webmanifest": _with_title(files["manifest.webmanifest"], title),
+        "sw.js": _with_file_list(files["sw.js"], digest, ["/chat", *offline_paths]),
     }
-    worker = {"service-worker-allowed": "/chat"}  # the default scope, /chat/, would not contain the page
+    worker_headers = {"service-worker-allowed": "/chat"}  # the default scope, /chat/, would not contain the page
     return [
-        Route("/chat", _serve(page, REVALIDATED, policy)),
-        *(Route(f"/chat/{digest}/{name}", _serve(file, IMMUTABLE, policy)) for name, file in files.items()),
+        Route("/chat", _serve_file(page, REVALIDATED, policy)),
+        *(Route(f"/chat/{digest}/{name}", _serve_file(file, IMMUTABLE, policy)) for name, file in files.items()),
         *(
-            Route(f"/chat/{name}", _serve(file, REVALIDATED, policy, worker if name == "sw.js" else {}))
+            Route(f"/chat/{name}", _serve_file(file, REVALIDATED, policy, worker_headers if name == "sw.js" else {}))
             for name, file in files.items()
         ),
     ]
@@ -140,22 +140,22 @@ def _is_needed_offline(name: str) -> bool:
 
 def _with_digest(file: StaticFile, digest: str, files: Mapping[str, StaticFile]) -> StaticFile:
     """Return the file with its absolute references rewritten to the names with the digest."""
-    if not file.content_type.startswith(_REFERRING):
+    if not file.content_type.startswith(_TYPES_WITH_REFERENCES):
         return file
 
-    def lasting(match: re.Match[str]) -> str:
+    def add_digest(match: re.Match[str]) -> str:
         name = match[1]
         return f"/chat/{digest}/{name}" if name in files and name not in _ALWAYS_ASKED_FOR else match[0]
 
-    return file._replace(body=_REFERENCE.sub(lasting, file.body.decode()).encode())
+    return file._replace(body=_REFERENCE.sub(add_digest, file.body.decode()).encode())
 
 
-def _named(manifest: StaticFile, title: str) -> StaticFile:
+def _with_title(manifest: StaticFile, title: str) -> StaticFile:
     value = json.loads(manifest.body) | {"name": title, "short_name": title}
     return manifest._replace(body=json.dumps(value, ensure_ascii=False).encode())
 
 
-def _with_list(worker: StaticFile, digest: str, paths: list[str]) -> StaticFile:
+def _with_file_list(worker: StaticFile, digest: str, paths: list[str]) -> StaticFile:
     body = worker.body
     for old, new in ((b'"digest"', json.dumps(digest)), (b'["files"]', json.dumps(paths))):
         if body.count(old) != 1:
@@ -164,7 +164,7 @@ def _with_list(worker: StaticFile, digest: str, paths: list[str]) -> StaticFile:
     return worker._replace(body=body)
 
 
-def _serve(
+def _serve_file(
     file: StaticFile, caching: str, policy: str, more: Mapping[str, str] | None = None
 ) -> Callable[[Request], Awaitable[Response]]:
     headers = {
@@ -175,26 +175,26 @@ def _serve(
         **SECURITY_HEADERS,
         **(more or {}),
     }
-    packed = _packed(file.body) if file.content_type.startswith(_PACKED) else None
-    if packed is not None:
+    compressed = _compress(file.body) if file.content_type.startswith(_COMPRESSED_TYPES) else None
+    if compressed is not None:
         headers["vary"] = "accept-encoding"
 
     async def serve(request: Request) -> Response:
-        if _has_it(request, headers["etag"]):
+        if _has_current_copy(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        if packed is not None and _takes_gzip(request):
+        if compressed is not None and _takes_gzip(request):
             # Other bytes under the same strong tag would be wrong (RFC 9110, 8.8.3).
-            return Response(packed, headers=headers | {"content-encoding": "gzip", "etag": f"W/{headers['etag']}"})
+            return Response(compressed, headers=headers | {"content-encoding": "gzip", "etag": f"W/{headers['etag']}"})
         return Response(file.body, headers=headers)
 
     return serve
 
 
 @functools.cache
-def _packed(body: bytes) -> bytes | None:
+def _compress(body: bytes) -> bytes | None:
     """Return the bytes with gzip, for callers without an edge in front; None when that saves nothing."""
-    packed = gzip.compress(body, mtime=0)
-    return packed if len(packed) < len(body) else None
+    compressed = gzip.compress(body, mtime=0)
+    return compressed if len(compressed) < len(body) else None
 
 
 def _takes_gzip(request: Request) -> bool:
@@ -206,7 +206,7 @@ def _takes_gzip(request: Request) -> bool:
     return False
 
 
-def _has_it(request: Request, tag: str) -> bool:
+def _has_current_copy(request: Request, tag: str) -> bool:
     """Return whether the caller's cached copy is this file.
 
     The comparison is weak (RFC 9110, 13.1.2), since the tag of a packed file is weak.
@@ -218,7 +218,7 @@ def _has_it(request: Request, tag: str) -> bool:
 # Documents
 
 
-def inlined(page: str, files: Mapping[str, StaticFile]) -> Document:
+def inline(page: str, files: Mapping[str, StaticFile]) -> Document:
     """Return a page with its style sheets, scripts and icon inlined, and a policy that permits no others."""
     sources: dict[str, list[str]] = {"style": [], "script": []}
 
@@ -241,11 +241,11 @@ def inlined(page: str, files: Mapping[str, StaticFile]) -> Document:
 
 def _document(name: str) -> Document:
     files = load_pages(_FOLDER / name)
-    return inlined(files[f"{name}.html"].body.decode(), files)
+    return inline(files[f"{name}.html"].body.decode(), files)
 
 
-_REFUSAL = _document("refusal")
-_DEMO = _document("demo")
+_REFUSAL_PAGE = _document("refusal")
+_DEMO_PAGE = _document("demo")
 _LIVE_VIEW = _document("status")
 _LIVE_VIEW_WITHOUT_CHAT = _LIVE_VIEW._replace(body=re.sub(rb'<a id="chat".*?</a>\s*', b"", _LIVE_VIEW.body))
 
@@ -265,7 +265,7 @@ def live_route(*, has_chat: bool, is_framed: bool = False) -> Route:
 
 def demo_route(token: str) -> Route:
     """Return the route of the demo's page: the chat, logged in with the token, and the live view beside it."""
-    page = _DEMO._replace(body=_DEMO.body.replace(b"{token}", token.encode()))
+    page = _DEMO_PAGE._replace(body=_DEMO_PAGE.body.replace(b"{token}", token.encode()))
     return _document_route("/demo", page._replace(policy=f"{page.policy}; frame-src 'self'"))
 
 
@@ -354,7 +354,7 @@ def for_browser(refusal: Refusal, path: str, *, has_chat: bool) -> Refusal:
         return ShownRefusal(refusal, live_view(has_chat=has_chat))
     is_chat = path == "/chat" or path.startswith("/chat/")
     words = _CHAT_IS_OFF if is_chat and not has_chat else _WORDS.get(refusal.reason, _OTHER)
-    text = _REFUSAL.body.decode()
+    text = _REFUSAL_PAGE.body.decode()
     for name, value in words._asdict().items():
         text = text.replace(f"{{{name}}}", value)
     text = text.replace("{reason}", refusal.reason)
@@ -362,4 +362,4 @@ def for_browser(refusal: Refusal, path: str, *, has_chat: bool) -> Refusal:
         ("/chat", "대화로 가기", "Go to the chat") if has_chat else ("/", "첫 화면으로", "Live view")
     )
     text = text.replace("{target}", target).replace("{link}", korean).replace("{english_link}", english)
-    return ShownRefusal(refusal, _REFUSAL._replace(body=text.encode()))
+    return ShownRefusal(refusal, _REFUSAL_PAGE._replace(body=text.encode()))

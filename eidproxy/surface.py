@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from eidproxy.config import ChatSettings
 from eidproxy.errors import Refusal
-from eidproxy.inbound.chat import ChatRequest, Closed, Model, parse_object, typed, upstream_body
+from eidproxy.inbound.chat import ChatRequest, Closed, Model, convert, parse_object, upstream_body
 from eidproxy.inbound.http1 import RequestHead
 from eidproxy.tokens import Tokens, bearer_token
 from eidproxy.vocabulary import Mode
@@ -22,7 +22,7 @@ from eidproxy.vocabulary import Mode
 _FORBIDDEN_ROLES = frozenset({"system", "developer", "tool"})
 _MAX_FILE_BYTES = 256 * 1024
 """The longest persona or rules file that is read: a longer one is the wrong file."""
-_READS = 3
+_MAX_READS = 3
 """How many times a file that changes during the read is read. An editor writes once."""
 
 
@@ -75,7 +75,7 @@ class ChatSurface:
 
     def request(self, body: bytes) -> ChatRequest:
         """Validate a body and return the request for the relay. Raises Refusal."""
-        conversation = typed(parse_object(body), Conversation)
+        conversation = convert(parse_object(body), Conversation)
         mode = Mode(conversation.mode)
         check_messages(conversation.messages, self.caps)
         messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
@@ -121,7 +121,7 @@ def read_text(path: str) -> str:
     A file that changes during the read is read again, so that old and new text never mix.
     """
     try:
-        for _ in range(_READS):
+        for _ in range(_MAX_READS):
             # Not blocking, so that a pipe in the file's place cannot hold the loop.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:

@@ -29,19 +29,19 @@ def standstill_extension(late: float, seconds: float) -> float:
 
 
 class TimeoutQueue(Generic[Item]):
-    """A queue of timeouts of one length: calls `expired(item)` for each item not stopped within `seconds` of its start.
+    """A queue of timeouts of one length: calls `on_expired(item)` for each not stopped within `seconds` of its start.
 
     Items end in the order in which they start, so the insertion order of a dictionary is the order of time, and one
     timer of the loop serves all. Starting and stopping cost one dictionary operation; a timer for each item costs ten
     times as much, and most items are stopped long before their time. To restart an item, stop it first.
     """
 
-    __slots__ = ("_ends", "_expired", "_is_extended", "_loop", "_patient", "_sweeping", "_timer", "seconds")
+    __slots__ = ("_ends_at", "_is_expiring", "_is_extended", "_loop", "_on_expired", "_patient", "_timer", "seconds")
 
     def __init__(
         self,
         seconds: float,
-        expired: Callable[[Item], object],
+        on_expired: Callable[[Item], object],
         *,
         patient: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
@@ -51,71 +51,71 @@ class TimeoutQueue(Generic[Item]):
         To be built inside a running loop, or with `loop`.
         """
         self.seconds = seconds
-        self._expired = expired
+        self._on_expired = on_expired
         self._patient = patient
         self._loop = loop or asyncio.get_running_loop()
-        self._ends: dict[Item, float] = {}
+        self._ends_at: dict[Item, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._sweeping = False
+        self._is_expiring = False
         self._is_extended = False
 
     def start(self, item: Item) -> None:
         """Start an item's timeout."""
-        end = self._ends[item] = self._loop.time() + self.seconds
-        if self._timer is None and not self._sweeping:  # a sweep sets the timer itself, at its end
-            self._timer = self._loop.call_at(end, self._sweep)
+        end = self._ends_at[item] = self._loop.time() + self.seconds
+        if self._timer is None and not self._is_expiring:  # a sweep sets the timer itself, at its end
+            self._timer = self._loop.call_at(end, self._expire_due)
 
     def stop(self, item: Item) -> None:
         """Stop an item's timeout, if there is one."""
-        self._ends.pop(item, None)  # the timer stays set: when it fires it finds the next item
+        self._ends_at.pop(item, None)  # the timer stays set: when it fires it finds the next item
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._ends_at)
 
-    def last(self) -> Item | None:
+    def newest(self) -> Item | None:
         """Return the item that started last, or None."""
-        return next(reversed(self._ends), None)
+        return next(reversed(self._ends_at), None)
 
-    def first(self) -> Item | None:
+    def oldest(self) -> Item | None:
         """Return the item that started first, or None."""
-        return next(iter(self._ends), None)
+        return next(iter(self._ends_at), None)
 
-    def _sweep(self) -> None:
+    def _expire_due(self) -> None:
         self._timer = None
-        if not self._ends:
+        if not self._ends_at:
             return
         now = self._loop.time()
-        more = standstill_extension(now - next(iter(self._ends.values())), self.seconds) if self._patient else 0.0
+        more = standstill_extension(now - next(iter(self._ends_at.values())), self.seconds) if self._patient else 0.0
         if more and not self._is_extended:
             self._is_extended = True
-            self._timer = self._loop.call_later(more, self._sweep)
+            self._timer = self._loop.call_later(more, self._expire_due)
             return
         self._is_extended = False
-        self._sweeping = True
+        self._is_expiring = True
         try:
-            while self._ends:
-                item, end = next(iter(self._ends.items()))
+            while self._ends_at:
+                item, end = next(iter(self._ends_at.items()))
                 if end > now:
                     break
-                del self._ends[item]
-                self._expired(item)
+                del self._ends_at[item]
+                self._on_expired(item)
         finally:  # an item whose callback raises must not stop the timeouts of the others
-            self._sweeping = False
-            if self._ends:
-                self._timer = self._loop.call_at(next(iter(self._ends.values())), self._sweep)
+            self._is_expiring = False
+            if self._ends_at:
+                self._timer = self._loop.call_at(next(iter(self._ends_at.values())), self._expire_due)
 
 
 class TimerHeap(Generic[Item]):
-    """A heap of timers that end at any time: calls `expired(item)` for each that is not stopped before.
+    """A heap of timers that end at any time: calls `on_expired(item)` for each that is not stopped before.
 
     One timer of the loop serves all. A timer of its own takes 600 bytes for each item, an entry here 200.
     """
 
-    __slots__ = ("_expired", "_heap", "_items", "_keys", "_loop", "_timer", "_timer_at")
+    __slots__ = ("_heap", "_items", "_keys", "_loop", "_on_expired", "_timer", "_timer_at")
 
-    def __init__(self, expired: Callable[[Item], object], loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, on_expired: Callable[[Item], object], loop: asyncio.AbstractEventLoop | None = None) -> None:
         """To be built inside a running loop, or with `loop`."""
-        self._expired = expired
+        self._on_expired = on_expired
         self._loop = loop or asyncio.get_running_loop()
         self._heap: list[tuple[float, int]] = []
         self._items: dict[int, Item] = {}
@@ -148,42 +148,42 @@ class TimerHeap(Generic[Item]):
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = self._heap[0][0]
-        self._timer = self._loop.call_at(self._timer_at, self._ring)
+        self._timer = self._loop.call_at(self._timer_at, self._on_timer)
 
-    def _ring(self) -> None:
+    def _on_timer(self) -> None:
         self._timer, self._timer_at = None, math.inf
         heap, now = self._heap, self._loop.time()
         try:
             while heap and heap[0][0] <= now:
                 item = self._items.pop(heapq.heappop(heap)[1], None)
                 if item is not None:
-                    self._expired(item)
+                    self._on_expired(item)
         finally:  # an item whose callback raises must not stop the timers of the others
             self._set_timer()
 
 
 class PatientTimer:
-    """A timer that calls `expired()` after `seconds`, or later by its `standstill_extension`."""
+    """A timer that calls `on_expired()` after `seconds`, or later by its `standstill_extension`."""
 
-    __slots__ = ("_due", "_expired", "_handle", "_loop", "_seconds")
+    __slots__ = ("_due_at", "_handle", "_loop", "_on_expired", "_seconds")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, expired: Callable[[], object]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, on_expired: Callable[[], object]) -> None:
         self._loop = loop
         self._seconds = seconds
-        self._expired = expired
-        self._due = loop.time() + seconds
-        self._handle = loop.call_later(seconds, self._ring)
+        self._on_expired = on_expired
+        self._due_at = loop.time() + seconds
+        self._handle = loop.call_later(seconds, self._on_timer)
 
     def cancel(self) -> None:
         """Cancel the call."""
         self._handle.cancel()
 
-    def _ring(self) -> None:
-        more = standstill_extension(self._loop.time() - self._due, self._seconds)
+    def _on_timer(self) -> None:
+        more = standstill_extension(self._loop.time() - self._due_at, self._seconds)
         if more:
-            self._handle = self._loop.call_later(more, self._expired)
+            self._handle = self._loop.call_later(more, self._on_expired)
         else:
-            self._expired()
+            self._on_expired()
 
 
 @asynccontextmanager

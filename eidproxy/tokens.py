@@ -54,9 +54,9 @@ class Tokens:
             text = token.decode("ascii")
             if not _TOKEN.fullmatch(text):
                 raise Refusal("unauthorized")
-            header, claims, _ = (_segment(part) for part in text.split("."))
-            _check_header(_object(header))
-            _check_claims(_object(claims), self._audience)
+            header, claims, _ = (_decode_segment(part) for part in text.split("."))
+            _check_header(_parse_object(header))
+            _check_claims(_parse_object(claims), self._audience)
             jwt.decode(
                 text,
                 self._secret,
@@ -72,7 +72,7 @@ class Tokens:
         # Whatever is wrong with a token, its bearer learns only that it is not accepted.
         except (jwt.PyJWTError, ValueError, RecursionError, OverflowError, TypeError):
             raise Refusal("unauthorized") from None
-        subject: str = _object(claims)["sub"]
+        subject: str = _parse_object(claims)["sub"]
         return subject
 
     def issue(self, subject: str, seconds: float) -> str:
@@ -86,7 +86,7 @@ class Tokens:
         return jwt.encode(claims, self._secret, algorithm="HS256")
 
 
-def _segment(text: str) -> bytes:
+def _decode_segment(text: str) -> bytes:
     """Decode base64url without padding, in its one canonical spelling (RFC 4648, 3.5: no stray bits).
 
     Raises Refusal `unauthorized`.
@@ -100,19 +100,19 @@ def _segment(text: str) -> bytes:
     return data
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _parse_object(data: bytes) -> dict[str, Any]:
     """Parse a segment as a JSON object. Raises ValueError, also for a repeated name, or Refusal for another type."""
 
-    def closed(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def refuse_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
             raise ValueError
         return value
 
-    def refuse(_: str) -> Any:
+    def refuse_constant(_: str) -> Any:
         raise ValueError
 
-    value = json.loads(data.decode("utf-8"), object_pairs_hook=closed, parse_constant=refuse)
+    value = json.loads(data.decode("utf-8"), object_pairs_hook=refuse_repeated_names, parse_constant=refuse_constant)
     if not isinstance(value, dict):
         raise Refusal("unauthorized")
     return value
@@ -163,8 +163,14 @@ def parse_base_url(url: str) -> str:
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    plain = not (parts.query or parts.fragment or "@" in parts.netloc or port == 0)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not plain or not url.isprintable() or " " in url:
+    is_bare = not (parts.query or parts.fragment or "@" in parts.netloc or port == 0)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or not is_bare
+        or not url.isprintable()
+        or " " in url
+    ):
         raise ValueError("must be http:// or https://, a host and perhaps a port: https://chat.example")
     return url.rstrip("/").removesuffix("/chat").rstrip("/")
 

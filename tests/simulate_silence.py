@@ -189,12 +189,12 @@ class House:
             return
         kind, _, word = what.partition(" ")
         if kind == "event":
-            job.clock.event(self.timeline.now)
-            if self.guard.hear(self.timeline.now):
+            job.clock.note_event(self.timeline.now)
+            if self.guard.note_event(self.timeline.now):
                 self.sent_while_wedged.clear()
             self._look(job)
         elif kind == "comment":
-            job.clock.comment(word.encode(), self.timeline.now)
+            job.clock.note_comment(word.encode(), self.timeline.now)
         else:
             self.conclude(job, word)
 
@@ -313,9 +313,9 @@ def computing(
 class PingsAreLife(SilenceClock):
     """The old rule: whatever is read is a sign of life."""
 
-    def comment(self, text: bytes, now: float) -> bool:
+    def note_comment(self, text: bytes, now: float) -> bool:
         """Begin the pause anew."""
-        self._heard_at = now
+        self._silence_began_at = now
         return True
 
 

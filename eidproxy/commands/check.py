@@ -15,8 +15,8 @@ import click
 import httpx
 import uvloop
 
-from eidproxy.commands.look import is_eidproxy, models_of_router
-from eidproxy.config import ChatSettings, Loaded, Settings, notes, refused, shown
+from eidproxy.commands.look import is_eidproxy, request_models
+from eidproxy.config import ChatSettings, Loaded, Settings, contradictions, describe_settings, refusal_text
 from eidproxy.gate.choice import check_gate
 from eidproxy.hints import Hint
 from eidproxy.router.reasons import reason_of_fault
@@ -31,7 +31,7 @@ _EDGE_SECONDS = 60.0
 _EDGE_CONNECT_SECONDS = 5.0
 _SHORT_ANSWER_SECONDS = 0.3
 """A shorter answer may arrive in one piece even through an edge that does not buffer."""
-_LOOK_SECONDS = 2.0
+_ROUTER_REQUEST_SECONDS = 2.0
 """Time limit for each probe of the router: TLS, HTTP, whether it is an eidproxy. None of them is an inference."""
 
 _COLORS = {"ok": "green", "note": "yellow", "fail": "red", "skip": "cyan"}
@@ -52,8 +52,8 @@ class Finding(NamedTuple):
     seconds: float | None = None
 
     def __str__(self) -> str:
-        took = "" if self.seconds is None else f" ({self.seconds:.2f} s)"
-        return f"{self.subject}: {self.text}{took}{'' if self.remedy is None else f': {self.remedy}'}"
+        duration = "" if self.seconds is None else f" ({self.seconds:.2f} s)"
+        return f"{self.subject}: {self.text}{duration}{'' if self.remedy is None else f': {self.remedy}'}"
 
 
 def ok(subject: str, text: str, seconds: float | None = None) -> Finding:
@@ -76,7 +76,7 @@ def skip(subject: str, text: str) -> Finding:
     return Finding("skip", subject, text)
 
 
-Say = Callable[[Finding], None]
+ReportFinding = Callable[[Finding], None]
 
 
 class Report:
@@ -86,7 +86,7 @@ class Report:
         self.found: list[Finding] = []
         self._as_json = as_json
 
-    def say(self, finding: Finding) -> None:
+    def add(self, finding: Finding) -> None:
         """Add a finding."""
         self.found.append(finding)
         if not self._as_json:
@@ -102,26 +102,26 @@ class Report:
 
 def check(loaded: Loaded, public_url: str | None, *, everything: bool = False, as_json: bool = False) -> bool:
     """Print the settings that differ from their default (or all) and the findings; return whether none is a fail."""
-    rows = list(shown(loaded, everything=everything))
+    rows = list(describe_settings(loaded, everything=everything))
     if not as_json:
         width = max(len(path) for path, _, _ in rows)
         for path, value, origin in rows:
             click.echo(f"{path:<{width}}  {value}  ({origin})")
         click.echo()
     report = Report(as_json)
-    uvloop.run(_find(loaded.settings, public_url, report.say))
+    uvloop.run(_check_everything(loaded.settings, public_url, report.add))
     return report.end(settings={path: {"value": value, "origin": origin} for path, value, origin in rows})
 
 
-async def _find(settings: Settings, public_url: str | None, say: Say) -> None:
+async def _check_everything(settings: Settings, public_url: str | None, report: ReportFinding) -> None:
     """Report everything that can be found without an inference."""
-    await look_at_router(settings, say)
-    look_at_clocks(settings, say)
-    await _look_at_gate(settings, say)
-    _look_at_chat(settings.chat, say)
-    _look_at_process(settings, say)
+    await check_router(settings, report)
+    check_clocks(settings, report)
+    await _check_gate(settings, report)
+    _check_chat(settings.chat, report)
+    _check_process(settings, report)
     if public_url is not None:
-        await _look_at_edge(settings, public_url, say)
+        await _check_edge(settings, public_url, report)
 
 
 def is_optimized() -> bool:
@@ -129,30 +129,30 @@ def is_optimized() -> bool:
     return sys.base_prefix == "/usr" or "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
 
 
-def _look_at_process(settings: Settings, say: Say) -> None:
-    from eidproxy.app import accelerator
+def _check_process(settings: Settings, report: ReportFinding) -> None:
+    from eidproxy.app import why_not_accelerated
 
     python = f"Python {platform.python_version()}"
     # Both are `ok` in any case: without them eidproxy is slower, not wrong.
     slow = "" if is_optimized() else ", built without --enable-optimizations: an event takes a sixth longer"
-    say(ok("interpreter", python + slow))
-    why_not = accelerator(settings)
-    say(ok("accelerator", "on" if why_not is None else f"off, since {why_not}"))
+    report(ok("interpreter", python + slow))
+    why_not = why_not_accelerated(settings)
+    report(ok("accelerator", "on" if why_not is None else f"off, since {why_not}"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else max(soft, _FEW_DESCRIPTORS)
     if limit < _FEW_DESCRIPTORS:
-        say(note("descriptors", f"only {limit}", f"raise the limit (LimitNOFILE, ulimit -n) to {_FEW_DESCRIPTORS}"))
+        report(note("descriptors", f"only {limit}", f"raise the limit (LimitNOFILE, ulimit -n) to {_FEW_DESCRIPTORS}"))
     else:
-        say(ok("descriptors", str(limit)))
+        report(ok("descriptors", str(limit)))
 
 
-def look_at_clocks(settings: Settings, say: Say) -> None:
+def check_clocks(settings: Settings, report: ReportFinding) -> None:
     """Report settings that are valid one by one but contradict each other."""
-    for name, text in notes(settings):
-        say(note(name, text, "lower the one or raise the other"))
+    for name, text in contradictions(settings):
+        report(note(name, text, "lower the one or raise the other"))
 
 
-async def look_at_router(settings: Settings, say: Say) -> bool:
+async def check_router(settings: Settings, report: ReportFinding) -> bool:
     """Resolve and dial the router, and report what answers. Return whether it can be asked. Makes no inference."""
     from eidproxy.app import build_upstream
 
@@ -163,80 +163,80 @@ async def look_at_router(settings: Settings, say: Say) -> bool:
             addresses = await upstream.addresses()
     except EgressBlocked as blocked:
         address = blocked.decision.address or upstream.host
-        why = f"egress_blocked: {address} {refused(settings, blocked.decision.verdict)}"
-        say(fail("router", why, "use an address of your own network"))
+        text = f"egress_blocked: {address} {refusal_text(settings, blocked.decision.verdict)}"
+        report(fail("router", text, "use an address of your own network"))
         return False
     except (httpx.TransportError, TimeoutError):
-        say(fail("router", f"the name {upstream.host} cannot be resolved", "mend the name or give an address"))
+        report(fail("router", f"the name {upstream.host} cannot be resolved", "mend the name or give an address"))
         return False
     for address in addresses:
-        say(ok("router", f"would dial {address} port {upstream.port}"))
+        report(ok("router", f"would dial {address} port {upstream.port}"))
     secure = settings.router_address[2]
     if secure and (fault := await _tls_fault(settings, addresses, upstream.port)) is not None:
-        say(fault)
+        report(fault)
         return False
     try:
         (await upstream.connect()).abort()
     except EgressBlocked as blocked:
-        say(
+        report(
             fail(
                 "router",
-                f"egress_blocked: {name} {refused(settings, blocked.decision.verdict)}",
+                f"egress_blocked: {name} {refusal_text(settings, blocked.decision.verdict)}",
                 "name the router itself",
             )
         )
         return False
     except httpx.TransportError as error:
         remedy = PRIVACY if upstream.hint is Hint.LOCAL_NETWORK_PRIVACY else "start it, or mend router.url"
-        say(fail("router", f"{name} does not answer ({reason_of_fault(error)})", remedy))
+        report(fail("router", f"{name} does not answer ({reason_of_fault(error)})", remedy))
         return False
-    return await _is_a_router(settings, upstream, say)
+    return await _check_what_answers(settings, upstream, report)
 
 
-async def _is_a_router(settings: Settings, upstream: Upstream, say: Say) -> bool:
-    look = await models_of_router(upstream, min(_LOOK_SECONDS, settings.router.connect_timeout_seconds))
-    if is_eidproxy(look):
-        say(
+async def _check_what_answers(settings: Settings, upstream: Upstream, report: ReportFinding) -> bool:
+    response = await request_models(upstream, min(_ROUTER_REQUEST_SECONDS, settings.router.connect_timeout_seconds))
+    if is_eidproxy(response):
+        report(
             fail(
                 "router", "is an eidproxy: a request would wait in two queues or go round", "name the router behind it"
             )
         )
         return False
-    if look.reason == "router_RemoteProtocolError" and not settings.router_address[2]:
-        say(fail("router", "answers, but not in HTTP", "if it speaks TLS, write https:// in router.url"))
+    if response.reason == "router_RemoteProtocolError" and not settings.router_address[2]:
+        report(fail("router", "answers, but not in HTTP", "if it speaks TLS, write https:// in router.url"))
         return False
-    say(ok("router", "answers"))
+    report(ok("router", "answers"))
     return True
 
 
 async def _tls_fault(settings: Settings, addresses: list[str], port: int) -> Finding | None:
     """Return why TLS with the router fails, or None. An unreachable router is another fault, not reported here."""
     host = settings.router_address[0]
-    patience = min(_LOOK_SECONDS, settings.router.connect_timeout_seconds)
+    patience_seconds = min(_ROUTER_REQUEST_SECONDS, settings.router.connect_timeout_seconds)
     context = ssl.create_default_context(cafile=settings.router.ca_file)
     fault: Finding | None = None
     for address in addresses:
         try:
-            if not await _opens(address, port, patience):
+            if not await _is_port_open(address, port, patience_seconds):
                 continue
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience_seconds):
                 _, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=host)
             writer.transport.abort()
             return None
         except ssl.SSLCertVerificationError as error:
-            told = f"TLS: the certificate is not trusted ({error.verify_message})"
-            fault = fail("router", told, "name its authority in router.ca_file, or mend the name in router.url")
+            text = f"TLS: the certificate is not trusted ({error.verify_message})"
+            fault = fail("router", text, "name its authority in router.ca_file, or mend the name in router.url")
         except (TimeoutError, ConnectionError, ssl.SSLError):
-            told = "TLS: the port is open but does not speak TLS"
-            fault = fail("router", told, "write http:// in router.url, or have the router speak TLS")
+            text = "TLS: the port is open but does not speak TLS"
+            fault = fail("router", text, "write http:// in router.url, or have the router speak TLS")
         except OSError:
             continue
     return fault
 
 
-async def _opens(address: str, port: int, patience: float) -> bool:
+async def _is_port_open(address: str, port: int, patience_seconds: float) -> bool:
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(patience_seconds):
             _, writer = await asyncio.open_connection(address, port)
     except (OSError, TimeoutError):
         return False
@@ -244,57 +244,59 @@ async def _opens(address: str, port: int, patience: float) -> bool:
     return True
 
 
-async def _look_at_gate(settings: Settings, say: Say) -> None:
+async def _check_gate(settings: Settings, report: ReportFinding) -> None:
     from eidproxy.app import gate_terms
 
     told, fault = await check_gate(gate_terms(settings))
     for line in told:
-        say(ok("gate", line))
+        report(ok("gate", line))
     if fault is not None:
-        say(fail("gate", fault, "until it serves, daily gets 503 gate_unavailable"))
+        report(fail("gate", fault, "until it serves, daily gets 503 gate_unavailable"))
 
 
-def _look_at_chat(chat: ChatSettings, say: Say) -> None:
+def _check_chat(chat: ChatSettings, report: ReportFinding) -> None:
     if not chat.enabled:
-        say(ok("chat surface", "off (it needs chat.jwt_secret and chat.rules_file)"))
+        report(ok("chat surface", "off (it needs chat.jwt_secret and chat.rules_file)"))
         return
     unreadable = unreadable_files(chat)
     for setting in unreadable:
-        told = "cannot be read, so every question gets 503 rules_missing"
-        say(fail(setting, told, "write the file, or let this user read it"))
+        text = "cannot be read, so every question gets 503 rules_missing"
+        report(fail(setting, text, "write the file, or let this user read it"))
     if not unreadable:
-        say(ok("chat surface", "on"))
+        report(ok("chat surface", "on"))
 
 
-async def _look_at_edge(settings: Settings, public_url: str, say: Say) -> None:
+async def _check_edge(settings: Settings, public_url: str, report: ReportFinding) -> None:
     """Report what the edge in front does to the chat surface's stream, and what it exposes but should not."""
     if not settings.chat.enabled:
-        say(note("public url", "cannot be tried while the chat surface is off", "set chat.jwt_secret and rules_file"))
+        report(
+            note("public url", "cannot be tried while the chat surface is off", "set chat.jwt_secret and rules_file")
+        )
         return
     # The system's store, so that an authority installed on this machine counts, such as Caddy's own.
     trust = ssl.create_default_context()
-    patience = httpx.Timeout(_EDGE_SECONDS, connect=_EDGE_CONNECT_SECONDS)
-    async with httpx.AsyncClient(base_url=public_url, trust_env=False, timeout=patience, verify=trust) as client:
+    timeout = httpx.Timeout(_EDGE_SECONDS, connect=_EDGE_CONNECT_SECONDS)
+    async with httpx.AsyncClient(base_url=public_url, trust_env=False, timeout=timeout, verify=trust) as client:
         try:
-            say(await _closed(client))
-            say(await _streamed(client, settings.chat))
+            report(await _check_exposed_paths(client))
+            report(await _check_stream(client, settings.chat))
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            say(_edge_fault(error))
+            report(_edge_fault(error))
 
 
 def _edge_fault(error: Exception) -> Finding:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            told = f"TLS: the certificate is not trusted by this machine ({cause.verify_message})"
-            return fail("public url", told, "install the edge's authority here, or use a name that its certificate has")
+            text = f"TLS: the certificate is not trusted by this machine ({cause.verify_message})"
+            return fail("public url", text, "install the edge's authority here, or use a name that its certificate has")
         if isinstance(cause, ssl.SSLError):  # also SSLWantReadError: the handshake was never answered
             return fail("public url", "TLS: the port is open but does not speak TLS", "write http://, or mend the edge")
         cause = cause.__cause__ or cause.__context__
     return fail("public url", type(error).__name__, "is the edge running, is the address right?")
 
 
-async def _closed(client: httpx.AsyncClient) -> Finding:
+async def _check_exposed_paths(client: httpx.AsyncClient) -> Finding:
     paths = ("/v1/models", "/metrics", "/status")
     opened = [path for path in paths if (await client.get(path)).is_success]
     if opened:
@@ -302,19 +304,19 @@ async def _closed(client: httpx.AsyncClient) -> Finding:
     return ok("public url", "shows nothing but the chat surface")
 
 
-async def _streamed(client: httpx.AsyncClient, chat: ChatSettings) -> Finding:
+async def _check_stream(client: httpx.AsyncClient, chat: ChatSettings) -> Finding:
     """Ask for a short answer and judge how its events arrive: a buffer delivers many of them at once."""
     assert chat.jwt_secret is not None  # noqa: S101  # the surface is enabled
     token = Tokens(chat.jwt_secret, chat.jwt_audience, chat.jwt_issuer, chat.jwt_leeway_seconds).issue("check", 120)
     question = {"mode": "daily", "messages": [{"role": "user", "content": "Count from one to thirty."}]}
     headers = {"Authorization": f"Bearer {token}"}
-    began = time.monotonic()
+    began_at = time.monotonic()
     async with client.stream("POST", "/api/eid/chat", json=question, headers=headers) as answer:
-        reads = [(time.monotonic() - began, data.count(b"\n\n")) async for data in answer.aiter_raw()]
+        reads = [(time.monotonic() - began_at, data.count(b"\n\n")) async for data in answer.aiter_raw()]
         encoding = answer.headers.get("content-encoding")
         if answer.status_code != 200 or not reads:
-            told = f"the stream got status {answer.status_code}"
-            return fail("public url", told, "does the edge pass POST /api/eid/chat to this eidproxy?")
+            text = f"the stream got status {answer.status_code}"
+            return fail("public url", text, "does the edge pass POST /api/eid/chat to this eidproxy?")
     if encoding is not None:
         return fail("public url", f"the stream is compressed ({encoding})", "leave text/event-stream alone")
     first, last = reads[0][0], reads[-1][0]

@@ -62,14 +62,14 @@ async def demo(listener: socket.socket, *, once: bool, open_browser: bool) -> No
             click.echo("Two models in an embedded router, eidproxy in front of it. See it, and ask too:")
             click.secho(f"   {url}/demo\n", bold=True)
             if open_browser:
-                _open(f"{url}/demo")
+                _open_browser(f"{url}/demo")
             # Proxies of the environment are for other hosts; this one is here.
             async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
                 await Show(client, router).play()
                 if not once:
                     stop_signals.notify(asyncio.get_running_loop(), application.server.stop)
                     stop_signals.code = INTERRUPTED
-                    _say_what_to_try(url)
+                    _print_suggestions(url)
                     await _ask_until(server, client)
             application.server.stop()
             await server
@@ -94,14 +94,14 @@ def _settings(router_url: str, port: int, folder: Path) -> Settings:
     )
 
 
-def _open(url: str) -> None:
+def _open_browser(url: str) -> None:
     """Open the browser in a thread: some return only when they are closed, and the demo may end first."""
 
-    def open_it() -> None:
+    def open_and_report() -> None:
         if not webbrowser.open(url):
             click.echo("   (no browser was found: open the address yourself)\n")
 
-    threading.Thread(target=open_it, daemon=True).start()
+    threading.Thread(target=open_and_report, daemon=True).start()
 
 
 async def _ask_until(end: asyncio.Task[None], client: httpx.AsyncClient) -> None:
@@ -135,7 +135,7 @@ class Show:
     def __init__(self, client: httpx.AsyncClient, router: FakeRouter) -> None:
         self._client = client
         self._router = router
-        self._began = 0.0
+        self._began_at = 0.0
 
     async def play(self) -> None:
         """Play all scenes."""
@@ -146,21 +146,21 @@ class Show:
 
     def _begin(self, title: str) -> None:
         click.secho(title, bold=True)
-        self._began = time.monotonic()
+        self._began_at = time.monotonic()
 
-    def _tell(self, person: Person, text: str) -> None:
+    def _print_line(self, person: Person, text: str) -> None:
         click.echo(
-            f"   {time.monotonic() - self._began:4.1f} s  {_padded(f'{person.name} ({person.english})', 24)}{text}"
+            f"   {time.monotonic() - self._began_at:4.1f} s  {_pad(f'{person.name} ({person.english})', 24)}{text}"
         )
 
     async def _answer(self) -> None:
         self._begin("1. daily, streamed")
         first, end = 0.0, "cut"
-        write = _Wrapped()
+        write = _WordWrapper()
         async with self._client.stream("POST", _CHAT, json=_question()) as answer:
             async for line in answer.aiter_lines():
                 if line.startswith("data: {"):
-                    first = first or time.monotonic() - self._began
+                    first = first or time.monotonic() - self._began_at
                     write(json.loads(line[6:])["choices"][0]["delta"].get("content", ""))
                 elif line == "data: [DONE]":
                     end = "whole"
@@ -176,9 +176,9 @@ class Show:
             async with self._client.stream("POST", _CHAT, json=_question(HELLO), headers=headers) as answer:
                 async for line in answer.aiter_lines():
                     if '"queued"' in line:
-                        self._tell(person, f"waits, position {json.loads(line[6:])['eid']['position']}")
+                        self._print_line(person, f"waits, position {json.loads(line[6:])['eid']['position']}")
                     elif '"upstream"' in line:
-                        self._tell(person, "has the slot")
+                        self._print_line(person, "has the slot")
 
         async with asyncio.TaskGroup() as group:
             for person in (CHILD, NIGHT_JOB, MOTHER):
@@ -190,7 +190,7 @@ class Show:
         self._begin("3. What cannot be asked for, and a model that is being loaded")
         for model in ("gpt-4o", "deep"):
             answer = await self._client.post(_CHAT, json=_question(model=model))
-            click.echo(f"   {model}: {_refused(answer)}")
+            click.echo(f"   {model}: {_refusal_text(answer)}")
         click.echo()
 
     async def _hang(self) -> None:
@@ -199,23 +199,25 @@ class Show:
         for person in (MOTHER, CHILD, NIGHT_JOB):
             asked_at = time.monotonic()
             answer = await self._client.post(_CHAT, json=_question(HELLO))
-            took = time.monotonic() - asked_at
-            self._tell(person, f"{_refused(answer)}{'' if took > _SILENT_SECONDS / 2 else ' (at once)'}")
+            took_seconds = time.monotonic() - asked_at
+            self._print_line(
+                person, f"{_refusal_text(answer)}{'' if took_seconds > _SILENT_SECONDS / 2 else ' (at once)'}"
+            )
         self._router.play(daily, mode="daily")
         click.echo("           the model server is restarted")
         await asyncio.sleep(float(answer.headers.get("retry-after", _RETRY_SECONDS)))
         answer = await self._client.post(_CHAT, json=_question(HELLO))
-        self._tell(NIGHT_JOB, f"{answer.status_code}: the model is back, noticed by itself")
+        self._print_line(NIGHT_JOB, f"{answer.status_code}: the model is back, noticed by itself")
         click.echo()
 
 
-def _refused(answer: httpx.Response) -> str:
+def _refusal_text(answer: httpx.Response) -> str:
     retry = answer.headers.get("retry-after")
     advice = f", again in {retry} s" if retry else ""
     return f"{answer.status_code} {answer.json().get('error_reason')}{advice}"
 
 
-def _say_what_to_try(url: str) -> None:
+def _print_suggestions(url: str) -> None:
     program = sys.argv[0] if Path(sys.argv[0]).name == "eidproxy" and len(sys.argv[0]) < 32 else "eidproxy"
     click.secho("They go on asking, until Ctrl-C. Try:", bold=True)
     click.echo(f"   chat and live view  {url}/demo")
@@ -231,24 +233,24 @@ def _say_what_to_try(url: str) -> None:
 # Terminal cells
 
 
-def _cells(text: str) -> int:
+def _count_cells(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
-def _padded(text: str, cells: int) -> str:
-    return text + " " * max(cells - _cells(text), 1)
+def _pad(text: str, cells: int) -> str:
+    return text + " " * max(cells - _count_cells(text), 1)
 
 
-class _Wrapped:
+class _WordWrapper:
     """A writer that wraps words into lines as they come."""
 
     def __init__(self) -> None:
-        self._used = 0
+        self._column = 0
 
     def __call__(self, text: str) -> None:
-        is_full = self._used + _cells(text) > _WIDTH - 8 and text.startswith(" ")
-        if not self._used or is_full:
+        is_full = self._column + _count_cells(text) > _WIDTH - 8 and text.startswith(" ")
+        if not self._column or is_full:
             click.echo("\n   " if is_full else "   ", nl=False)
-            self._used, text = 3, text.lstrip(" ")
+            self._column, text = 3, text.lstrip(" ")
         click.echo(text, nl=False)
-        self._used += _cells(text)
+        self._column += _count_cells(text)

@@ -95,7 +95,7 @@ def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--config` and a flag for each setting; its parameters are paths with `__` for the dot."""
     for field in reversed([field for field in FIELDS if not (field.secret or field.file_only)]):
         command = click.option(
-            field.flag, field.path.replace(".", "__"), metavar=_placeholder(field), help=_text(field)
+            field.flag, field.path.replace(".", "__"), metavar=_placeholder(field), help=_help_text(field)
         )(command)
     return click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")(command)
 
@@ -103,8 +103,8 @@ def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 class SettingsCommand(click.Command):
     """A command whose `--help` shows its own options, then the settings in groups or a pointer to them."""
 
-    def __init__(self, *args: Any, shows_settings: bool = True, **more: Any) -> None:
-        super().__init__(*args, **more)
+    def __init__(self, *args: Any, shows_settings: bool = True, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._shows_settings = shows_settings
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -137,20 +137,20 @@ class SettingsCommand(click.Command):
 def _placeholder(field: Field) -> str:
     if isinstance(field.default, bool):
         return "true|false"
-    return _PLACEHOLDERS.get(field.path.rpartition(".")[2].rpartition("_")[2], _kind(field.default))
+    return _PLACEHOLDERS.get(field.path.rpartition(".")[2].rpartition("_")[2], _placeholder_of_type(field.default))
 
 
-def _kind(default: Any) -> str:
+def _placeholder_of_type(default: Any) -> str:
     if isinstance(default, int | float):
         return "NUMBER"
     return "NAMES" if isinstance(default, tuple) else "NAME"
 
 
-def _text(field: Field) -> str:
-    return f"{TEXTS.get(field.path, field.path)} [{_DEFAULTS.get(field.path) or _shown(field.default)}]"
+def _help_text(field: Field) -> str:
+    return f"{TEXTS.get(field.path, field.path)} [{_DEFAULTS.get(field.path) or _default_text(field.default)}]"
 
 
-def _shown(default: Any) -> str:
+def _default_text(default: Any) -> str:
     if default is None or default == ():
         return "none"
     if isinstance(default, bool):

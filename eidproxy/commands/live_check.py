@@ -22,8 +22,8 @@ import httpx
 import msgspec
 import uvloop
 
-from eidproxy.commands.check import Finding, Report, Say, fail, look_at_clocks, look_at_router, note, ok, skip
-from eidproxy.commands.look import Look, Proxy, Read, Router, is_done, is_eidproxy, said_in
+from eidproxy.commands.check import Finding, Report, ReportFinding, check_clocks, check_router, fail, note, ok, skip
+from eidproxy.commands.look import Proxy, Read, Response, Router, is_done, is_eidproxy, split_stream
 from eidproxy.commands.top import connect
 from eidproxy.config import ChatSettings, LogSettings, Settings
 from eidproxy.vocabulary import Mode
@@ -38,7 +38,7 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {}},
     },
 }
-_KEY = "eid_check"
+_JSON_KEY = "eid_check"
 """A key that no model would choose: an answer with it has followed the schema."""
 _FORMAT = {
     "type": "json_schema",
@@ -47,13 +47,13 @@ _FORMAT = {
         "strict": True,
         "schema": {
             "type": "object",
-            "properties": {_KEY: {"type": "string"}},
-            "required": [_KEY],
+            "properties": {_JSON_KEY: {"type": "string"}},
+            "required": [_JSON_KEY],
             "additionalProperties": False,
         },
     },
 }
-_BEGINS_AS_ASKED = re.compile(r'\s*\{\s*"' + _KEY + r'"\s*:')
+_BEGINS_AS_ASKED = re.compile(r'\s*\{\s*"' + _JSON_KEY + r'"\s*:')
 
 _MEASURE_KIB = 8
 """Size of a timed prompt: some 2,000 tokens, which fit into every context."""
@@ -62,26 +62,26 @@ _BYTES_A_TOKEN = 4
 
 _LEAVE_TOKENS = 256
 """`max_tokens` of the answer that is left at its first event: a server that does not stop is busy for a while."""
-_GAP_SECONDS = 0.01
+_READ_GAP_SECONDS = 0.01
 """Reads closer together than this were written, or buffered, as one."""
 _TOO_QUICK_SECONDS = 0.3
 """A shorter time shows nothing about buffers or a busy server."""
-_SLOWER = 3
+_BUSY_FACTOR = 3
 """If the next answer takes this many times longer to begin than when idle, the model server is still busy."""
-_MARGIN = 1.5
+_SPEED_MARGIN = 1.5
 """Factor from the measured to the proposed seconds per KiB: a long prompt costs more for each KiB than a short one."""
-_SHARE = 0.8
+_PROMPT_SHARE = 0.8
 """Fraction of the wall clock that a prompt may take; the rest is for the answer."""
 
-_WAITS = frozenset({"warming", "upstream_cold", "macbook_unavailable", "editor_busy"})
-_BUSY = frozenset({"gate_queue_full", "gate_wait_timeout", "draining", "overloaded", "gate_unavailable"})
-_HANGS = frozenset(
+_WAIT_REASONS = frozenset({"warming", "upstream_cold", "macbook_unavailable", "editor_busy"})
+_BUSY_REASONS = frozenset({"gate_queue_full", "gate_wait_timeout", "draining", "overloaded", "gate_unavailable"})
+_HANG_REASONS = frozenset(
     {"upstream_wedged", "upstream_silent", "router_ReadTimeout", "stream_deadline_exceeded", "no_answer"}
 )
-_KEY_WORDS = frozenset({"router_http_401", "router_http_403", "authentication_error", "invalid_api_key"})
-_NO_KEY = re.compile(rb"api.?key|no_db_connection|authenticat|authoriz", re.IGNORECASE)
-_NO_ALIAS = frozenset({"router_rejected", "router_http_404", "router_http_422", "not_found_error", "router_error"})
-_LOADING = re.compile(r"loading model", re.IGNORECASE)
+_KEY_REASONS = frozenset({"router_http_401", "router_http_403", "authentication_error", "invalid_api_key"})
+_KEY_MESSAGE = re.compile(rb"api.?key|no_db_connection|authenticat|authoriz", re.IGNORECASE)
+_ALIAS_REASONS = frozenset({"router_rejected", "router_http_404", "router_http_422", "not_found_error", "router_error"})
+_LOADING_MESSAGE = re.compile(r"loading model", re.IGNORECASE)
 
 _SUBJECTS = (
     *("key", "daily", "deep", "sign of life", "unbuffered", "whole", "nothing told", "stop", "tools", "json"),
@@ -96,7 +96,7 @@ class Interrupted(Exception):
 def live_check(settings: Settings, *, measure: bool, as_json: bool) -> bool:
     """Ask the router and print the findings. Return whether nothing would fail. Raises click.Abort on a signal."""
     report = Report(as_json)
-    check = LiveCheck(settings, measure, report.say)
+    check = LiveCheck(settings, measure, report.add)
     try:
         uvloop.run(check.run())
     except Interrupted:
@@ -112,42 +112,42 @@ def live_check(settings: Settings, *, measure: bool, as_json: bool) -> bool:
 class LiveCheck:
     """One run of the check: its questions and what they showed."""
 
-    def __init__(self, settings: Settings, measure: bool, say: Say) -> None:
+    def __init__(self, settings: Settings, measure: bool, print_finding: ReportFinding) -> None:
         self.proposals: dict[str, str | int | float] = {}
         self.requests = 0
         self.tokens = 0
         self._settings = settings
         self._measure = measure
         self._subjects = _SUBJECTS if measure else _SUBJECTS[:-2]
-        self._told: set[str] = set()
-        self._print = say
+        self._reported: set[str] = set()
+        self._print_finding = print_finding
 
     async def run(self) -> None:
         """Ask what can be asked, and report the rest as `skip`, so that each run has the same lines."""
-        look_at_clocks(self._settings, self._print)
+        check_clocks(self._settings, self._print_finding)
         self.requests += 1  # the `GET /v1/models` of look_at_router, which is no inference
-        if await look_at_router(self._settings, self._print):
-            await self._through_an_eidproxy()
+        if await check_router(self._settings, self._print_finding):
+            await self._ask_through_proxy()
         for subject in self._subjects:
-            if subject not in self._told:
-                self._print(skip(subject, "was not asked, since something before it failed"))
+            if subject not in self._reported:
+                self._print_finding(skip(subject, "was not asked, since something before it failed"))
 
-    def _say(self, *findings: Finding) -> None:
+    def _report(self, *findings: Finding) -> None:
         for finding in findings:
-            self._told.add(finding.subject)
-            self._print(finding)
+            self._reported.add(finding.subject)
+            self._print_finding(finding)
 
-    async def _through_an_eidproxy(self) -> None:
-        running = await _running(self._settings)
-        settings, patience = self._settings, self._settings.stream.deadline_seconds + 10
+    async def _ask_through_proxy(self) -> None:
+        running = await _find_running_proxy(self._settings)
+        settings, patience_seconds = self._settings, self._settings.stream.deadline_seconds + 10
         if isinstance(running, Finding):
-            self._print(running)
+            self._print_finding(running)
             if running.level == "fail":
                 return
         elif running is not None:
-            self._print(ok("eidproxy", "one runs here: it is asked, as background, and its settings count"))
+            self._print_finding(ok("eidproxy", "one runs here: it is asked, as background, and its settings count"))
             async with aclosing(running):
-                await self._ask(Proxy(running, patience + settings.gate.wait_timeout_seconds), None)
+                await self._ask(Proxy(running, patience_seconds + settings.gate.wait_timeout_seconds), None)
             return
         async with _own_proxy(settings) as (client, serving):
             router = None
@@ -156,7 +156,7 @@ class LiveCheck:
 
                 aliases = {mode: settings.alias(mode) for mode in Mode}
                 router = Router(build_upstream(settings), aliases, settings.stream.deadline_seconds)
-            proxy = Proxy(client, patience + settings.gate.wait_timeout_seconds)
+            proxy = Proxy(client, patience_seconds + settings.gate.wait_timeout_seconds)
             asking = asyncio.create_task(self._ask(proxy, router))
             await asyncio.wait({asking, serving}, return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
@@ -168,63 +168,65 @@ class LiveCheck:
         first = router or proxy
         daily = self._count(await first.ask(Mode.DAILY, question(_COUNT, 20)))
         deep = self._count(await first.ask(Mode.DEEP, question(_WORD, 1)))
-        self._say(*judge_modes(daily, deep))
-        if any(look.first_event_seconds is not None for look in (daily, deep)):
+        self._report(*judge_modes(daily, deep))
+        if any(response.first_event_seconds is not None for response in (daily, deep)):
             aliases = [self._settings.alias(mode) for mode in Mode]
-            self._say(judge_nothing_told([daily, deep], aliases) if router else _unseen("nothing told"))
+            self._report(judge_reasoning([daily, deep], aliases) if router else _skip_unseen("nothing told"))
         if daily.first_event_seconds is None:
             return
         whole = judge_whole(daily)
-        self._say(judge_sign_of_life(daily) if router else _unseen("sign of life"), judge_unbuffered(daily), whole)
+        self._report(
+            judge_sign_of_life(daily) if router else _skip_unseen("sign of life"), judge_unbuffered(daily), whole
+        )
         if whole.level == "fail":
             return
-        idle = await self._ask_and_leave(proxy, daily)
+        idle_seconds = await self._ask_and_leave(proxy, daily)
         tools = question("What time is it? Use the tool.", 16, tools=[_TOOL])
-        self._say(judge_tools(self._count(await proxy.ask(Mode.DAILY, tools))))
+        self._report(judge_tools(self._count(await proxy.ask(Mode.DAILY, tools))))
         asked = question(f"{_WORD} Answer in JSON.", 32, response_format=_FORMAT)
-        self._say(judge_json(self._count(await proxy.ask(Mode.DAILY, asked))))
+        self._report(judge_json(self._count(await proxy.ask(Mode.DAILY, asked))))
         if self._measure:
-            await self._ask_a_long_prompt(proxy, idle)
+            await self._ask_a_long_prompt(proxy, idle_seconds)
 
-    def _count(self, look: Look) -> Look:
+    def _count(self, response: Response) -> Response:
         self.requests += 1
-        self.tokens += look.tokens
-        return look
+        self.tokens += response.tokens
+        return response
 
-    async def _ask_and_leave(self, proxy: Proxy, daily: Look) -> float:
+    async def _ask_and_leave(self, proxy: Proxy, daily: Response) -> float:
         """Leave an answer at its first event and ask again. Return the seconds until an answer begins when idle."""
         left = self._count(await proxy.ask(Mode.DAILY, question(_COUNT, _LEAVE_TOKENS), leave_at_first_event=True))
         after = self._count(await proxy.ask(Mode.DAILY, question(_WORD, 1)))
-        known = [look.first_event_seconds for look in (daily, left)]
-        idle = min([seconds for seconds in known if seconds is not None], default=0.0)
-        finding, busy_seconds = judge_stop(left, after, idle)
-        self._say(finding)
+        known = [response.first_event_seconds for response in (daily, left)]
+        idle_seconds = min([seconds for seconds in known if seconds is not None], default=0.0)
+        finding, busy_seconds = judge_stop(left, after, idle_seconds)
+        self._report(finding)
         if busy_seconds is not None:
             self.proposals["gate.after_leave"] = "settle"
             self.proposals["gate.settle_seconds"] = math.ceil(busy_seconds)
-        return idle
+        return idle_seconds
 
-    async def _ask_a_long_prompt(self, proxy: Proxy, idle: float) -> None:
+    async def _ask_a_long_prompt(self, proxy: Proxy, idle_seconds: float) -> None:
         """Time a prompt that is in no cache, then leave another one in its prefill."""
         whole = self._count(await proxy.ask(Mode.DAILY, question(_long_prompt(), 1)))
-        finding, speed = judge_prompt_speed(whole, idle, self._settings.stream.deadline_seconds)
-        self._say(finding)
-        if speed is None:
+        finding, seconds_per_kib = judge_prompt_speed(whole, idle_seconds, self._settings.stream.deadline_seconds)
+        self._report(finding)
+        if seconds_per_kib is None:
             return
-        self.proposals |= proposed_for(speed, self._settings)
-        prefill = speed * _MEASURE_KIB
-        if prefill < 4 * _TOO_QUICK_SECONDS / _SLOWER:
-            self._say(ok("leave in the prefill", "a prefill is too short to matter", prefill))
+        self.proposals |= proposed_for(seconds_per_kib, self._settings)
+        prefill_seconds = seconds_per_kib * _MEASURE_KIB
+        if prefill_seconds < 4 * _TOO_QUICK_SECONDS / _BUSY_FACTOR:
+            self._report(ok("leave in the prefill", "a prefill is too short to matter", prefill_seconds))
             self.proposals.setdefault("gate.after_leave", "release")
             return
-        self._count(await proxy.ask(Mode.DAILY, question(_long_prompt(), 1), leave_after=prefill / 3))
+        self._count(await proxy.ask(Mode.DAILY, question(_long_prompt(), 1), leave_after=prefill_seconds / 3))
         after = self._count(await proxy.ask(Mode.DAILY, question(_WORD, 1)))
-        self._say(judge_leave(after, idle, prefill * 2 / 3, self.proposals))
+        self._report(judge_leave(after, idle_seconds, prefill_seconds * 2 / 3, self.proposals))
 
 
-def question(say: str, max_tokens: int, **fields: Any) -> dict[str, Any]:
+def question(text: str, max_tokens: int, **fields: Any) -> dict[str, Any]:
     """Return the body of a request, without `model` and `stream`."""
-    return {"messages": [{"role": "user", "content": say}], "max_tokens": max_tokens, "temperature": 0, **fields}
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": 0, **fields}
 
 
 def _long_prompt() -> str:
@@ -234,66 +236,66 @@ def _long_prompt() -> str:
     return f"{text[: _MEASURE_KIB * 1024]}\n\n{_WORD}"
 
 
-def _unseen(subject: str) -> Finding:
+def _skip_unseen(subject: str) -> Finding:
     return skip(subject, "the router's own bytes are only seen while no eidproxy runs here and the gate is not shared")
 
 
-# --- Judgements: looks in, findings out ----------------------------------------------------------------------------
+# --- Judgements: responses in, findings out ---------------------------------------------------------------------------
 
 
-def refusal(subject: str, look: Look) -> Finding:
+def judge_refusal(subject: str, response: Response) -> Finding:
     """Return the finding for a question that got no answer."""
-    reason, seconds = look.reason or "no event that can be read", look.seconds
-    if reason in _BUSY:
+    reason, seconds = response.reason or "no event that can be read", response.seconds
+    if reason in _BUSY_REASONS:
         return skip(subject, f"the eidproxy that runs here had no room ({reason}): check again later")
-    if reason in _WAITS:
+    if reason in _WAIT_REASONS:
         return note(subject, f"is not there now ({reason})", "wake or load it, and check again", seconds)
-    if reason in _HANGS:
+    if reason in _HANG_REASONS:
         remedy = "restart the model server; a cold model needs router.first_event_seconds to be longer"
         return fail(subject, f"does not answer ({reason})", remedy, seconds)
-    if b"generation thread died" in look.body:
+    if b"generation thread died" in response.body:
         return fail(subject, "the model server's own thread died", "restart the model server", seconds)
     if reason == "upstream_protocol_error":
         remedy = "the router must answer stream: true with an unencoded text/event-stream"
-        return fail(subject, f"the answer is no event stream ({_status(look)}{reason})", remedy, seconds)
+        return fail(subject, f"the answer is no event stream ({_status(response)}{reason})", remedy, seconds)
     if reason == "provider_not_configured":
         return fail(subject, f"the router does not have it ({reason})", "set it up in the router", seconds)
-    if reason in _NO_ALIAS:
+    if reason in _ALIAS_REASONS:
         remedy = f"the router must have a model of the name in models.{subject}.alias, and know its parameters"
-        return fail(subject, f"the router refuses it ({_status(look)}{reason})", remedy, seconds)
-    return fail(subject, f"no answer ({_status(look)}{reason})", "see the reason in deploy/reference.md", seconds)
+        return fail(subject, f"the router refuses it ({_status(response)}{reason})", remedy, seconds)
+    return fail(subject, f"no answer ({_status(response)}{reason})", "see the reason in deploy/reference.md", seconds)
 
 
-def _status(look: Look) -> str:
-    return "" if look.status in (None, 200) else f"{look.status}, "
+def _status(response: Response) -> str:
+    return "" if response.status in (None, 200) else f"{response.status}, "
 
 
-def _wants_key(look: Look) -> bool:
-    if look.reason is None:
+def _wants_key(response: Response) -> bool:
+    if response.reason is None:
         return False
-    in_body = look.status == 400 and _NO_KEY.search(look.body) is not None
-    return look.status in (401, 403) or look.reason in _KEY_WORDS or in_body
+    in_body = response.status == 400 and _KEY_MESSAGE.search(response.body) is not None
+    return response.status in (401, 403) or response.reason in _KEY_REASONS or in_body
 
 
-def judge_modes(daily: Look, deep: Look) -> list[Finding]:
+def judge_modes(daily: Response, deep: Response) -> list[Finding]:
     """Judge whether the router takes the key, and whether each mode answers."""
-    for look in (daily, deep):
-        if _wants_key(look):
+    for response in (daily, deep):
+        if _wants_key(response):
             remedy = "set router.api_key (EIDPROXY_ROUTER_API_KEY or …_FILE) to the router's key"
-            return [fail("key", "the router refuses our key, or asks for one", remedy, look.seconds)]
-    found = [ok("key", "the router takes our requests")] if None in (daily.reason, deep.reason) else []
-    for subject, look in (("daily", daily), ("deep", deep)):
-        if look.first_event_seconds is not None:
-            found.append(ok(subject, "answers", look.first_event_seconds))
+            return [fail("key", "the router refuses our key, or asks for one", remedy, response.seconds)]
+    findings = [ok("key", "the router takes our requests")] if None in (daily.reason, deep.reason) else []
+    for subject, response in (("daily", daily), ("deep", deep)):
+        if response.first_event_seconds is not None:
+            findings.append(ok(subject, "answers", response.first_event_seconds))
         else:
-            found.append(refusal(subject, look))
-    return found
+            findings.append(judge_refusal(subject, response))
+    return findings
 
 
-def judge_sign_of_life(look: Look) -> Finding:
+def judge_sign_of_life(response: Response) -> Finding:
     """Judge the comments before and between events: none, comments that count, or a constant ping."""
     subject = "sign of life"
-    comments = [said.value for said in said_in(look.reads) if said.is_comment]
+    comments = [item.value for item in split_stream(response.reads) if item.is_comment]
     if not comments:
         return ok(subject, "none: silence is bounded by the allowance alone")
     if len(set(comments)) > 1 or any(digit in comments[0] for digit in b"0123456789"):
@@ -302,162 +304,171 @@ def judge_sign_of_life(look: Look) -> Finding:
     return note(subject, "a constant ping, which goes on while the model hangs", remedy)
 
 
-def judge_unbuffered(look: Look) -> Finding:
+def judge_unbuffered(response: Response) -> Finding:
     """Judge whether twenty tokens came one by one."""
     subject = "unbuffered"
-    events = [part for part in look.parts if part.text or part.reasoning]
+    events = [event for event in response.events if event.text or event.reasoning]
     groups, last = 0, -math.inf
-    for seconds, data in look.reads:
-        if b"data:" in data and seconds - last >= _GAP_SECONDS:
+    for seconds, data in response.reads:
+        if b"data:" in data and seconds - last >= _READ_GAP_SECONDS:
             groups, last = groups + 1, seconds
-    reads = sum(b"data:" in data for _, data in look.reads)
+    reads = sum(b"data:" in data for _, data in response.reads)
     if groups >= 5 or (len(events) >= 5 and reads * 2 >= len(events)):
-        return ok(subject, f"{len(events)} events came in {reads} reads", look.seconds)
+        return ok(subject, f"{len(events)} events came in {reads} reads", response.seconds)
     if len(events) < 5:
         return skip(subject, "the answer was too short to tell")
-    if reads * 4 < len(events) and look.seconds >= _TOO_QUICK_SECONDS:
+    if reads * 4 < len(events) and response.seconds >= _TOO_QUICK_SECONDS:
         remedy = "let it pass each event on at once: proxy_buffering off, flush_interval -1, no compression"
         return fail(subject, f"{len(events)} events came in {reads} reads: something in between buffers", remedy)
     return skip(subject, "the answer was too quick to tell")
 
 
-def judge_whole(look: Look) -> Finding:
+def judge_whole(response: Response) -> Finding:
     """Judge how the answer ended."""
     subject = "whole"
-    if look.reason is not None or any(part.is_error for part in look.parts):
-        reason = look.reason or "upstream_error"
-        return fail(subject, f"the answer did not come to its end ({reason})", "see the router's log", look.seconds)
-    said_done = any(is_done(said) for said in said_in(look.reads) if not said.is_comment)
-    if not any(part.finish_reason for part in look.parts):
+    if response.reason is not None or any(event.is_error for event in response.events):
+        reason = response.reason or "upstream_error"
+        return fail(subject, f"the answer did not come to its end ({reason})", "see the router's log", response.seconds)
+    said_done = any(is_done(item) for item in split_stream(response.reads) if not item.is_comment)
+    if not any(event.finish_reason for event in response.events):
         remedy = "each answer is then told as cut off (upstream_truncated): mend or update the router"
-        return fail(subject, "the answer ends without a finish reason", remedy, look.seconds)
+        return fail(subject, "the answer ends without a finish reason", remedy, response.seconds)
     if not said_done:
         return note(subject, "a finish reason, but no [DONE]", "nothing is lost: update the router when you can")
-    return ok(subject, "a finish reason and [DONE]", look.seconds)
+    return ok(subject, "a finish reason and [DONE]", response.seconds)
 
 
-def judge_nothing_told(looks: list[Look], aliases: list[str]) -> Finding:
+def judge_reasoning(responses: list[Response], aliases: list[str]) -> Finding:
     """Judge whether the router writes about itself where the model's reasoning belongs."""
     subject = "nothing told"
-    for look in looks:
-        parts = look.parts
-        first = next((at for at, part in enumerate(parts) if part.is_named), len(parts))
-        before = "".join(part.reasoning for part in parts[:first])
-        if before and (first < len(parts) or _LOADING.search(before)):
+    for response in responses:
+        events = response.events
+        first = next((at for at, event in enumerate(events) if event.has_model_fields), len(events))
+        before = "".join(event.reasoning for event in events[:first])
+        if before and (first < len(events) or _LOADING_MESSAGE.search(before)):
             remedy = "switch it off (llama-swap: sendLoadingState: false); eidproxy leaves these events out"
             return note(subject, "the router tells its loading state as if the model thought", remedy)
-        reasoning = "".join(part.reasoning for part in parts)
-        if _LOADING.search(reasoning) or any(alias in reasoning for alias in aliases):
+        reasoning = "".join(event.reasoning for event in events)
+        if _LOADING_MESSAGE.search(reasoning) or any(alias in reasoning for alias in aliases):
             remedy = "it would reach callers: switch it off in the router (llama-swap: sendLoadingState: false)"
             return fail(subject, "what the router loads stands in the model's thoughts", remedy)
     return ok(subject, "nothing but the model speaks")
 
 
-def judge_stop(left: Look, after: Look, idle: float) -> tuple[Finding, float | None]:
+def judge_stop(left: Response, after: Response, idle_seconds: float) -> tuple[Finding, float | None]:
     """Judge whether the model server stops when its caller leaves. Also return how many seconds it went on, or None."""
     subject = "stop"
-    began = after.first_event_seconds
-    if left.reason is not None or after.reason is not None or began is None:
-        return refusal(subject, left if left.reason is not None else after), None
-    if began <= _SLOWER * idle + _TOO_QUICK_SECONDS:
-        return ok(subject, "it stops when a caller leaves: the next answer began at once", began), None
+    waited_seconds = after.first_event_seconds
+    if left.reason is not None or after.reason is not None or waited_seconds is None:
+        return judge_refusal(subject, left if left.reason is not None else after), None
+    if waited_seconds <= _BUSY_FACTOR * idle_seconds + _TOO_QUICK_SECONDS:
+        return ok(subject, "it stops when a caller leaves: the next answer began at once", waited_seconds), None
     remedy = (
         "have no gateway in between that does not pass a departure on (deploy/README.md names some); "
         'gate.after_leave = "settle" spares the next caller the wait in vain'
     )
-    return note(subject, "it goes on after its caller left: the next answer began late", remedy, began), began
+    return note(
+        subject, "it goes on after its caller left: the next answer began late", remedy, waited_seconds
+    ), waited_seconds
 
 
-def judge_tools(look: Look) -> Finding:
+def judge_tools(response: Response) -> Finding:
     """Judge whether requests with tools are accepted."""
-    if look.reason is not None:
+    if response.reason is not None:
         remedy = "requests with tools fail: a model, template or parser for tools must be set up in the model server"
-        return fail("tools", f"are refused ({_status(look)}{look.reason})", remedy, look.seconds)
-    return ok("tools", "are taken", look.seconds)
+        return fail("tools", f"are refused ({_status(response)}{response.reason})", remedy, response.seconds)
+    return ok("tools", "are taken", response.seconds)
 
 
-def judge_json(look: Look) -> Finding:
+def judge_json(response: Response) -> Finding:
     """Judge whether the answer follows `response_format`."""
     subject = "json"
-    if look.reason is not None:
+    if response.reason is not None:
         remedy = "requests with a JSON response_format fail: ask without, or use a model server that has it"
-        return fail(subject, f"response_format is refused ({_status(look)}{look.reason})", remedy, look.seconds)
-    text = "".join(part.text for part in look.parts)
+        return fail(
+            subject, f"response_format is refused ({_status(response)}{response.reason})", remedy, response.seconds
+        )
+    text = "".join(event.text for event in response.events)
     if not text.strip():
         return skip(subject, "the model thought for all its tokens, so it cannot be told")
     if _BEGINS_AS_ASKED.match(text) is None:
         remedy = "callers must check what they get, or use a model server that has it (mlx_lm.server has not)"
-        return note(subject, "response_format is taken and ignored", remedy, look.seconds)
-    return ok(subject, "response_format is kept to", look.seconds)
+        return note(subject, "response_format is taken and ignored", remedy, response.seconds)
+    return ok(subject, "response_format is kept to", response.seconds)
 
 
-def judge_prompt_speed(look: Look, idle: float, deadline: float) -> tuple[Finding, float | None]:
+def judge_prompt_speed(
+    response: Response, idle_seconds: float, deadline_seconds: float
+) -> tuple[Finding, float | None]:
     """Judge the speed of a prompt. Also return its seconds for each KiB, or None without an answer."""
     subject = "prompt speed"
-    began = look.first_event_seconds
-    if look.reason is not None or began is None:
-        return refusal(subject, look), None
-    speed = max(began - idle, 0.001) / _MEASURE_KIB
-    rate, largest = 1024 / _BYTES_A_TOKEN / speed, deadline / speed
-    text = f"about {rate:.0f} tokens a second, {speed:.2g} s for a KiB; {deadline:g} s reach for {largest:.0f} KiB"
-    return ok(subject, text, began), speed
+    waited_seconds = response.first_event_seconds
+    if response.reason is not None or waited_seconds is None:
+        return judge_refusal(subject, response), None
+    seconds_per_kib = max(waited_seconds - idle_seconds, 0.001) / _MEASURE_KIB
+    rate, largest = 1024 / _BYTES_A_TOKEN / seconds_per_kib, deadline_seconds / seconds_per_kib
+    reach = f"{deadline_seconds:g} s reach for {largest:.0f} KiB"
+    text = f"about {rate:.0f} tokens a second, {seconds_per_kib:.2g} s for a KiB; {reach}"
+    return ok(subject, text, waited_seconds), seconds_per_kib
 
 
-def proposed_for(speed: float, settings: Settings) -> dict[str, str | int | float]:
+def proposed_for(seconds_per_kib: float, settings: Settings) -> dict[str, str | int | float]:
     """Return the settings that follow from a speed in seconds for each KiB."""
-    largest = int(_SHARE * settings.stream.deadline_seconds / speed) * 1024
+    largest = int(_PROMPT_SHARE * settings.stream.deadline_seconds / seconds_per_kib) * 1024
     return {
-        "router.first_event_seconds_per_kib": math.ceil(speed * _MARGIN * 10) / 10,
+        "router.first_event_seconds_per_kib": math.ceil(seconds_per_kib * _SPEED_MARGIN * 10) / 10,
         # 0 (no limit) where no body can be that large.
         "models.max_prompt_bytes": 0 if largest >= settings.server.max_body_bytes else largest,
     }
 
 
-def judge_leave(after: Look, idle: float, rest: float, proposals: dict[str, str | int | float]) -> Finding:
-    """Judge what a caller that left with `rest` seconds of prefill to go costs the next one; add to `proposals`."""
+def judge_leave(
+    after: Response, idle_seconds: float, rest_seconds: float, proposals: dict[str, str | int | float]
+) -> Finding:
+    """Judge what a caller that left with `rest_seconds` of prefill to go costs the next one; add to `proposals`."""
     subject = "leave in the prefill"
-    began = after.first_event_seconds
-    if after.reason is not None or began is None:
-        return refusal(subject, after)
-    if began <= max(_SLOWER * idle + _TOO_QUICK_SECONDS, rest / 2):
+    waited_seconds = after.first_event_seconds
+    if after.reason is not None or waited_seconds is None:
+        return judge_refusal(subject, after)
+    if waited_seconds <= max(_BUSY_FACTOR * idle_seconds + _TOO_QUICK_SECONDS, rest_seconds / 2):
         proposals.setdefault("gate.after_leave", "release")
-        return ok(subject, "it stops: the next answer began soon", began)
+        return ok(subject, "it stops: the next answer began soon", waited_seconds)
     if "gate.after_leave" not in proposals:
         proposals["gate.after_leave"] = "first_event"
-        proposals["gate.settle_seconds"] = max(20, math.ceil(2 * began))
+        proposals["gate.settle_seconds"] = max(20, math.ceil(2 * waited_seconds))
     remedy = 'see the proposed gate.after_leave; for mlx_lm.server first of all "--prompt-concurrency 1"'
-    return note(subject, "the prefill runs on after its caller left", remedy, began)
+    return note(subject, "the prefill runs on after its caller left", remedy, waited_seconds)
 
 
 # --- Which eidproxy is asked --------------------------------------------------------------------------------------
 
 
-async def _running(settings: Settings) -> httpx.AsyncClient | Finding | None:
+async def _find_running_proxy(settings: Settings) -> httpx.AsyncClient | Finding | None:
     """Return a client for the eidproxy at the configured address, a finding if we cannot ask it, None if none runs."""
     if settings.server.uds is None and not settings.server.port:
         return None
     client, _ = connect(settings, None)
     try:
-        answer = await client.get("/v1/models")
+        response = await client.get("/v1/models")
     except httpx.ConnectError:
-        answer = None
+        response = None
     except httpx.TransportError:
-        answer = httpx.Response(500)
-    if answer is not None and answer.status_code == 200 and _is_ours(answer):
+        response = httpx.Response(500)
+    if response is not None and response.status_code == 200 and _is_from_eidproxy(response):
         return client
     await client.aclose()
-    if answer is None:
+    if response is None:
         return None
-    if _is_ours(answer):
-        reason = answer.headers.get("x-eid-error-reason")
+    if _is_from_eidproxy(response):
+        reason = response.headers.get("x-eid-error-reason")
         remedy = "give check the settings it was started with, and stop it if it is not yours"
         return fail("eidproxy", f"one runs here and refuses us ({reason})", remedy)
     remedy = "serve cannot listen there: stop it, or choose another server.port"
     return note("eidproxy", "something else answers where eidproxy would listen", remedy)
 
 
-def _is_ours(answer: httpx.Response) -> bool:
-    return is_eidproxy(Look(answer.status_code, None, [Read(0.0, answer.content)], 0.0))
+def _is_from_eidproxy(response: httpx.Response) -> bool:
+    return is_eidproxy(Response(response.status_code, None, [Read(0.0, response.content)], 0.0))
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Ask a question, of the router itself or of an eidproxy in front of it, and keep all that comes back.
 
 The router's bytes are kept unchanged with their times, since `check --live` judges the router and not only its answer.
-They stay in this process: only numbers, reasons and booleans of a `Look` are ever printed.
+They stay in this process: only numbers, reasons and booleans of a `Response` are ever printed.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class Read(NamedTuple):
     data: bytes
 
 
-class Said(NamedTuple):
+class StreamItem(NamedTuple):
     """A comment or an event of a stream, and the seconds from the request to its last byte."""
 
     seconds: float
@@ -39,7 +39,7 @@ class Said(NamedTuple):
     is_comment: bool = False
 
 
-class Part(NamedTuple):
+class EventContent(NamedTuple):
     """The content of one event, in any known dialect; empty when the dialect is not known."""
 
     seconds: float
@@ -48,7 +48,7 @@ class Part(NamedTuple):
     finish_reason: str | None = None
     calls: int = 0
     is_error: bool = False
-    is_named: bool = False
+    has_model_fields: bool = False
     """Whether the event has any of the fields of a model's events: `id`, `object`, `model`, `created`."""
 
     @property
@@ -57,7 +57,7 @@ class Part(NamedTuple):
         return bool(self.text or self.reasoning or self.calls or self.finish_reason)
 
 
-class Look(NamedTuple):
+class Response(NamedTuple):
     """The response to one question."""
 
     status: int | None
@@ -76,31 +76,31 @@ class Look(NamedTuple):
         return b"".join(read.data for read in self.reads)
 
     @property
-    def parts(self) -> list[Part]:
+    def events(self) -> list[EventContent]:
         """The events of the response, without `[DONE]`."""
-        return [part_of(said) for said in said_in(self.reads) if not said.is_comment and not is_done(said)]
+        return [read_event(item) for item in split_stream(self.reads) if not item.is_comment and not is_done(item)]
 
     @property
     def first_event_seconds(self) -> float | None:
         """Seconds from the request, or from the slot if known, to the first event; None when none came."""
         if self.upstream_seconds is not None:
             return self.upstream_seconds
-        return next((part.seconds for part in self.parts if part.is_first_event), None)
+        return next((event.seconds for event in self.events if event.is_first_event), None)
 
     @property
     def tokens(self) -> int:
         """The number of events with text, reasoning or a call: with most servers the number of tokens."""
-        return sum(bool(part.text or part.reasoning or part.calls) for part in self.parts)
+        return sum(bool(event.text or event.reasoning or event.calls) for event in self.events)
 
 
-def said_in(reads: list[Read]) -> list[Said]:
+def split_stream(reads: list[Read]) -> list[StreamItem]:
     """Return the comments and events of a stream, by the WHATWG grammar; an unfinished one is left out."""
     body = b"".join(read.data for read in reads).removeprefix(b"\xef\xbb\xbf")
     ends, total = [], 0
     for read in reads:
         total += len(read.data)
         ends.append((total, read.seconds))
-    said: list[Said] = []
+    items: list[StreamItem] = []
     data: list[bytes] = []
     is_error = False
     for line in _LINE.finditer(body):
@@ -109,44 +109,44 @@ def said_in(reads: list[Read]) -> list[Said]:
         value = value.removeprefix(b" ")
         if not line[1]:
             if data or is_error:
-                said.append(Said(seconds, b'{"error":1}' if is_error else b"\n".join(data)))
+                items.append(StreamItem(seconds, b'{"error":1}' if is_error else b"\n".join(data)))
             data, is_error = [], False
         elif not name:
-            said.append(Said(seconds, value, is_comment=True))
+            items.append(StreamItem(seconds, value, is_comment=True))
         elif name == b"data":
             data.append(value)
         elif name == b"error" or (name == b"event" and value == b"error"):
             is_error = True
-    return said
+    return items
 
 
-def is_done(said: Said) -> bool:
+def is_done(item: StreamItem) -> bool:
     """Return whether an event is the end mark `[DONE]`."""
-    return said.value.strip() == b"[DONE]"
+    return item.value.strip() == b"[DONE]"
 
 
-def part_of(said: Said) -> Part:
+def read_event(item: StreamItem) -> EventContent:
     """Return the content of an event."""
     try:
-        event = json.loads(said.value)
+        event = json.loads(item.value)
     except (ValueError, RecursionError):
-        return Part(said.seconds)
+        return EventContent(item.seconds)
     if not isinstance(event, dict):
-        return Part(said.seconds)
+        return EventContent(item.seconds)
     if event.get("error") or event.get("object") == "error":
-        return Part(said.seconds, is_error=True)
+        return EventContent(item.seconds, is_error=True)
     choices = event.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     delta = choice.get("delta") or choice.get("message")
     delta = delta if isinstance(delta, dict) else {}
-    finish, calls = choice.get("finish_reason"), delta.get("tool_calls")
-    return Part(
-        said.seconds,
+    finish_reason, calls = choice.get("finish_reason"), delta.get("tool_calls")
+    return EventContent(
+        item.seconds,
         text=_text(delta.get("content")),
         reasoning=_text(delta.get("reasoning_content")) or _text(delta.get("reasoning")),
-        finish_reason=finish if isinstance(finish, str) and finish not in ("", "null") else None,
+        finish_reason=finish_reason if isinstance(finish_reason, str) and finish_reason not in ("", "null") else None,
         calls=len(calls) if isinstance(calls, list) else 0,
-        is_named=any(event.get(name) for name in ("id", "object", "model", "created")),
+        has_model_fields=any(event.get(name) for name in ("id", "object", "model", "created")),
     )
 
 
@@ -164,23 +164,23 @@ class Router:
         self._aliases = aliases
         self._patience_seconds = patience_seconds
 
-    async def ask(self, mode: Mode, question: dict[str, Any]) -> Look:
+    async def ask(self, mode: Mode, question: dict[str, Any]) -> Response:
         """Ask for a stream, and read it to its end."""
         body = json.dumps({"model": self._aliases[mode], "stream": True, **question}).encode()
-        return await exchanged(self._upstream, self._upstream.request(body), self._patience_seconds)
+        return await exchange_bytes(self._upstream, self._upstream.request(body), self._patience_seconds)
 
 
 class _Collector:
     """A sink that keeps everything from an exchange. See `upstream.Sink`."""
 
     def __init__(self) -> None:
-        self.began = time.monotonic()
+        self.began_at = time.monotonic()
         self.status: int | None = None
         self.media_type = b""
         self.is_encoded = False
         self.reads: list[Read] = []
-        self.failed: str | None = None
-        self.over = asyncio.Event()
+        self.failure: str | None = None
+        self.ended = asyncio.Event()
         self._size = 0
 
     def upstream_head(self, status: int, content_type: bytes, encoded: bool, *_: object) -> None:
@@ -188,49 +188,49 @@ class _Collector:
         self.media_type = content_type.partition(b";")[0].strip().lower()
 
     def upstream_body(self, data: bytes, *_: object) -> None:
-        self.reads.append(Read(time.monotonic() - self.began, data))
+        self.reads.append(Read(time.monotonic() - self.began_at, data))
         self._size += len(data)
         if self._size > _MAX_BYTES:
-            self.failed = "upstream_protocol_error"
-            self.over.set()
+            self.failure = "upstream_protocol_error"
+            self.ended.set()
 
     def upstream_end(self, error: httpx.TransportError | None) -> None:
         if error is not None:
-            self.failed = reason_of_fault(error)
-        self.over.set()
+            self.failure = reason_of_fault(error)
+        self.ended.set()
 
-    def look(self) -> Look:
+    def response(self) -> Response:
         """Return the response so far."""
-        return Look(self.status, self._reason(), self.reads, time.monotonic() - self.began)
+        return Response(self.status, self._reason(), self.reads, time.monotonic() - self.began_at)
 
     def _reason(self) -> str | None:
         if self.status is None:
-            return self.failed or "router_RemoteProtocolError"
+            return self.failure or "router_RemoteProtocolError"
         if self.status != 200:
             return reason_of_status(self.status, b"".join(read.data for read in self.reads))
         if self.is_encoded or self.media_type != b"text/event-stream":
             return "upstream_protocol_error"
-        if self.failed is None and any(part.is_error for part in Look(200, None, self.reads, 0.0).parts):
+        if self.failure is None and any(event.is_error for event in Response(200, None, self.reads, 0.0).events):
             return "upstream_error"
-        return self.failed
+        return self.failure
 
 
-async def exchanged(upstream: Upstream, message: bytes, patience_seconds: float) -> Look:
+async def exchange_bytes(upstream: Upstream, message: bytes, patience_seconds: float) -> Response:
     """Send the bytes of one request to the router and read the answer to its end, or for `patience_seconds`."""
     try:
         exchange: Exchange = await upstream.connect()
     except (EgressBlocked, httpx.TransportError) as error:
-        return Look(None, reason_of_fault(error), [], 0.0)
+        return Response(None, reason_of_fault(error), [], 0.0)
     collector = _Collector()
     exchange.start(message, collector)
     try:
         async with asyncio.timeout(patience_seconds):
-            await collector.over.wait()
+            await collector.ended.wait()
     except TimeoutError:
-        collector.failed = "router_ReadTimeout"
+        collector.failure = "router_ReadTimeout"
     finally:
         exchange.abort()
-    return collector.look()
+    return collector.response()
 
 
 class Proxy:
@@ -247,35 +247,35 @@ class Proxy:
         *,
         leave_at_first_event: bool = False,
         leave_after: float | None = None,
-    ) -> Look:
+    ) -> Response:
         """Ask for a stream and read it to its end, or leave at its first bytes or after `leave_after` seconds."""
-        began = time.monotonic()
+        began_at = time.monotonic()
         reads: list[Read] = []
         status, reason, upstream_seconds = None, None, None
-        patience = self._patience_seconds if leave_after is None else leave_after
+        patience_seconds = self._patience_seconds if leave_after is None else leave_after
         try:
             async with (
-                asyncio.timeout(patience),
+                asyncio.timeout(patience_seconds),
                 self._client.stream(
                     "POST",
                     "/v1/chat/completions",
                     json={"model": mode, "stream": True, **question},
                     headers={"X-Eid-Priority": "background"},
-                    timeout=patience + 1,
+                    timeout=patience_seconds + 1,
                 ) as answer,
             ):
                 status, reason = answer.status_code, answer.headers.get("x-eid-error-reason")
-                if (told := _UPSTREAM_TIME.search(answer.headers.get("server-timing", ""))) is not None:
-                    upstream_seconds = float(told[1]) / 1e3
+                if (upstream_time := _UPSTREAM_TIME.search(answer.headers.get("server-timing", ""))) is not None:
+                    upstream_seconds = float(upstream_time[1]) / 1e3
                 async for data in answer.aiter_raw():
-                    reads.append(Read(time.monotonic() - began, data))
+                    reads.append(Read(time.monotonic() - began_at, data))
                     if leave_at_first_event:
                         break
         except TimeoutError:
             reason = None if leave_after is not None else "no_answer"
         except httpx.TransportError as error:
             reason = f"eidproxy_{type(error).__name__}"
-        return Look(status, reason or _reason_in(reads), reads, time.monotonic() - began, upstream_seconds)
+        return Response(status, reason or _reason_in(reads), reads, time.monotonic() - began_at, upstream_seconds)
 
 
 def _reason_in(reads: list[Read]) -> str | None:
@@ -287,11 +287,11 @@ def _reason_in(reads: list[Read]) -> str | None:
     return None
 
 
-def is_eidproxy(look: Look) -> bool:
+def is_eidproxy(response: Response) -> bool:
     """Return whether a response to `GET /v1/models` comes from an eidproxy, even from one that refuses."""
     try:
-        value = json.loads(look.body)
-        if look.status == 200:
+        value = json.loads(response.body)
+        if response.status == 200:
             return any(model["owned_by"] == "eidproxy" for model in value["data"])
         error = value["error"]
         ours = {"error", "error_reason", "request_id"} == set(value) and {"message", "type", "param", "code"} == set(
@@ -302,8 +302,8 @@ def is_eidproxy(look: Look) -> bool:
         return False
 
 
-async def models_of_router(upstream: Upstream, patience_seconds: float) -> Look:
+async def request_models(upstream: Upstream, patience_seconds: float) -> Response:
     """Send `GET /v1/models` to the router; this costs no token. No key is sent: a refusal shows an eidproxy, too."""
     authority = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
     head = f"GET /v1/models HTTP/1.1\r\nHost: {authority}:{upstream.port}\r\nAccept-Encoding: identity\r\n"
-    return await exchanged(upstream, f"{head}Connection: close\r\n\r\n".encode(), patience_seconds)
+    return await exchange_bytes(upstream, f"{head}Connection: close\r\n\r\n".encode(), patience_seconds)

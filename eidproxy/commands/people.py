@@ -4,7 +4,7 @@ import re
 import time
 from typing import NamedTuple
 
-from eidproxy.testing.fake_router import Asked, Part, Script, stream, warming
+from eidproxy.testing.fake_router import ReceivedRequest, Script, ScriptChoice, stream, warming
 
 TOKEN_SECONDS = 0.05
 """Time between two tokens: twenty a second, as on a Mac mini."""
@@ -158,12 +158,12 @@ def answer_to(question: str) -> str:
     return _KOREAN if _HANGUL.search(question) else _ENGLISH
 
 
-def _daily(asked: Asked) -> Script:
-    return stream(*tokens(answer_to(asked.question)), every=TOKEN_SECONDS)
+def _daily(request: ReceivedRequest) -> Script:
+    return stream(*tokens(answer_to(request.question)), every=TOKEN_SECONDS)
 
 
-def _deep(asked: Asked) -> Script:
-    return stream(*tokens(answer_to(asked.question)), every=TOKEN_SECONDS, thinking=tokens(_THOUGHTS))
+def _deep(request: ReceivedRequest) -> Script:
+    return stream(*tokens(answer_to(request.question)), every=TOKEN_SECONDS, thinking=tokens(_THOUGHTS))
 
 
 def tokens(text: str) -> list[str]:
@@ -171,17 +171,17 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
-daily: Part = _daily
+daily: ScriptChoice = _daily
 
 
-def deep() -> Part:
-    """Return the part of `deep`: it loads on its first request, and thinks before it answers."""
+def deep() -> ScriptChoice:
+    """Return the script of `deep`: it loads on its first request, and thinks before it answers."""
     asked_at: float | None = None
 
-    def choose(asked: Asked) -> Script:
+    def choose(request: ReceivedRequest) -> Script:
         nonlocal asked_at
         now = time.monotonic()
         asked_at = now if asked_at is None else asked_at
-        return warming() if now < asked_at + LOADING_SECONDS else _deep(asked)
+        return warming() if now < asked_at + LOADING_SECONDS else _deep(request)
 
     return choose

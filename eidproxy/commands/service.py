@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 _UNITS = Path(__file__).parents[1] / "units"
 """The unit files, which `deploy/` shows too."""
-_USER = "_eidproxy"
+_SERVICE_USER = "_eidproxy"
 _PROGRAM = "/opt/eidproxy/bin/eidproxy"
 """The program's path in the unit files; replaced by the path of the program that runs."""
 
-_PRIVATE = ("/home/", "/root/", "/Users/", "/var/root/")
+_HOME_FOLDERS = ("/home/", "/root/", "/Users/", "/var/root/")
 """Folders that no service can read: the unit has ProtectHome, and a user of its own."""
 
 
@@ -94,12 +94,14 @@ def kind_of(platform: str) -> Kind:
     raise ServiceError(f"there is no service for {platform}: run eidproxy serve under what starts programs there")
 
 
-def to_install(kind: Kind, program: str, settings: str | None, *, has_user: bool = False, root: str = "") -> list[Step]:
+def install_steps(
+    kind: Kind, program: str, settings: str | None, *, has_user: bool = False, root: str = ""
+) -> list[Step]:
     """Return the steps of an install. `settings` is the text of the settings file; None keeps the existing one.
 
     With a `root`, the folder of a system that does not run, nothing is started. Raises ServiceError.
     """
-    if program.startswith(_PRIVATE):
+    if program.startswith(_HOME_FOLDERS):
         raise ServiceError(
             f"{program} is in a home, which a service cannot read: install it in /opt/eidproxy (deploy/README.md)"
         )
@@ -113,10 +115,10 @@ def to_install(kind: Kind, program: str, settings: str | None, *, has_user: bool
             return [*steps, Run(("systemctl", f"--root={root}", "enable", "eidproxy"))]
         return [*steps, Run(("systemctl", "daemon-reload")), Run(("systemctl", "enable", "--now", "eidproxy"))]
     if not has_user:
-        steps.insert(0, Run(("sysadminctl", "-addUser", _USER, "-UID", "390", "-roleAccount")))
+        steps.insert(0, Run(("sysadminctl", "-addUser", _SERVICE_USER, "-UID", "390", "-roleAccount")))
     return [
         *steps,
-        Run(("install", "-m", "640", "-o", _USER, "/dev/null", "/var/log/eidproxy.log")),
+        Run(("install", "-m", "640", "-o", _SERVICE_USER, "/dev/null", "/var/log/eidproxy.log")),
         Write(_NEWSYSLOG, (_UNITS / "newsyslog.eidproxy.conf").read_text("utf-8")),
         Write(kind.unit, unit),
         Run(("launchctl", "bootout", "system/com.eidproxy"), may_fail=True),
@@ -124,7 +126,7 @@ def to_install(kind: Kind, program: str, settings: str | None, *, has_user: bool
     ]
 
 
-def to_uninstall(kind: Kind, *, root: str = "") -> list[Step]:
+def uninstall_steps(kind: Kind, *, root: str = "") -> list[Step]:
     """Return the steps of an uninstall. Settings, secrets, log and user stay."""
     if kind is LAUNCHD:
         stop = Run(("launchctl", "bootout", "system/com.eidproxy"), may_fail=True)
@@ -135,7 +137,7 @@ def to_uninstall(kind: Kind, *, root: str = "") -> list[Step]:
     return [disable, Remove(kind.unit), Run(("systemctl", "daemon-reload"))]
 
 
-def shown(step: Step, root: str = "") -> str:
+def describe_step(step: Step, root: str = "") -> str:
     """Return a step as one line for the user."""
     match step:
         case Write(path, text, mode):
@@ -148,7 +150,7 @@ def shown(step: Step, root: str = "") -> str:
             return f"run     {shlex.join(command)}"
 
 
-def do(step: Step, root: str = "", run: Callable[[Sequence[str]], int] | None = None) -> None:
+def carry_out(step: Step, root: str = "", run: Callable[[Sequence[str]], int] | None = None) -> None:
     """Carry out a step. Raises OSError, ServiceError."""
     match step:
         case Write(path, text, mode):
@@ -162,18 +164,18 @@ def do(step: Step, root: str = "", run: Callable[[Sequence[str]], int] | None = 
         case Remove(path):
             Path(root + path).unlink(missing_ok=True)
         case Run(command, may_fail):
-            code = (run or _run)(command)
+            code = (run or _run_command)(command)
             if code and not may_fail:
                 raise ServiceError(f"{shlex.join(command)} ended with {code}")
 
 
-def _run(command: Sequence[str]) -> int:
+def _run_command(command: Sequence[str]) -> int:
     if shutil.which(command[0]) is None:
         raise ServiceError(f"{command[0]} is not on this machine")
     return subprocess.run(command, check=False).returncode  # noqa: S603  # words of ours, and the folder that was named
 
 
-def program_of_this() -> str:
+def this_program() -> str:
     """Return the full path of the program that runs."""
     beside = Path(sys.executable).with_name("eidproxy")
     return str(beside if beside.exists() else Path(sys.argv[0]).resolve())
@@ -190,7 +192,7 @@ def has_user() -> bool:
     """Return whether the service's user exists on this Mac."""
     import pwd
 
-    return any(entry.pw_name == _USER for entry in pwd.getpwall())
+    return any(entry.pw_name == _SERVICE_USER for entry in pwd.getpwall())
 
 
 def is_root() -> bool:
@@ -200,14 +202,14 @@ def is_root() -> bool:
 
 def state_of(kind: Kind, run: Callable[[Sequence[str]], str] | None = None) -> str:
     """Return the state of the service as the system reports it, in a word or two."""
-    text = (run or _said)(kind.state).strip()
+    text = (run or _output_of)(kind.state).strip()
     if kind is SYSTEMD:
         return text.splitlines()[0] if text else "not known"
     lines = [line.strip() for line in text.splitlines() if line.strip().startswith("state =")]
     return lines[0].removeprefix("state =").strip() if lines else "not loaded"
 
 
-def _said(command: Sequence[str]) -> str:
+def _output_of(command: Sequence[str]) -> str:
     if shutil.which(command[0]) is None:
         return f"{command[0]} is not on this machine"
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout  # noqa: S603  # words of ours

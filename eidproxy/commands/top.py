@@ -30,7 +30,7 @@ _PATIENCE_SECONDS = 5.0
 """Time limit for one request to the proxy."""
 _MAX_ANSWER_BYTES = 4 << 20
 """Limit for an answer of the proxy: a server that sends more is not eidproxy."""
-_LATE = 0.9
+_LATE_SHARE = 0.9
 """Fraction of a deadline after which an age is shown as late."""
 
 _ANOTHER_PROCESS_SECONDS = 1.0
@@ -55,7 +55,7 @@ class View:
         self.status: Status | None = None
         self.fault: str | None = None
         self.answered_at = 0.0
-        self.opened: dict[str, int] = {}
+        self.outcomes_at_open: dict[str, int] = {}
         """The outcomes when the view was opened; empty once another process answers."""
         self.started_at = 0.0
         """When the process that answered began, on our monotonic clock."""
@@ -63,13 +63,13 @@ class View:
         """Whether the proxy serves the chat page; None before it was asked."""
         self.shows_help = False
 
-    def show(self, status: Status, now: float) -> None:
+    def store(self, status: Status, now: float) -> None:
         """Store an answer of `/status` that arrived at `now`."""
         started_at = now - status.uptime_seconds
         if self.status is None:
-            self.opened = status.outcomes
+            self.outcomes_at_open = status.outcomes
         elif started_at > self.started_at + _ANOTHER_PROCESS_SECONDS:
-            self.opened = {}
+            self.outcomes_at_open = {}
         self.status, self.fault = status, None
         self.answered_at, self.started_at = now, started_at
 
@@ -155,7 +155,7 @@ async def ask(client: httpx.AsyncClient, view: View) -> None:
         raise TopError(_UNREADABLE) from None
     if view.has_chat is None:
         view.has_chat = await _has_chat(client)
-    view.show(status, time.monotonic())
+    view.store(status, time.monotonic())
 
 
 async def _has_chat(client: httpx.AsyncClient) -> bool:
@@ -169,19 +169,19 @@ async def _has_chat(client: httpx.AsyncClient) -> bool:
 # Durations
 
 
-def seconds(value: float | None) -> str:
+def format_measured(value: float | None) -> str:
     """Format a measured duration."""
     if value is None:
         return "-"
-    return f"{value * 1000:.0f} ms" if value < 0.9995 else age(value)
+    return f"{value * 1000:.0f} ms" if value < 0.9995 else format_age(value)
 
 
-def age(value: float) -> str:
+def format_age(value: float) -> str:
     """Format a duration that is still growing."""
-    return f"{value:.1f} s" if value < 59.95 else length(value)
+    return f"{value:.1f} s" if value < 59.95 else format_length(value)
 
 
-def length(value: float) -> str:
+def format_length(value: float) -> str:
     """Format a duration in whole seconds, minutes, hours and days."""
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
@@ -195,15 +195,15 @@ def length(value: float) -> str:
     return f"{rest} s"
 
 
-def limit(value: float) -> str:
+def format_limit(value: float) -> str:
     """Format a duration from the settings."""
-    return length(value) if value == int(value) else seconds(value)
+    return format_length(value) if value == int(value) else format_measured(value)
 
 
 # Drawing
 
 
-class Look(NamedTuple):
+class Display(NamedTuple):
     """The size and the abilities of the output."""
 
     columns: int | None = None
@@ -216,35 +216,35 @@ class Look(NamedTuple):
 
 _STYLES = {"": "", "bold": "1", "dim": "2", "good": "1;32", "warn": "1;33", "bad": "1;31", "alarm": "1;7;31"}
 _COLOURS = re.compile(";3[0-9]")
-_WIDE = 120
+_SIDE_BY_SIDE_COLUMNS = 120
 """From this many columns on, the current state and the history are side by side."""
 
 _GAP = 3
 """Columns between the current state and the history."""
-_FEWEST_NOW = 9
+_MIN_STATE_LINES = 9
 """Minimum lines of the current state in a window of any size: they include the first waiter."""
 
-_FEWEST_CHART_ROWS, _MOST_CHART_ROWS = 3, 12
+_MIN_CHART_ROWS, _MAX_CHART_ROWS = 3, 12
 
 Span = tuple[str, str]
 Line = list[Span]
 
 
-def _paint(line: Line, look: Look) -> str:
-    room = look.columns
+def _paint(line: Line, display: Display) -> str:
+    columns_left = display.columns
     pieces = []
     for text, style in line:
-        shown = text if room is None else text[: max(room, 0)]
-        if room is not None:
-            room -= len(shown)
-        code = _STYLES[style] if look.colour else _COLOURS.sub("", _STYLES[style])
-        pieces.append(f"\x1b[{code}m{shown}\x1b[0m" if look.ansi and code and shown else shown)
+        shown = text if columns_left is None else text[: max(columns_left, 0)]
+        if columns_left is not None:
+            columns_left -= len(shown)
+        code = _STYLES[style] if display.colour else _COLOURS.sub("", _STYLES[style])
+        pieces.append(f"\x1b[{code}m{shown}\x1b[0m" if display.ansi and code and shown else shown)
     return "".join(pieces).rstrip()
 
 
-def _bar(part: float, width: int, look: Look) -> str:
+def _bar(part: float, width: int, display: Display) -> str:
     full = round(min(max(part, 0.0), 1.0) * width)
-    on, off = ("█", "░") if look.unicode else ("#", ".")
+    on, off = ("█", "░") if display.unicode else ("#", ".")
     return on * full + off * (width - full)
 
 
@@ -263,76 +263,78 @@ def chart(values: Sequence[float], width: int, height: int, *, unicode: bool = T
     ]
 
 
-def render(view: View, look: Look, now: float) -> list[str]:
+def render(view: View, display: Display, now: float) -> list[str]:
     """Return the lines of the view, cut to the size of the terminal."""
-    lines = [_paint(line, look) for line in _lines(view, look, now)]
-    return lines if look.rows is None else lines[: look.rows]
+    lines = [_paint(line, display) for line in _view_lines(view, display, now)]
+    return lines if display.rows is None else lines[: display.rows]
 
 
-def _lines(view: View, look: Look, now: float) -> list[Line]:
+def _view_lines(view: View, display: Display, now: float) -> list[Line]:
     status = view.status
-    head = _head(view, look, now)
+    head = _head_lines(view, display, now)
     if view.shows_help:
         return [*head, [], *([(line, "")] for line in _HELP)]
     if status is None:
         return head
-    columns = look.columns or 80
-    room = None if look.rows is None else look.rows - len(head) - 1
+    columns = display.columns or 80
+    max_lines = None if display.rows is None else display.rows - len(head) - 1
     if view.fault is not None:
         # The current state is unknown, and nothing must look current.
-        return [*head, [], *_then(view, status, look, columns, room)]
-    if room is None or columns < _WIDE:
-        now_lines, then_lines = _stacked(view, status, look, columns, room)
-        return [*head, [], *now_lines, *then_lines]
+        return [*head, [], *_history_lines(view, status, display, columns, max_lines)]
+    if max_lines is None or columns < _SIDE_BY_SIDE_COLUMNS:
+        state_lines, history_lines = _stack(view, status, display, columns, max_lines)
+        return [*head, [], *state_lines, *history_lines]
     width = (columns - _GAP) // 2
-    left = _now(status, look, width, room)
-    right = _then(view, status, look, columns - width - _GAP, room)
-    return [*head, [], *_beside(left, right, width + _GAP)]
+    left = _state_lines(status, display, width, max_lines)
+    right = _history_lines(view, status, display, columns - width - _GAP, max_lines)
+    return [*head, [], *_join_columns(left, right, width + _GAP)]
 
 
-def _stacked(view: View, status: Status, look: Look, columns: int, room: int | None) -> tuple[list[Line], list[Line]]:
+def _stack(
+    view: View, status: Status, display: Display, columns: int, max_lines: int | None
+) -> tuple[list[Line], list[Line]]:
     """Return the current state and the history, one above the other. With too little room, cut queue and outcomes."""
-    now_lines = _now(status, look, columns, None)
-    then_lines = _then(view, status, look, columns, None)
-    if room is None:
-        return [*now_lines, []], then_lines
-    spare = room - len(now_lines) - len(then_lines)
-    if spare > 0:
-        return [*now_lines, []], _then(view, status, look, columns, len(then_lines) + spare - 1)
+    state_lines = _state_lines(status, display, columns, None)
+    history_lines = _history_lines(view, status, display, columns, None)
+    if max_lines is None:
+        return [*state_lines, []], history_lines
+    spare_lines = max_lines - len(state_lines) - len(history_lines)
+    if spare_lines > 0:
+        return [*state_lines, []], _history_lines(view, status, display, columns, len(history_lines) + spare_lines - 1)
     # Keep the trends and three outcomes as long as the queue still shows its first waiter.
-    least = min(len(then_lines), 1 + len(_TRENDS) + 1 + 3)
-    now_lines = _now(status, look, columns, max(room - least, _FEWEST_NOW))
-    return now_lines, _then(view, status, look, columns, max(room - len(now_lines), 1))
+    least = min(len(history_lines), 1 + len(_TRENDS) + 1 + 3)
+    state_lines = _state_lines(status, display, columns, max(max_lines - least, _MIN_STATE_LINES))
+    return state_lines, _history_lines(view, status, display, columns, max(max_lines - len(state_lines), 1))
 
 
-def _beside(left: list[Line], right: list[Line], at: int) -> Iterator[Line]:
+def _join_columns(left: list[Line], right: list[Line], at: int) -> Iterator[Line]:
     for row in range(max(len(left), len(right))):
         line = left[row] if row < len(left) else []
         gap = at - sum(len(text) for text, _ in line)
         yield [*line, (" " * gap, ""), *(right[row] if row < len(right) else [])]
 
 
-def _head(view: View, look: Look, now: float) -> list[Line]:
-    status, (word, style, reason) = view.status, _verdict(view)
+def _head_lines(view: View, display: Display, now: float) -> list[Line]:
+    status, (word, style, reason) = view.status, _overall_state(view)
     line: Line = [("eidproxy", "bold")]
     if status is not None:
         line.append((f" {status.version}", ""))
     line += [("  ", ""), (f" {word} " if style == "alarm" else word, style), ("  ", "")]
     if status is not None and view.fault is not None:
-        line.append((f"last answer {length(now - view.answered_at)} ago", ""))
+        line.append((f"last answer {format_length(now - view.answered_at)} ago", ""))
     elif status is not None:
-        line.append((f"up {length(status.uptime_seconds)}", ""))
+        line.append((f"up {format_length(status.uptime_seconds)}", ""))
     keys = "? help  q quit"
     used = sum(len(text) for text, _ in line)
-    if look.columns is not None and look.columns - used > len(keys) + 2:
-        line.append((keys.rjust(look.columns - used), "dim"))
+    if display.columns is not None and display.columns - used > len(keys) + 2:
+        line.append((keys.rjust(display.columns - used), "dim"))
     if reason:
         return [line, [(reason, "bad" if style == "alarm" else "warn")]]
     chat = f"   chat {view.name}/chat" if view.has_chat and not view.name.startswith("/") else ""
     return [line, [(view.name + chat, "dim")]]
 
 
-def _verdict(view: View) -> tuple[str, str, str]:
+def _overall_state(view: View) -> tuple[str, str, str]:
     """Return the word of the head, its style, and the reason when something is wrong (else "")."""
     status = view.status
     if view.fault is not None:
@@ -342,14 +344,14 @@ def _verdict(view: View) -> tuple[str, str, str]:
     if status.draining:
         return "draining", "warn", "running answers are finished, new requests are refused"
     if status.router.reachable is False:
-        looked = length(status.router.checked_seconds_ago or 0.0)
+        looked = format_length(status.router.checked_seconds_ago or 0.0)
         if status.router.hint == "local_network_privacy":
             return "router down", "alarm", "macOS keeps eidproxy from the local network: see deploy/README.md"
         return "router down", "alarm", f"the router does not answer (looked {looked} ago): every request is refused"
-    stuck = [mode for mode, one in status.upstream.items() if one.state == "wedged"]
+    stuck = [mode for mode, entry in status.upstream.items() if entry.state == "wedged"]
     if stuck:
         waits = min(status.upstream[mode].next_trial_seconds or 0.0 for mode in stuck)
-        trial = f"in {length(waits)}" if waits > 0 else "with the next request"
+        trial = f"in {format_length(waits)}" if waits > 0 else "with the next request"
         return "model stuck", "alarm", f"{', '.join(stuck)} takes requests and says nothing; next trial {trial}"
     return "live", "good", ""
 
@@ -369,124 +371,133 @@ _HELP = (
 )
 
 
-def _fact(name: str, text: str, style: str = "") -> Line:
+def _fact_line(name: str, text: str, style: str = "") -> Line:
     return [(f"{name:<11}", "bold"), (text, style)]
 
 
-def _now(status: Status, look: Look, width: int, room: int | None) -> list[Line]:
-    """Return the current state in at most `room` lines: running requests, queue, router, chart."""
+def _state_lines(status: Status, display: Display, width: int, max_lines: int | None) -> list[Line]:
+    """Return the current state in at most `max_lines` lines: running requests, queue, router, chart."""
     gate, limits = status.gate, status.deadlines
-    ages = [one.age_seconds for one in gate.holders] + [one.age_seconds for one in gate.waiting]
+    ages = [entry.age_seconds for entry in gate.holders] + [entry.age_seconds for entry in gate.waiting]
     longest = max(ages, default=0.0) or 1.0
 
-    def aged(place: str, who: str, value: float, most: float) -> Line:
-        style = "warn" if value > _LATE * most else ""
-        bar = _bar(value / longest, max(width - 38, 4), look)
-        return [(f"  {place:<4}{who:<18}", ""), (f"{age(value):>12}  ", style), (bar, style)]
+    def age_line(place: str, who: str, value: float, most: float) -> Line:
+        style = "warn" if value > _LATE_SHARE * most else ""
+        bar = _bar(value / longest, max(width - 38, 4), display)
+        return [(f"  {place:<4}{who:<18}", ""), (f"{format_age(value):>12}  ", style), (bar, style)]
 
     answering = f"{gate.in_use} of {gate.slots}"
     if gate.mean_hold_seconds is not None:
-        answering += f", typical answer {seconds(gate.mean_hold_seconds)}"
-    lines = [_fact("Answering", answering)]
+        answering += f", typical answer {format_measured(gate.mean_hold_seconds)}"
+    lines = [_fact_line("Answering", answering)]
     lines += [
-        aged("", "its caller left" if one.settling is True else one.priority, one.age_seconds, limits.stream_seconds)
-        for one in gate.holders[:8]
+        age_line(
+            "",
+            "its caller left" if entry.settling is True else entry.priority,
+            entry.age_seconds,
+            limits.stream_seconds,
+        )
+        for entry in gate.holders[:8]
     ]
-    lines.append(_waiting(gate))
-    running = ", ".join(_running(mode, count, status) for mode, count in status.streams.items())
+    lines.append(_queue_line(gate))
+    running = ", ".join(_streams_text(mode, count, status) for mode, count in status.streams.items())
+    answer_limit, wait_limit = format_limit(limits.stream_seconds), format_limit(limits.gate_wait_seconds)
     facts: list[Line] = [
-        _fact("Router", *_router(status)),
-        _fact("Answers", running),
-        _fact("Limits", f"an answer {limit(limits.stream_seconds)}, a wait {limit(limits.gate_wait_seconds)}"),
+        _fact_line("Router", *_router_text(status)),
+        _fact_line("Answers", running),
+        _fact_line("Limits", f"an answer {answer_limit}, a wait {wait_limit}"),
     ]
     waiters = [
-        aged(f"#{one.position}", one.priority, one.age_seconds, limits.gate_wait_seconds) for one in gate.waiting
+        age_line(f"#{entry.position}", entry.priority, entry.age_seconds, limits.gate_wait_seconds)
+        for entry in gate.waiting
     ]
-    left = None if room is None else max(room - len(lines) - len(facts), 1)
-    lines += [*_cut(waiters, left), *facts]
-    height = 0 if room is None or not look.ansi else min(room - len(lines) - 2, _MOST_CHART_ROWS)
+    left = None if max_lines is None else max(max_lines - len(lines) - len(facts), 1)
+    lines += [*_cut_lines(waiters, left), *facts]
+    height = 0 if max_lines is None or not display.ansi else min(max_lines - len(lines) - 2, _MAX_CHART_ROWS)
     depths = [float(row.waiting) for row in status.history]
-    if height < _FEWEST_CHART_ROWS or not any(depths):
+    if height < _MIN_CHART_ROWS or not any(depths):
         return lines
     title: Line = [(f"Waiting in the last five minutes, at most {max(depths):.0f}", "bold")]
-    return [*lines, [], title, *([(text, "dim")] for text in chart(depths, width, height, unicode=look.unicode))]
+    return [*lines, [], title, *([(text, "dim")] for text in chart(depths, width, height, unicode=display.unicode))]
 
 
-def _waiting(gate: GateStatus) -> Line:
+def _queue_line(gate: GateStatus) -> Line:
     text = f"{len(gate.waiting)} (room for {gate.queue_limit})"
     if gate.waiting:
-        counts = Counter(one.priority for one in gate.waiting)
+        counts = Counter(entry.priority for entry in gate.waiting)
         classes = [f"{count} {priority}" for priority, count in sorted(counts.items(), reverse=True)]
-        text += f": {', '.join(classes)}, oldest {age(max(one.age_seconds for one in gate.waiting))}"
-    return _fact("Waiting", text)
+        text += f": {', '.join(classes)}, oldest {format_age(max(entry.age_seconds for entry in gate.waiting))}"
+    return _fact_line("Waiting", text)
 
 
-def _running(mode: str, count: int, status: Status) -> str:
+def _streams_text(mode: str, count: int, status: Status) -> str:
     upstream = status.upstream.get(mode)
     if upstream is None or upstream.state == "live":
         return f"{mode} {count}"
     word = "stuck" if upstream.state == "wedged" else "silent"
-    return f"{mode} {count} ({word} {length(upstream.since_seconds)})"
+    return f"{mode} {count} ({word} {format_length(upstream.since_seconds)})"
 
 
-def _router(status: Status) -> tuple[str, str]:
+def _router_text(status: Status) -> tuple[str, str]:
     reachable, ago = status.router.reachable, status.router.checked_seconds_ago
     word = "not tried yet" if reachable is None else "reachable" if reachable else "down"
-    told = word if ago is None or status.draining else f"{word}, looked {length(ago)} ago"
+    told = word if ago is None or status.draining else f"{word}, looked {format_length(ago)} ago"
     return told, "bad" if reachable is False else ""
 
 
-def _then(view: View, status: Status, look: Look, width: int, room: int | None) -> list[Line]:
-    """Return the last five minutes and the outcomes in at most `room` lines; the charts take spare lines."""
-    outcomes = [_outcome(reason, count, view, look) for reason, count in _ordered(status.outcomes)]
+def _history_lines(view: View, status: Status, display: Display, width: int, max_lines: int | None) -> list[Line]:
+    """Return the last five minutes and the outcomes in at most `max_lines` lines; the charts take spare lines."""
+    outcomes = [_outcome_line(reason, count, view, display) for reason, count in _sort_outcomes(status.outcomes)]
     total = sum(status.outcomes.values())
     ended = f"{total} request{'' if total == 1 else 's'}" if total else "no request has ended yet"
-    head = _fact("Ended", ended)
-    fixed = 1 + len(_TRENDS) + 1
-    spare = 0 if room is None else room - fixed - len(outcomes) - 1
-    height = min(max(spare, 0) // len(_TRENDS), _MOST_CHART_ROWS) if look.ansi else 0
+    head = _fact_line("Ended", ended)
+    fixed_lines = 1 + len(_TRENDS) + 1
+    spare_lines = 0 if max_lines is None else max_lines - fixed_lines - len(outcomes) - 1
+    height = min(max(spare_lines, 0) // len(_TRENDS), _MAX_CHART_ROWS) if display.ansi else 0
     lines: list[Line] = [[(f"{'Last five minutes':<20}{'mean':>9}{'95 % in':>10}{'count':>8}", "bold")]]
     for title, kind, name in _TRENDS:
-        lines += _trend(title, [getattr(row, kind).get(name) for row in status.history], look, width, height)
-    if spare > height * len(_TRENDS):
+        lines += _trend_lines(title, [getattr(row, kind).get(name) for row in status.history], display, width, height)
+    if spare_lines > height * len(_TRENDS):
         lines.append([])
     lines.append(head)
-    return [*lines, *_cut(outcomes, None if room is None else max(room - len(lines), 1))]
+    return [*lines, *_cut_lines(outcomes, None if max_lines is None else max(max_lines - len(lines), 1))]
 
 
-def _trend(title: str, spreads: Sequence[Spread | None], look: Look, width: int, height: int) -> Iterator[Line]:
+def _trend_lines(
+    title: str, spreads: Sequence[Spread | None], display: Display, width: int, height: int
+) -> Iterator[Line]:
     """Yield a line of figures, with the chart beside them when `height` is 0, else below."""
-    count = sum(one.count for one in spreads if one)
-    total = sum(one.count * (one.mean_seconds or 0.0) for one in spreads if one)
+    count = sum(entry.count for entry in spreads if entry)
+    total = sum(entry.count * (entry.mean_seconds or 0.0) for entry in spreads if entry)
     last = spreads[-1] if spreads else None
-    mean = seconds(total / count) if count else "-"
-    p95 = seconds(last.p95_seconds) if count and last else "-"
+    mean = format_measured(total / count) if count else "-"
+    p95 = format_measured(last.p95_seconds) if count and last else "-"
     line: Line = [(f"{title:<20}{mean:>9}{p95:>10}{count:>8}", "")]
-    values = [(one.mean_seconds or 0.0) if one else 0.0 for one in spreads]
-    if look.ansi and height == 0 and width > 56:
-        line.append(("  " + chart(values, width - 49, 1, unicode=look.unicode)[0], ""))
+    values = [(entry.mean_seconds or 0.0) if entry else 0.0 for entry in spreads]
+    if display.ansi and height == 0 and width > 56:
+        line.append(("  " + chart(values, width - 49, 1, unicode=display.unicode)[0], ""))
     yield line
     if height:
-        yield from ([(text, "dim")] for text in chart(values, width, height, unicode=look.unicode))
+        yield from ([(text, "dim")] for text in chart(values, width, height, unicode=display.unicode))
 
 
-def _ordered(outcomes: dict[str, int]) -> list[tuple[str, int]]:
+def _sort_outcomes(outcomes: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(outcomes.items(), key=lambda item: (item[0] != "ok", -item[1], item[0]))
 
 
-def _outcome(reason: str, count: int, view: View, look: Look) -> Line:
-    since = count - view.opened.get(reason, 0)
+def _outcome_line(reason: str, count: int, view: View, display: Display) -> Line:
+    since = count - view.outcomes_at_open.get(reason, 0)
     line: Line = [(f"  {reason:<30}{count:>10}", "")]
-    if look.ansi and since:
+    if display.ansi and since:
         line.append((f"{f'+{since}':>10}", "" if reason in ("ok", "client_gone") else "warn"))
     return line
 
 
-def _cut(lines: list[Line], room: int | None) -> list[Line]:
+def _cut_lines(lines: list[Line], max_lines: int | None) -> list[Line]:
     """Return as many lines as there is room for; the last one says how many are left out."""
-    if room is None or len(lines) <= room:
+    if max_lines is None or len(lines) <= max_lines:
         return lines
-    return [*lines[: room - 1], [(f"  and {len(lines) - room + 1} more", "dim")]]
+    return [*lines[: max_lines - 1], [(f"  and {len(lines) - max_lines + 1} more", "dim")]]
 
 
 # The terminal
@@ -498,12 +509,12 @@ class Screen:
     def __init__(self, output: TextIO) -> None:
         self._output = output
         self._keys = sys.stdin.fileno() if sys.stdin.isatty() else None
-        self._before: list[Any] | None = None
+        self._saved_settings: list[Any] | None = None
 
     def enter(self) -> None:
         """Switch the terminal to the view."""
         if self._keys is not None:
-            self._before = termios.tcgetattr(self._keys)
+            self._saved_settings = termios.tcgetattr(self._keys)
             tty.setcbreak(self._keys)
         self._write("\x1b[?1049h\x1b[?25l")
 
@@ -511,21 +522,21 @@ class Screen:
         """Restore the terminal. Writes past the buffer: a signal may have come in the middle of a write."""
         with suppress(OSError, termios.error):  # the terminal is gone
             os.write(self._output.fileno(), b"\x1b[?25h\x1b[?1049l")
-            if self._keys is not None and self._before is not None:
-                termios.tcsetattr(self._keys, termios.TCSAFLUSH, self._before)
+            if self._keys is not None and self._saved_settings is not None:
+                termios.tcsetattr(self._keys, termios.TCSAFLUSH, self._saved_settings)
 
     def draw(self, view: View) -> None:
         """Draw over the last view: each line clears its rest, the last one everything below."""
         columns, rows = shutil.get_terminal_size()
-        look = Look(columns, rows, True, "NO_COLOR" not in os.environ, _is_unicode(self._output))
-        lines = render(view, look, time.monotonic())
+        display = Display(columns, rows, True, "NO_COLOR" not in os.environ, _is_unicode(self._output))
+        lines = render(view, display, time.monotonic())
         self._write("\x1b[H" + "\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J")
 
     def on_key(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], None], view: View) -> None:
         """Call `stop` on q or when the terminal is gone; show or hide the help on ?."""
         keys = self._keys
 
-        def pressed() -> None:
+        def on_input() -> None:
             assert keys is not None  # noqa: S101  # else no reader is added
             typed = os.read(keys, 64)
             if typed in (b"", b"q", b"Q"):
@@ -535,7 +546,7 @@ class Screen:
                 self.draw(view)
 
         if keys is not None:
-            loop.add_reader(keys, pressed)
+            loop.add_reader(keys, on_input)
 
     def _write(self, text: str) -> None:
         self._output.write(text)
@@ -546,7 +557,7 @@ def _is_unicode(output: TextIO) -> bool:
     return "utf" in (output.encoding or "").lower()
 
 
-def takes_a_view(output: TextIO) -> bool:
+def is_drawable(output: TextIO) -> bool:
     """Return whether the output is a terminal that can be drawn on."""
     return output.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
@@ -556,8 +567,8 @@ async def show_once(client: httpx.AsyncClient, name: str, output: TextIO) -> Non
     view = View(name)
     async with client:
         await ask(client, view)
-    look = Look(unicode=_is_unicode(output))
-    output.write("\n".join(render(view, look, time.monotonic())) + "\n")
+    display = Display(unicode=_is_unicode(output))
+    output.write("\n".join(render(view, display, time.monotonic())) + "\n")
 
 
 async def watch(client: httpx.AsyncClient, name: str, interval: float, output: TextIO) -> None:

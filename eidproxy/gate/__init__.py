@@ -123,6 +123,6 @@ class HoldEstimate:
         """Add the newest hold, in seconds."""
         self.seconds = seconds if self.seconds is None else self.seconds + _MEAN_WEIGHT * (seconds - self.seconds)
 
-    def wait(self, position: int, slots: int) -> float | None:
+    def estimate_wait(self, position: int, slots: int) -> float | None:
         """Return the seconds until the waiter at `position` has a slot, or None before the first hold."""
         return None if self.seconds is None else self.seconds * position / slots

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from eidproxy.egress import VERDICTS, EgressPolicy, host_and_port, is_name, literal, narrowed
+from eidproxy.egress import VERDICTS, EgressPolicy, host_and_port, is_name, parse_allowed_networks, parse_literal
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,8 +26,8 @@ class GateAddress:
     @property
     def egress(self) -> EgressPolicy:
         """The addresses that the store may have: only `host` itself when it is an address."""
-        address = literal(self.host)
-        return EgressPolicy() if address is None else EgressPolicy(narrowed([str(address)]))
+        address = parse_literal(self.host)
+        return EgressPolicy() if address is None else EgressPolicy(parse_allowed_networks([str(address)]))
 
 
 def gate_address(url: str) -> GateAddress:
@@ -66,7 +66,7 @@ def _network_gate(parts: SplitResult, ca_file: str | None, login: dict[str, Any]
         host, port = host_and_port(parts.netloc.rpartition("@")[2])
     except ValueError:
         raise ValueError("has no valid host and port") from None
-    address = literal(host)
+    address = parse_literal(host)
     if address is None and not is_name(host):
         raise ValueError("the host must be an address in its usual spelling or a DNS name")
     if address is not None and not (decision := EgressPolicy().decide(str(address))).permitted:

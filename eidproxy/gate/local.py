@@ -14,24 +14,24 @@ from eidproxy.vocabulary import Priority, WaitOutcome
 class LocalPermit:
     """A permit of `LocalGate`."""
 
-    __slots__ = ("_gate", "_turn", "on_revoked", "settling", "ticket")
+    __slots__ = ("_gate", "_grant_future", "on_revoked", "settling", "ticket")
 
     def __init__(self, gate: "LocalGate", ticket: Ticket) -> None:
         self._gate = gate
         self.ticket = ticket
         self.on_revoked: Callable[[str], None] | None = None
         self.settling = False
-        self._turn: asyncio.Future[None] | None = None
+        self._grant_future: asyncio.Future[None] | None = None
 
     @property
     def granted_at_once(self) -> bool:
         """See `Permit.granted_at_once`."""
-        return self._turn is None
+        return self._grant_future is None
 
     async def granted(self) -> None:
         """See `Permit.granted`."""
-        if self._turn is not None:
-            await self._turn
+        if self._grant_future is not None:
+            await self._grant_future
 
     def is_held(self) -> bool:
         """See `Permit.is_held`."""
@@ -54,36 +54,36 @@ class LocalGate:
     ) -> None:
         self._queue = queue
         self._metrics = metrics
-        self._waits = TimeoutQueue(wait_timeout_seconds, self._expire, patient=True)
-        self._holds = TimeoutQueue(max_hold_seconds, self._take_back)
+        self._wait_timeouts = TimeoutQueue(wait_timeout_seconds, self._on_wait_timeout, patient=True)
+        self._hold_timeouts = TimeoutQueue(max_hold_seconds, self._take_back)
         self._permits: dict[int, LocalPermit] = {}
-        self._watchers: dict[int, Callable[[], None]] = {}
+        self._position_callbacks: dict[int, Callable[[], None]] = {}
         self._hold_estimate = HoldEstimate()
-        self._draining = False
-        self._news_due = False
+        self._is_draining = False
+        self._is_update_scheduled = False
         self._loop = asyncio.get_running_loop()
 
     def acquire(self, priority: Priority, on_position_change: Callable[[], None] | None = None) -> LocalPermit:
         """See `Gate.acquire`."""
-        if self._draining:
+        if self._is_draining:
             self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
             raise Refusal("draining")
         ticket, displaced = self._queue.request(priority, self._loop.time())
         if ticket is None:
             self._metrics.gate_wait[priority, WaitOutcome.FULL].observe(0)
-            raise self._full()
+            raise self._full_refusal()
         if displaced is not None:
-            self._turn_away(self._permits[displaced.number], WaitOutcome.FULL, self._full())
+            self._turn_away(self._permits[displaced.number], WaitOutcome.FULL, self._full_refusal())
         permit = self._permits[ticket.number] = LocalPermit(self, ticket)
         try:
             if ticket.granted_at is not None:
                 self._begin_hold(permit)
             else:
-                permit._turn = self._loop.create_future()
-                self._waits.start(permit)
+                permit._grant_future = self._loop.create_future()
+                self._wait_timeouts.start(permit)
                 if on_position_change is not None:
-                    self._watchers[ticket.number] = on_position_change
-                self._tell_waiters()
+                    self._position_callbacks[ticket.number] = on_position_change
+                self._schedule_position_updates()
         except BaseException:
             self.release(permit)  # the caller gets no permit, so it cannot release it
             raise
@@ -98,12 +98,12 @@ class LocalGate:
         # First grant the slot and wake its next holder: metrics must not delay that.
         granted = self._queue.leave(ticket, now)
         del self._permits[ticket.number]
-        self._watchers.pop(ticket.number, None)
-        self._waits.stop(permit)
-        self._holds.stop(permit)
+        self._position_callbacks.pop(ticket.number, None)
+        self._wait_timeouts.stop(permit)
+        self._hold_timeouts.stop(permit)
         for runner in granted:
             self._grant(self._permits[runner.number])
-        self._tell_waiters()
+        self._schedule_position_updates()
         if ticket.granted_at is not None:
             self._hold_estimate.add(now - ticket.granted_at)
             self._metrics.gate_hold[ticket.priority].observe(now - ticket.granted_at)
@@ -112,7 +112,7 @@ class LocalGate:
 
     def drain(self) -> None:
         """See `Gate.drain`."""
-        self._draining = True
+        self._is_draining = True
         for priority in Priority:
             for ticket in list(self._queue.line(priority)):
                 self._turn_away(self._permits[ticket.number], WaitOutcome.DRAINING, Refusal("draining"))
@@ -124,7 +124,7 @@ class LocalGate:
     def queue_position(self, ticket: Ticket) -> tuple[int, float | None]:
         """Return the position of a ticket and the seconds until its slot, or None if unknown."""
         position = self._queue.position(ticket, self._loop.time())
-        return position, self._hold_estimate.wait(position, self._queue.capacity)
+        return position, self._hold_estimate.estimate_wait(position, self._queue.capacity)
 
     def statistics(self) -> GateStatistics:
         """See `Gate.statistics`."""
@@ -167,38 +167,38 @@ class LocalGate:
         """See `Gate.aclose`. Slots end with the process."""
         self.drain()
 
-    def _full(self) -> Refusal:
-        wait = self._hold_estimate.wait(self._queue.waiting + 1, self._queue.capacity)
+    def _full_refusal(self) -> Refusal:
+        wait = self._hold_estimate.estimate_wait(self._queue.waiting + 1, self._queue.capacity)
         return Refusal("gate_queue_full", retry_seconds=wait)
 
     def _grant(self, permit: LocalPermit) -> None:
-        if permit._turn is not None and not permit._turn.done():
-            permit._turn.set_result(None)
-        self._waits.stop(permit)
-        self._watchers.pop(permit.ticket.number, None)
+        if permit._grant_future is not None and not permit._grant_future.done():
+            permit._grant_future.set_result(None)
+        self._wait_timeouts.stop(permit)
+        self._position_callbacks.pop(permit.ticket.number, None)
         self._begin_hold(permit)
 
     def _begin_hold(self, permit: LocalPermit) -> None:
         ticket = permit.ticket
-        self._holds.start(permit)
+        self._hold_timeouts.start(permit)
         waited = self._loop.time() - ticket.arrived_at
         self._metrics.gate_wait[ticket.priority, WaitOutcome.GRANTED].observe(waited)
 
-    def _expire(self, permit: LocalPermit) -> None:
-        wait = self._hold_estimate.wait(max(self._queue.waiting, 1), self._queue.capacity)
+    def _on_wait_timeout(self, permit: LocalPermit) -> None:
+        wait = self._hold_estimate.estimate_wait(max(self._queue.waiting, 1), self._queue.capacity)
         self._turn_away(permit, WaitOutcome.EXPIRED, Refusal("gate_wait_timeout", retry_seconds=wait))
 
     def _turn_away(self, permit: LocalPermit, outcome: WaitOutcome, refusal: Refusal) -> None:
         """End a wait with a refusal and free its place now, so that nobody waits behind a request that is over."""
         ticket, now = permit.ticket, self._loop.time()
         self._permits.pop(ticket.number, None)
-        self._watchers.pop(ticket.number, None)
-        self._waits.stop(permit)
+        self._position_callbacks.pop(ticket.number, None)
+        self._wait_timeouts.stop(permit)
         self._queue.leave(ticket, now)
-        if permit._turn is not None and not permit._turn.done():
-            permit._turn.set_exception(refusal)
-            permit._turn.exception()  # a waiter that left in this very tick never looks
-        self._tell_waiters()
+        if permit._grant_future is not None and not permit._grant_future.done():
+            permit._grant_future.set_exception(refusal)
+            permit._grant_future.exception()  # a waiter that left in this very tick never looks
+        self._schedule_position_updates()
         self._metrics.gate_wait[ticket.priority, outcome].observe(now - ticket.arrived_at)
 
     def _take_back(self, permit: LocalPermit) -> None:
@@ -208,13 +208,13 @@ class LocalGate:
         if permit.on_revoked is not None:
             permit.on_revoked("internal_error")
 
-    def _tell_waiters(self) -> None:
+    def _schedule_position_updates(self) -> None:
         """Schedule the calls of `on_position_change`, at most once a tick."""
-        if self._watchers and not self._news_due:
-            self._news_due = True
-            self._loop.call_soon(self._tell)
+        if self._position_callbacks and not self._is_update_scheduled:
+            self._is_update_scheduled = True
+            self._loop.call_soon(self._send_position_updates)
 
-    def _tell(self) -> None:
-        self._news_due = False
-        for on_position_change in list(self._watchers.values()):
+    def _send_position_updates(self) -> None:
+        self._is_update_scheduled = False
+        for on_position_change in list(self._position_callbacks.values()):
             on_position_change()

@@ -43,7 +43,7 @@ _RESOLVE_SECONDS = 5.0
 """Time limit for resolving the store's name in `check`."""
 _LISTEN_AGAIN_SECONDS = 0.25
 """Delay before a broken subscription is made again. Meanwhile the rounds find what was published."""
-_REPORT = 4  # values for each ticket: state, number, token, position
+_VALUES_A_PERMIT = 4  # values for each ticket: state, number, token, position
 
 
 def build_client(terms: GateTerms) -> Callable[["RedisGate"], StoreClient]:
@@ -61,7 +61,7 @@ def build_client(terms: GateTerms) -> Callable[["RedisGate"], StoreClient]:
         address.egress,
         queue_terms,
         call_seconds=call_seconds(terms.lease_seconds),
-        answered=gate.answered,
+        on_call_end=gate.on_call_end,
         tls=tls,
     )
 
@@ -78,7 +78,7 @@ def build_shared_gate(
         lease_seconds=terms.lease_seconds,
         wait_timeout_seconds=terms.wait_timeout_seconds,
         max_hold_seconds=terms.max_hold_seconds,
-        changed=on_store_change,
+        on_availability_change=on_store_change,
     )
 
 
@@ -86,7 +86,7 @@ async def check_store(terms: GateTerms) -> tuple[list[str], str | None]:
     """Return what would be dialled, and why the store cannot serve now (None if it can). For `check`."""
     address = gate_address(terms.url or "")
     if address.path is not None:
-        told = [f"would open the socket {address.path}"]
+        lines = [f"would open the socket {address.path}"]
     else:
         try:
             async with asyncio.timeout(_RESOLVE_SECONDS):
@@ -95,14 +95,14 @@ async def check_store(terms: GateTerms) -> tuple[list[str], str | None]:
             return [], f"egress_blocked: {blocked.decision.address or address.host}: {blocked.decision.verdict}"
         except (httpx.TransportError, TimeoutError):
             return [], f"the name {address.host} cannot be resolved now"
-        told = [f"would dial {dialled} port {address.port}" for dialled in found]
+        lines = [f"would dial {dialled} port {address.port}" for dialled in found]
     faults: list[Exception | None] = []
     gate = build_shared_gate(terms, Metrics("check"), faults.append)
     served = await gate.available()
     await gate.aclose()
     if served:
-        return [*told, "the store serves"], None
-    return told, f"gate_unavailable: the store does not serve ({type(faults[-1]).__name__ if faults else 'silent'})"
+        return [*lines, "the store serves"], None
+    return lines, f"gate_unavailable: the store does not serve ({type(faults[-1]).__name__ if faults else 'silent'})"
 
 
 class LeaseTerms:
@@ -110,10 +110,10 @@ class LeaseTerms:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.hold = seconds * HOLD_SHARE
-        self.round = seconds / _ROUNDS_A_LEASE
-        self.poll = min(_POLL_SECONDS, self.round)
-        self.call = call_seconds(seconds)
+        self.hold_seconds = seconds * HOLD_SHARE
+        self.round_seconds = seconds / _ROUNDS_A_LEASE
+        self.poll_seconds = min(_POLL_SECONDS, self.round_seconds)
+        self.call_seconds = call_seconds(seconds)
 
 
 def call_seconds(lease_seconds: float) -> float:
@@ -126,13 +126,14 @@ class RedisPermit:
 
     __slots__ = (
         "_gate",
+        "answer_timer",
         "arrived_at",
-        "entering",
-        "expiry",
-        "fence",
-        "fence_at",
+        "enter_call",
+        "grant_future",
         "granted_at",
         "id",
+        "lease_lost_at",
+        "lease_timer",
         "number",
         "on_position_change",
         "on_revoked",
@@ -140,9 +141,8 @@ class RedisPermit:
         "priority",
         "settling",
         "token",
-        "turn",
-        "unanswered",
-        "watchdog",
+        "wait_timer",
+        "watchdog_timer",
     )
 
     def __init__(self, gate: "RedisGate", number: str, priority: Priority, arrived_at: float) -> None:
@@ -159,19 +159,19 @@ class RedisPermit:
         self.token = 0
         """The fencing token; 0 before the grant."""
         self.position = 0
-        self.entering: Call | None = None
-        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.unanswered: asyncio.TimerHandle | None = None
-        self.expiry: asyncio.TimerHandle | None = None
-        self.fence: asyncio.TimerHandle | None = None
-        self.fence_at = 0.0  # stored here: uvloop's handle of a timer that is due at once has no time
-        self.watchdog: asyncio.TimerHandle | None = None
+        self.enter_call: Call | None = None
+        self.grant_future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.answer_timer: asyncio.TimerHandle | None = None
+        self.wait_timer: asyncio.TimerHandle | None = None
+        self.lease_timer: asyncio.TimerHandle | None = None
+        self.lease_lost_at = 0.0  # stored here: uvloop's handle of a timer that is due at once has no time
+        self.watchdog_timer: asyncio.TimerHandle | None = None
 
     granted_at_once = False
 
     async def granted(self) -> None:
         """See `Permit.granted`."""
-        await self.turn
+        await self.grant_future
 
     def is_held(self) -> bool:
         """See `Permit.is_held`."""
@@ -180,7 +180,7 @@ class RedisPermit:
     def queue_position(self) -> tuple[int, float | None]:
         """See `Permit.queue_position`. The position is 0 before the server's first answer."""
         position = 0 if self.granted_at is not None else self.position
-        return position, self._gate.wait(position)
+        return position, self._gate.estimate_wait(position)
 
 
 class RedisGate:
@@ -200,55 +200,55 @@ class RedisGate:
         lease_seconds: float,
         wait_timeout_seconds: float,
         max_hold_seconds: float,
-        changed: Callable[[Exception | None], None] = lambda _error: None,
+        on_availability_change: Callable[[Exception | None], None] = lambda _error: None,
     ) -> None:
-        """`changed` is called with None when the store becomes available, and with the error when it no longer is."""
+        """`on_availability_change` is called when the store becomes available (None) or unavailable (the error)."""
         self._metrics = metrics
         self._capacity = capacity
         self._max_waiting = max_waiting
         self._lease = LeaseTerms(lease_seconds)
         self._wait_timeout_seconds = wait_timeout_seconds
         self._max_hold_seconds = max_hold_seconds
-        self._changed = changed
+        self._on_availability_change = on_availability_change
         self._loop = asyncio.get_running_loop()
         self._replica = secrets.token_hex(8)
         self._arrivals = 0
         self._permits: dict[str, RedisPermit] = {}
-        self._lines: dict[Priority, dict[str, RedisPermit]] = {priority: {} for priority in Priority}
+        self._waiting: dict[Priority, dict[str, RedisPermit]] = {priority: {} for priority in Priority}
         self._holders: dict[str, RedisPermit] = {}
         self._releases: dict[str, tuple[int, float]] = {}
         """Releases that the store has not confirmed, by permit: the token, and when the lease ends by itself."""
         self._releasing: set[str] = set()
         self._mean_hold_seconds: float | None = None
-        self._draining = False
-        self._up: bool | None = None
-        self._renewing = False
-        self._whole_round_at = 0.0
+        self._is_draining = False
+        self._is_available: bool | None = None
+        self._is_renewing = False
+        self._full_renewal_at = 0.0
         self._round_timer: asyncio.TimerHandle | None = None
         self._round_at = 0.0
         self._subscription: GuardedConnection | None = None
-        self._following = False
-        self._follower: asyncio.Task[None] | None = None
+        self._follows_queue = False
+        self._follow_task: asyncio.Task[None] | None = None
         metrics.gate_backend_up = False
         self._client = client(self)
-        self._listener = self._loop.create_task(self._listen())
-        self._round()
+        self._listen_task = self._loop.create_task(self._listen())
+        self._run_round()
 
     # For a relay
 
     def acquire(self, priority: Priority, on_position_change: Callable[[], None] | None = None) -> RedisPermit:
         """See `Gate.acquire`. Only the server knows whether the queue is full, so `granted` raises that refusal."""
-        if self._draining:
+        if self._is_draining:
             self._metrics.gate_wait[priority, WaitOutcome.DRAINING].observe(0)
             raise Refusal("draining")
         self._arrivals += 1
         permit = RedisPermit(self, f"{self._replica}:{self._arrivals}", priority, self._loop.time())
         permit.on_position_change = on_position_change
-        permit.expiry = self._loop.call_later(self._wait_timeout_seconds, self._expire, permit)
-        permit.unanswered = self._loop.call_later(self._lease.call, self._unavailable, permit)
-        self._permits[permit.id] = self._lines[priority][permit.id] = permit
-        permit.entering = self._client.call("enter", permit.id, priority)
-        permit.entering.reply.add_done_callback(partial(self._entered, permit))
+        permit.wait_timer = self._loop.call_later(self._wait_timeout_seconds, self._on_wait_timeout, permit)
+        permit.answer_timer = self._loop.call_later(self._lease.call_seconds, self._refuse_unavailable, permit)
+        self._permits[permit.id] = self._waiting[priority][permit.id] = permit
+        permit.enter_call = self._client.call("enter", permit.id, priority)
+        permit.enter_call.reply.add_done_callback(partial(self._on_entered, permit))
         return permit
 
     def release(self, permit: Permit) -> None:
@@ -262,22 +262,22 @@ class RedisGate:
         else:
             self._metrics.gate_wait[permit.priority, WaitOutcome.CANCELLED].observe(now - permit.arrived_at)
         self._forget(permit)
-        self._give_back(permit)
+        self._free_on_server(permit)
 
     def drain(self) -> None:
         """See `Gate.drain`."""
-        self._draining = True
+        self._is_draining = True
         for priority in Priority:
-            for permit in list(self._lines[priority].values()):
+            for permit in list(self._waiting[priority].values()):
                 self._turn_away(permit, Refusal("draining"), WaitOutcome.DRAINING)
 
     def is_held(self, permit: RedisPermit) -> bool:
         """See `Permit.is_held`. During a pause of this process the server may have granted the slot to others."""
-        if permit.id in self._holders and permit.fence_at <= self._loop.time():
+        if permit.id in self._holders and permit.lease_lost_at <= self._loop.time():
             self._lose(permit)
         return permit.id in self._holders
 
-    def wait(self, position: int) -> float | None:
+    def estimate_wait(self, position: int) -> float | None:
         """Return the seconds until the waiter at a position has a slot, from the mean hold of all replicas, or None."""
         mean = self._mean_hold_seconds
         return None if mean is None else mean * position / self._capacity
@@ -287,13 +287,13 @@ class RedisGate:
     def statistics(self) -> GateStatistics:
         """See `Gate.statistics`. Counts are those of this replica, so that a sum over all replicas is the total."""
         now = self._loop.time()
-        oldest = {priority: next(iter(line.values()), None) for priority, line in self._lines.items()}
+        oldest = {priority: next(iter(line.values()), None) for priority, line in self._waiting.items()}
         return GateStatistics(
             slots=self._capacity,
             in_use=len(self._holders),
             settling=sum(permit.settling for permit in self._holders.values()),
             queue_limit=self._max_waiting,
-            depth={priority: len(line) for priority, line in self._lines.items()},
+            depth={priority: len(line) for priority, line in self._waiting.items()},
             oldest_wait_seconds={p: now - permit.arrived_at if permit else 0.0 for p, permit in oldest.items()},
             mean_hold_seconds=self._mean_hold_seconds,
         )
@@ -311,7 +311,7 @@ class RedisGate:
         now = self._loop.time()
         waiters = [
             Waiter(permit.priority, max(permit.position, 1), now - permit.arrived_at)
-            for line in self._lines.values()
+            for line in self._waiting.values()
             for permit in line.values()
         ]
         return sorted(waiters, key=lambda waiter: waiter.position)
@@ -319,7 +319,7 @@ class RedisGate:
     async def available(self) -> bool:
         """See `Gate.available`."""
         call = self._client.call("enter", "", "")
-        await asyncio.wait([call.reply], timeout=self._lease.call)
+        await asyncio.wait([call.reply], timeout=self._lease.call_seconds)
         if not call.reply.done():
             call.reply.cancel()
             return False
@@ -335,7 +335,7 @@ class RedisGate:
             await asyncio.sleep(0.01)
         if self._round_timer is not None:
             self._round_timer.cancel()
-        tasks = [self._listener] if self._follower is None else [self._listener, self._follower]
+        tasks = [self._listen_task] if self._follow_task is None else [self._listen_task, self._follow_task]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -343,7 +343,7 @@ class RedisGate:
 
     # Answers of the store
 
-    def answered(self, function: str, error: Exception | None) -> None:
+    def on_call_end(self, function: str, error: Exception | None) -> None:
         """Record how a call ended: report a change of availability, and begin a round soon while the store fails.
 
         A store without free memory still renews and releases (see `gate.lua`), so only an `enter` that succeeds shows
@@ -352,32 +352,32 @@ class RedisGate:
         if error is None and function != "enter":
             return
         up = error is None
-        if self._up is not up:
-            self._up = up
+        if self._is_available is not up:
+            self._is_available = up
             self._metrics.gate_backend_up = up
-            self._changed(error)
+            self._on_availability_change(error)
         if not up:
-            self._schedule_round(self._lease.poll)
+            self._schedule_round(self._lease.poll_seconds)
 
-    def _entered(self, permit: RedisPermit, done: "asyncio.Future[Reply]") -> None:
+    def _on_entered(self, permit: RedisPermit, done: "asyncio.Future[Reply]") -> None:
         if permit.id not in self._permits or done.cancelled():
             return
         if done.exception() is not None:
-            self._unavailable(permit)
+            self._refuse_unavailable(permit)
             return
         sent_at, (mean, state, number, token, position) = done.result()
         self._learn_mean(mean)
-        if permit.unanswered is not None:
-            permit.unanswered.cancel()
+        if permit.answer_timer is not None:
+            permit.answer_timer.cancel()
         if state == b"full":
-            refusal = Refusal("gate_queue_full", retry_seconds=self.wait(position))
-            self._turn_away(permit, refusal, WaitOutcome.FULL, place=False)
+            refusal = Refusal("gate_queue_full", retry_seconds=self.estimate_wait(position))
+            self._turn_away(permit, refusal, WaitOutcome.FULL, has_place=False)
             return
         self._apply(permit, sent_at, state, number, token, position)
         if state == b"waits":
             # A round at once if the caller wants its position and the subscription to queue moves is not made yet.
             self._schedule_round(
-                0 if permit.on_position_change is not None and not self._following else self._lease.poll
+                0 if permit.on_position_change is not None and not self._follows_queue else self._lease.poll_seconds
             )
 
     def _renew(self, permits: list[RedisPermit]) -> Call:
@@ -385,38 +385,38 @@ class RedisGate:
         for permit in permits:
             arguments += (permit.id, permit.priority, permit.number, permit.token)
         call = self._client.call("renew", *arguments)
-        call.reply.add_done_callback(partial(self._renewed, permits))
+        call.reply.add_done_callback(partial(self._on_renewed, permits))
         return call
 
-    def _renewed(self, permits: list[RedisPermit], done: "asyncio.Future[Reply]") -> None:
+    def _on_renewed(self, permits: list[RedisPermit], done: "asyncio.Future[Reply]") -> None:
         if done.cancelled() or done.exception() is not None:
-            self._whole_round_at = 0.0  # the next round renews all again; each fence stays set
+            self._full_renewal_at = 0.0  # the next round renews all again; each lease timer stays set
             return
         sent_at, (mean, *reports) = done.result()
         self._learn_mean(mean)
         for index, permit in enumerate(permits):
             if permit.id in self._permits:
-                self._apply(permit, sent_at, *reports[index * _REPORT : (index + 1) * _REPORT])
+                self._apply(permit, sent_at, *reports[index * _VALUES_A_PERMIT : (index + 1) * _VALUES_A_PERMIT])
 
     def _apply(self, permit: RedisPermit, sent_at: float, state: bytes, number: int, token: int, position: int) -> None:
         """Apply the server's answer to a permit. The server began the new lease no earlier than `sent_at`."""
         now = self._loop.time()
         if state == b"gone":
-            if permit.granted_at is None and permit.priority is Priority.BACKGROUND and permit.fence_at > now:
+            if permit.granted_at is None and permit.priority is Priority.BACKGROUND and permit.lease_lost_at > now:
                 # Its lease had not ended, so the server displaced it; the message that says so is late or lost.
-                self._displaced(permit)
+                self._on_displaced(permit)
             else:
                 self._lose(permit)
             return
         permit.number = number
-        fence_at = sent_at + self._lease.hold
-        if fence_at <= now:
+        lease_lost_at = sent_at + self._lease.hold_seconds
+        if lease_lost_at <= now:
             self._lose(permit)  # the answer lay unread during a pause of this process: it may be out of date
             return
-        if permit.fence is not None:
-            permit.fence.cancel()
-        permit.fence_at = fence_at
-        permit.fence = self._loop.call_at(fence_at, self._lose, permit)
+        if permit.lease_timer is not None:
+            permit.lease_timer.cancel()
+        permit.lease_lost_at = lease_lost_at
+        permit.lease_timer = self._loop.call_at(lease_lost_at, self._lose, permit)
         if state == b"holds":
             permit.token = token
             if permit.granted_at is None:
@@ -429,15 +429,15 @@ class RedisGate:
     def _begin_hold(self, permit: RedisPermit, now: float) -> None:
         permit.granted_at = now
         permit.on_position_change = None
-        if permit.expiry is not None:
-            permit.expiry.cancel()
-        del self._lines[permit.priority][permit.id]
+        if permit.wait_timer is not None:
+            permit.wait_timer.cancel()
+        del self._waiting[permit.priority][permit.id]
         self._holders[permit.id] = permit
         self._metrics.gate_wait[permit.priority, WaitOutcome.GRANTED].observe(now - permit.arrived_at)
-        permit.watchdog = self._loop.call_later(self._max_hold_seconds, self._take_back, permit)
-        if not permit.turn.done():
-            permit.turn.set_result(None)
-        self._schedule_round(self._lease.round)
+        permit.watchdog_timer = self._loop.call_later(self._max_hold_seconds, self._take_back, permit)
+        if not permit.grant_future.done():
+            permit.grant_future.set_result(None)
+        self._schedule_round(self._lease.round_seconds)
 
     def _learn_mean(self, microseconds: int) -> None:
         if microseconds >= 0:
@@ -445,65 +445,65 @@ class RedisGate:
 
     # The end of a permit
 
-    def _expire(self, permit: RedisPermit) -> None:
-        refusal = Refusal("gate_wait_timeout", retry_seconds=self.wait(max(permit.position, 1)))
+    def _on_wait_timeout(self, permit: RedisPermit) -> None:
+        refusal = Refusal("gate_wait_timeout", retry_seconds=self.estimate_wait(max(permit.position, 1)))
         self._turn_away(permit, refusal, WaitOutcome.EXPIRED)
 
-    def _displaced(self, permit: RedisPermit) -> None:
-        refusal = Refusal("gate_queue_full", retry_seconds=self.wait(max(permit.position, 1)))
-        self._turn_away(permit, refusal, WaitOutcome.FULL, place=False)
+    def _on_displaced(self, permit: RedisPermit) -> None:
+        refusal = Refusal("gate_queue_full", retry_seconds=self.estimate_wait(max(permit.position, 1)))
+        self._turn_away(permit, refusal, WaitOutcome.FULL, has_place=False)
 
-    def _unavailable(self, permit: RedisPermit) -> None:
+    def _refuse_unavailable(self, permit: RedisPermit) -> None:
         self._turn_away(permit, Refusal("gate_unavailable"), None)
 
     def _lose(self, permit: RedisPermit) -> None:
         """End a permit whose lease is over or was not renewed in time: stop its request, then tell the server."""
         if permit.granted_at is None:
-            self._unavailable(permit)
+            self._refuse_unavailable(permit)
             return
         self._metrics.lease_lost.inc()
         self._metrics.gate_hold[permit.priority].observe(self._loop.time() - permit.granted_at)
-        self._stop(permit, "gate_unavailable")
+        self._revoke(permit, "gate_unavailable")
 
     def _take_back(self, permit: RedisPermit) -> None:
         """Take back a slot for the watchdog: see `LocalGate`."""
         self._metrics.forced_releases.inc()
-        self._stop(permit, "internal_error")
+        self._revoke(permit, "internal_error")
 
-    def _stop(self, permit: RedisPermit, reason: str) -> None:
+    def _revoke(self, permit: RedisPermit, reason: str) -> None:
         self._forget(permit)
         if permit.on_revoked is not None:
             permit.on_revoked(reason)
-        self._give_back(permit)
+        self._free_on_server(permit)
 
     def _turn_away(
-        self, permit: RedisPermit, refusal: Refusal, outcome: WaitOutcome | None, *, place: bool = True
+        self, permit: RedisPermit, refusal: Refusal, outcome: WaitOutcome | None, *, has_place: bool = True
     ) -> None:
-        """End a wait with a refusal. `place`: whether the server may hold a place for the permit."""
+        """End a wait with a refusal. `has_place`: whether the server may hold a place for the permit."""
         if permit.id not in self._permits:
             return
         if outcome is not None:
             self._metrics.gate_wait[permit.priority, outcome].observe(self._loop.time() - permit.arrived_at)
         self._forget(permit)
-        if place:
-            self._give_back(permit)
-        if not permit.turn.done():
-            permit.turn.set_exception(refusal)
-            permit.turn.exception()  # marks it as retrieved: a waiter that left in this tick never reads it
+        if has_place:
+            self._free_on_server(permit)
+        if not permit.grant_future.done():
+            permit.grant_future.set_exception(refusal)
+            permit.grant_future.exception()  # marks it as retrieved: a waiter that left in this tick never reads it
 
     def _forget(self, permit: RedisPermit) -> None:
         del self._permits[permit.id]
-        self._lines[permit.priority].pop(permit.id, None)
+        self._waiting[permit.priority].pop(permit.id, None)
         self._holders.pop(permit.id, None)
         permit.on_position_change = None
-        for timer in (permit.unanswered, permit.expiry, permit.fence, permit.watchdog):
+        for timer in (permit.answer_timer, permit.wait_timer, permit.lease_timer, permit.watchdog_timer):
             if timer is not None:
                 timer.cancel()
 
-    def _give_back(self, permit: RedisPermit) -> None:
+    def _free_on_server(self, permit: RedisPermit) -> None:
         """Tell the server to free the slot or place that it may hold for a permit, as soon as it can be reached."""
-        if permit.entering is not None and not permit.entering.sent:
-            permit.entering.reply.cancel()
+        if permit.enter_call is not None and not permit.enter_call.sent:
+            permit.enter_call.reply.cancel()
             return
         self._releases[permit.id] = permit.token, self._loop.time() + self._lease.seconds
         self._releasing.add(permit.id)
@@ -513,19 +513,19 @@ class RedisGate:
     def _send_release(self, number: str, token: int) -> None:
         self._releasing.add(number)
         call = self._client.call("leave", number, token)
-        call.reply.add_done_callback(partial(self._released, number))
+        call.reply.add_done_callback(partial(self._on_released, number))
 
-    def _released(self, number: str, done: "asyncio.Future[Reply]") -> None:
+    def _on_released(self, number: str, done: "asyncio.Future[Reply]") -> None:
         self._releasing.discard(number)
         if done.cancelled() or done.exception() is not None:
-            self._schedule_round(self._lease.poll)
+            self._schedule_round(self._lease.poll_seconds)
         else:
             self._releases.pop(number, None)
             self._learn_mean(done.result().values[0])
 
     # Rounds: periodic renewals
 
-    def _round(self) -> None:
+    def _run_round(self) -> None:
         """Check the store, renew the leases that are due in one call, and repeat releases that were not confirmed."""
         now = self._loop.time()
         self._round_timer = None
@@ -534,34 +534,34 @@ class RedisGate:
                 del self._releases[number]  # the lease has ended, which frees it
             elif number not in self._releasing:
                 self._send_release(number, token)
-        if not self._renewing:
-            self._renewing = True
+        if not self._is_renewing:
+            self._is_renewing = True
             call = self._client.call("enter", "", "")
-            due = self._due(now)
-            if due:
-                call = self._renew(due)
-            call.reply.add_done_callback(self._round_ended)
-            if self._follower is None or self._follower.done():
-                self._follower = self._loop.create_task(self._follow())
-        waiting = any(self._lines.values()) or self._releases or not self._up
-        self._schedule_round(self._lease.poll if waiting else self._lease.round)
+            permits_to_renew = self._permits_to_renew(now)
+            if permits_to_renew:
+                call = self._renew(permits_to_renew)
+            call.reply.add_done_callback(self._on_round_ended)
+            if self._follow_task is None or self._follow_task.done():
+                self._follow_task = self._loop.create_task(self._follow_queue_if_wanted())
+        waiting = any(self._waiting.values()) or self._releases or not self._is_available
+        self._schedule_round(self._lease.poll_seconds if waiting else self._lease.round_seconds)
 
-    def _due(self, now: float) -> list[RedisPermit]:
+    def _permits_to_renew(self, now: float) -> list[RedisPermit]:
         """Return the permits to renew now: all of them once in each third of a lease.
 
         In between only holders, our next in line, and waiters whose callers are told their position.
         """
         permits = self._permits
-        if now >= self._whole_round_at - 0.001:
-            self._whole_round_at = now + self._lease.round
+        if now >= self._full_renewal_at - 0.001:
+            self._full_renewal_at = now + self._lease.round_seconds
         else:
-            heads = [number for line in self._lines.values() for number in itertools.islice(line, self._capacity)]
+            heads = [number for line in self._waiting.values() for number in itertools.islice(line, self._capacity)]
             told = [permit.id for permit in permits.values() if permit.on_position_change is not None]
             permits = {number: permits[number] for number in (*self._holders, *heads, *told)}
         return [permit for permit in permits.values() if permit.number]
 
-    def _round_ended(self, _done: "asyncio.Future[Reply]") -> None:
-        self._renewing = False
+    def _on_round_ended(self, _done: "asyncio.Future[Reply]") -> None:
+        self._is_renewing = False
 
     def _schedule_round(self, seconds: float) -> None:
         when = self._loop.time() + seconds
@@ -570,7 +570,7 @@ class RedisGate:
                 return
             self._round_timer.cancel()
         self._round_at = when
-        self._round_timer = self._loop.call_at(when, self._round)
+        self._round_timer = self._loop.call_at(when, self._run_round)
 
     # Messages from the store
 
@@ -578,15 +578,15 @@ class RedisGate:
         while True:
             connection = self._client.connection()
             try:
-                async with asyncio.timeout(self._lease.call):
+                async with asyncio.timeout(self._lease.call_seconds):
                     await connection.connect()
                     await connection.send_command("SUBSCRIBE", f"eidproxy:gate:{self._replica}")
-                self._subscription, self._following = connection, False
+                self._subscription, self._follows_queue = connection, False
                 self._schedule_round(0)  # finds what was published while nobody listened
                 while True:
-                    kind, _, words = await connection.read_response()
+                    kind, _, message = await connection.read_response()
                     if kind == b"message":
-                        self._hear(words.decode())
+                        self._on_message(message.decode())
             except Exception:  # noqa: BLE001, S110  # rounds go on, and the client reports the fault
                 pass
             finally:
@@ -594,27 +594,29 @@ class RedisGate:
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
 
-    async def _follow(self) -> None:
+    async def _follow_queue_if_wanted(self) -> None:
         """Subscribe to the moves of the queue while a caller is told its position, and unsubscribe when none is.
 
         The store sends each move to every subscriber; with a thousand replicas that delays the grant.
         """
-        wanted = any(permit.on_position_change is not None for line in self._lines.values() for permit in line.values())
+        wanted = any(
+            permit.on_position_change is not None for line in self._waiting.values() for permit in line.values()
+        )
         connection = self._subscription
-        if connection is not None and wanted is not self._following:
-            self._following = wanted
+        if connection is not None and wanted is not self._follows_queue:
+            self._follows_queue = wanted
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(self._lease.call):
+                async with asyncio.timeout(self._lease.call_seconds):
                     await connection.send_command("SUBSCRIBE" if wanted else "UNSUBSCRIBE", "eidproxy:gate:moved")
 
-    def _hear(self, words: str) -> None:
-        word, _, number = words.partition(" ")
+    def _on_message(self, message: str) -> None:
+        word, _, number = message.partition(" ")
         permit = self._permits.get(number)
         if word == "moved":
             if any(permit.on_position_change is not None for permit in self._permits.values()):
                 self._schedule_round(0)
         elif word == "full" and permit is not None:
-            self._displaced(permit)
+            self._on_displaced(permit)
         elif word == "granted":
             if permit is not None:
                 self._renew([permit])

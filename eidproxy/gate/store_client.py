@@ -20,7 +20,7 @@ from redis.asyncio.connection import Connection
 from redis.exceptions import ConnectionError as StoreUnreachable
 from redis.exceptions import ResponseError
 
-from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
+from eidproxy.egress import Decision, EgressPolicy, Verdict, parse_literal
 from eidproxy.gate.address import GateAddress
 from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.resolver import Resolver, canonical
@@ -76,7 +76,7 @@ class GuardedConnection(Connection):
     async def addresses(self) -> list[str]:
         """Return the addresses that may be dialled now. Raises EgressBlocked, httpx.ConnectError."""
         host, port = self._address.host, self._address.port
-        found = [host] if literal(host) is not None else await self._resolver.resolve(host, port)
+        found = [host] if parse_literal(host) is not None else await self._resolver.resolve(host, port)
         decisions = self._policy.decide_all(found)
         if not decisions[0].permitted:
             raise EgressBlocked(decisions[0])
@@ -87,7 +87,7 @@ class GuardedConnection(Connection):
         await self._connect()
         try:
             await self.on_connect()
-            await self._identify()
+            await self._read_run_id()
         except BaseException:
             await self.disconnect(nowait=True)
             raise
@@ -123,7 +123,7 @@ class GuardedConnection(Connection):
             return
         raise ConnectionRefusedError
 
-    async def _identify(self) -> None:
+    async def _read_run_id(self) -> None:
         await self.send_command("INFO", "server")
         text = await self.read_response()
         for line in text.decode().splitlines():
@@ -134,7 +134,7 @@ class GuardedConnection(Connection):
         raise StoreUnreachable("the server has no run id")
 
 
-def _library() -> tuple[str, str]:
+def _read_library() -> tuple[str, str]:
     """Return the library's text and its name, which carries a digest of the text.
 
     So replicas of two versions can share a server while one replaces the other.
@@ -154,30 +154,30 @@ class StoreClient:
         settings: tuple[int, ...],
         *,
         call_seconds: float,
-        answered: Callable[[str, Exception | None], None],
+        on_call_end: Callable[[str, Exception | None], None],
         tls: SSLContext | None = None,
         resolver: Resolver | None = None,
     ) -> None:
-        """`settings` are sent with every call; `answered` is called when one ends: function, error or None."""
+        """`settings` are sent with every call; `on_call_end` is called when one ends: function, error or None."""
         self._address = address
         self._policy = policy
         self._settings = settings
         self._call_seconds = call_seconds
-        self._answered = answered
+        self._on_call_end = on_call_end
         self._tls = tls
         self._resolver = resolver or Resolver()
-        self._text, self._name = _library()
+        self._library_text, self._library_name = _read_library()
         self._loop = asyncio.get_running_loop()
         self._calls: deque[Call] = deque()
-        self._work = asyncio.Event()
+        self._has_calls = asyncio.Event()
         self._connection: GuardedConnection | None = None
-        self._sender = self._loop.create_task(self._send_calls())
+        self._send_task = self._loop.create_task(self._send_calls())
 
     def call(self, function: str, *arguments: str | int) -> Call:
         """Queue a call of a library function. It is not sent if its reply is cancelled before."""
         call = Call(function, arguments, self._loop.create_future())
         self._calls.append(call)
-        self._work.set()
+        self._has_calls.set()
         return call
 
     def connection(self) -> GuardedConnection:
@@ -186,16 +186,16 @@ class StoreClient:
 
     async def aclose(self) -> None:
         """Cancel all calls and close the connection."""
-        self._sender.cancel()
-        await asyncio.wait([self._sender])
+        self._send_task.cancel()
+        await asyncio.wait([self._send_task])
         for call in self._calls:
             call.reply.cancel()
-        await self._hang_up()
+        await self._close_connection()
 
     async def _send_calls(self) -> None:
         while True:
-            await self._work.wait()
-            self._work.clear()
+            await self._has_calls.wait()
+            self._has_calls.clear()
             while self._calls:
                 batch = [self._calls.popleft() for _ in range(min(len(self._calls), _MAX_BATCH))]
                 try:
@@ -217,12 +217,12 @@ class StoreClient:
                 except (OSError, EOFError, StoreUnreachable):
                     if not reused:
                         raise
-                    await self._hang_up()
+                    await self._close_connection()
                     await self._complete_batch([call for call in batch if not call.reply.done()])
         except Exception as error:  # noqa: BLE001  # any error means that the gate is unavailable
-            await self._hang_up()
+            await self._close_connection()
             for call in batch:
-                self._end(call, error)
+                self._end_call(call, error)
 
     async def _complete_batch(self, batch: list[Call]) -> None:
         """Send these calls and read their replies. Raises what breaks the connection."""
@@ -236,21 +236,21 @@ class StoreClient:
                 return
         sent_at = self._loop.time()
         results = await self._round_trip(connection, batch)
-        if any(_is_unknown(result) for result in results):
+        if any(_is_unknown_function(result) for result in results):
             # The server does not have the library, or lost it. No call of the batch ran, since all are calls of it.
-            await self._load(connection)
+            await self._load_library(connection)
             sent_at = self._loop.time()
             results = await self._round_trip(connection, batch)
-        broken = False
+        is_broken = False
         for call, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
-                broken = True
-                self._end(call, result)
+                is_broken = True
+                self._end_call(call, result)
             else:
-                self._end(call, None, Reply(sent_at, result))
-        if broken:
+                self._end_call(call, None, Reply(sent_at, result))
+        if is_broken:
             # Read-only, no permission, loading: the next connection may reach another server.
-            await self._hang_up()
+            await self._close_connection()
 
     async def _round_trip(self, connection: GuardedConnection, batch: list[Call]) -> list[Any]:
         commands = []
@@ -259,7 +259,7 @@ class StoreClient:
             commands.append(
                 (
                     "FCALL",
-                    f"{self._name}_{call.function}",
+                    f"{self._library_name}_{call.function}",
                     len(_KEYS),
                     *_KEYS,
                     connection.run_id,
@@ -276,16 +276,16 @@ class StoreClient:
                 results.append(error)
         return results
 
-    async def _load(self, connection: GuardedConnection) -> None:
-        await connection.send_command("FUNCTION", "LOAD", self._text)
+    async def _load_library(self, connection: GuardedConnection) -> None:
+        await connection.send_command("FUNCTION", "LOAD", self._library_text)
         try:
             await connection.read_response()
         except ResponseError as error:
             if "already exists" not in str(error):  # if it exists, another replica was faster
                 raise
 
-    def _end(self, call: Call, error: Exception | None, reply: Reply | None = None) -> None:
-        self._answered(call.function, error)
+    def _end_call(self, call: Call, error: Exception | None, reply: Reply | None = None) -> None:
+        self._on_call_end(call.function, error)
         if call.reply.done():
             return
         if reply is not None:
@@ -294,14 +294,14 @@ class StoreClient:
             call.reply.set_exception(error or StoreUnreachable())
             call.reply.exception()  # marks it as retrieved: the caller may have left
 
-    async def _hang_up(self) -> None:
+    async def _close_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):
                 await connection.disconnect(nowait=True)
 
 
-def _is_unknown(result: object) -> bool:
+def _is_unknown_function(result: object) -> bool:
     return isinstance(result, ResponseError) and "Function not found" in str(result)
 
 

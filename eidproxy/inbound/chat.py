@@ -207,10 +207,10 @@ class CompletionRequest(Closed):
     extra_body: Annotated[Object, Meta(max_length=0)] | None = None
 
 
-NAMES = frozenset(CompletionRequest.__struct_fields__)
+REQUEST_FIELDS = frozenset(CompletionRequest.__struct_fields__)
 """The names of all top-level fields of a request."""
 
-_ONLY_EMPTY = ("functions", "logit_bias", "extra_body")
+_EMPTY_ONLY_FIELDS = ("functions", "logit_bias", "extra_body")
 
 
 class Model(NamedTuple):
@@ -243,7 +243,7 @@ class _ModelOnly(Struct):
     model: Literal["daily", "deep"]
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     """Return a finite number; raise ValueError for an infinite one.
 
     msgspec's own parser takes up to 18 µs for `1e300` and the like, `float` less than 0.3 µs.
@@ -255,7 +255,7 @@ def _finite(text: str) -> float:
 
 
 _MODES = {mode.value: mode for mode in Mode}
-_decode = msgspec.json.Decoder(float_hook=_finite).decode
+_decode = msgspec.json.Decoder(float_hook=_parse_finite).decode
 _decode_model = msgspec.json.Decoder(_ModelOnly).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -284,40 +284,40 @@ def parse_chat_request(body: bytes, models: Mapping[Mode, Model]) -> ChatRequest
     try:
         _decode_model(body)  # a parser keeps the last of two equal keys, but each `model` must be valid
     except ValidationError as error:
-        raise _misfit(error, value) from None
+        raise _refusal_for(error, value) from None
     try:
-        asked = msgspec.convert(value, CompletionRequest)
+        request = msgspec.convert(value, CompletionRequest)
     except ValidationError:
-        asked = None
-    if asked is None:
+        request = None
+    if request is None:
         # Null counts as absent in every field. Few bodies have any, so they are dropped only after a failed conversion.
         _drop_nulls(value)
-        asked = typed(value, CompletionRequest)
-    if asked.store or asked.logprobs:
-        raise Refusal("invalid_request", "store" if asked.store else "logprobs")
-    mode = _MODES[asked.model]
+        request = convert(value, CompletionRequest)
+    if request.store or request.logprobs:
+        raise Refusal("invalid_request", "store" if request.store else "logprobs")
+    mode = _MODES[request.model]
     model = models[mode]
     fields: Object = {}
-    if asked.max_tokens is not None or asked.max_completion_tokens is not None:
-        fields["max_tokens"] = _token_limit(asked, model.max_tokens)
+    if request.max_tokens is not None or request.max_completion_tokens is not None:
+        fields["max_tokens"] = _token_limit(request, model.max_tokens)
     for name, given in (
-        ("temperature", asked.temperature),
-        ("top_p", asked.top_p),
-        ("presence_penalty", asked.presence_penalty),
-        ("frequency_penalty", asked.frequency_penalty),
-        ("response_format", asked.response_format),
+        ("temperature", request.temperature),
+        ("top_p", request.top_p),
+        ("presence_penalty", request.presence_penalty),
+        ("frequency_penalty", request.frequency_penalty),
+        ("response_format", request.response_format),
     ):
         if given is not None:
             fields[name] = given
-    if asked.stop is not None and asked.stop != []:
-        fields["stop"] = asked.stop
-    if asked.tools:
-        fields["tools"] = [{"type": "function", "function": tool.function} for tool in asked.tools]
-        if asked.tool_choice is not None:
-            fields["tool_choice"] = asked.tool_choice
-    generates_unseen = bool(asked.tools) or isinstance(asked.response_format, (JsonFormat, SchemaFormat))
+    if request.stop is not None and request.stop != []:
+        fields["stop"] = request.stop
+    if request.tools:
+        fields["tools"] = [{"type": "function", "function": tool.function} for tool in request.tools]
+        if request.tool_choice is not None:
+            fields["tool_choice"] = request.tool_choice
+    generates_unseen = bool(request.tools) or isinstance(request.response_format, (JsonFormat, SchemaFormat))
     return ChatRequest(
-        mode, bool(asked.stream), upstream_body(model, _rebuilt(asked.messages), fields), generates_unseen
+        mode, bool(request.stream), upstream_body(model, _rebuild_messages(request.messages), fields), generates_unseen
     )
 
 
@@ -343,7 +343,7 @@ def upstream_body(model: Model, messages: list[Object], fields: Object) -> bytes
     return encoded
 
 
-def typed(value: Object, kind: type[T]) -> T:
+def convert(value: Object, kind: type[T]) -> T:
     """Convert a JSON object to the type `kind`. Raises Refusal with the reason and, where safe, the field."""
     known = kind.__struct_fields__
     for name in value:
@@ -352,12 +352,12 @@ def typed(value: Object, kind: type[T]) -> T:
     try:
         return msgspec.convert(value, kind)
     except ValidationError as error:  # from None: its text may hold a word of the body
-        raise _misfit(error, value) from None
+        raise _refusal_for(error, value) from None
 
 
 _BLANKS = b" \t\r\n"
-_EMPTY = b"\x00"
-_NO_STRUCTURE = bytes(set(range(256)) - set(_EMPTY + b'"[]{}:,'))
+_EMPTY_CONTAINER = b"\x00"
+_NO_STRUCTURE = bytes(set(range(256)) - set(_EMPTY_CONTAINER + b'"[]{}:,'))
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -376,13 +376,13 @@ def _within_limits(body: bytes) -> bool:
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     if is_counted:
-        body = body.translate(None, _BLANKS).replace(b"[]", _EMPTY).replace(b"{}", _EMPTY)
+        body = body.translate(None, _BLANKS).replace(b"[]", _EMPTY_CONTAINER).replace(b"{}", _EMPTY_CONTAINER)
     # Two strings never touch, so two adjacent quotes are one string that held no structure.
     structure = body.translate(None, _NO_STRUCTURE).replace(b'""', b"")
     outside = b"".join(structure.split(b'"')[::2])
     if is_counted and 1 + outside.count(b",") + outside.count(b"[") + outside.count(b"{") > MAX_VALUES:
         return False
-    brackets = outside.replace(_EMPTY, b"[]").translate(_BRACKETS, _NO_BRACKETS)
+    brackets = outside.replace(_EMPTY_CONTAINER, b"[]").translate(_BRACKETS, _NO_BRACKETS)
     for _ in range(MAX_DEPTH):
         if not brackets:
             return True
@@ -390,7 +390,7 @@ def _within_limits(body: bytes) -> bool:
     return not brackets
 
 
-_INSIDE = frozenset(
+_NESTED_FIELDS = frozenset(
     {"messages", "content", "tool_calls", "function", "tools", "tool_choice", "response_format", "json_schema"}
 )
 
@@ -401,7 +401,7 @@ def _drop_nulls(value: Object) -> None:
     for name, given in value.items():
         if given is None:
             has_null = True
-        elif name in _INSIDE:
+        elif name in _NESTED_FIELDS:
             for item in given if isinstance(given, list) else (given,):
                 if isinstance(item, dict):
                     _drop_nulls(item)
@@ -411,13 +411,13 @@ def _drop_nulls(value: Object) -> None:
 
 
 _IDENTIFIER = "[A-Za-z_][A-Za-z0-9_]{0,63}"
-_UNKNOWN = re.compile(f"Object contains unknown field `({_IDENTIFIER})`")
-_MISSING = re.compile(f"Object missing required field `({_IDENTIFIER})`")
-_STEP = re.compile("[a-z_]+|[0-9]+")
-_KINDS = {"content": "text", "tools": "function", "tool_calls": "function", "tool_choice": "function"}
+_UNKNOWN_FIELD = re.compile(f"Object contains unknown field `({_IDENTIFIER})`")
+_MISSING_FIELD = re.compile(f"Object missing required field `({_IDENTIFIER})`")
+_PATH_STEP = re.compile("[a-z_]+|[0-9]+")
+_EXPECTED_TYPES = {"content": "text", "tools": "function", "tool_calls": "function", "tool_choice": "function"}
 
 
-def _misfit(error: ValidationError, value: Object) -> Refusal:
+def _refusal_for(error: ValidationError, value: Object) -> Refusal:
     """Return the refusal for an error of msgspec: a reason, and the path of the field.
 
     The path consists of our own names and of numbers. The error's text is not passed on: it may quote the caller.
@@ -425,13 +425,13 @@ def _misfit(error: ValidationError, value: Object) -> Refusal:
     text, _, path = str(error).rpartition(" - at `$")  # "Expected `str`, got `int` - at `$.messages[0].role`"
     text, path = (text, path[:-1].removeprefix(".")) if text else (path, "")  # no path at the top level
     if text.startswith("Object contains unknown field"):
-        if _is_other_kind(value, path):
+        if _has_other_type(value, path):
             return Refusal("unsupported_content", f"{path}.type")
-        name = _UNKNOWN.fullmatch(text)
+        name = _UNKNOWN_FIELD.fullmatch(text)
         return Refusal("unsupported_field", name[1] if name else None)
-    if missing := _MISSING.fullmatch(text):
+    if missing := _MISSING_FIELD.fullmatch(text):
         return Refusal("invalid_request", f"{path}.{missing[1]}".removeprefix("."))
-    if path in _ONLY_EMPTY:
+    if path in _EMPTY_ONLY_FIELDS:
         return Refusal("unsupported_field", path)
     if text.startswith("Invalid enum value"):
         if path in ("model", "mode"):
@@ -441,34 +441,34 @@ def _misfit(error: ValidationError, value: Object) -> Refusal:
     return Refusal("invalid_request", "stop" if path.startswith("stop[") else path)
 
 
-def _is_other_kind(value: Any, path: str) -> bool:
+def _has_other_type(value: Any, path: str) -> bool:
     """Return whether the value at a path is a part, tool or call of another type, which is reported first."""
     field = ""
-    for step in _STEP.findall(path):
+    for step in _PATH_STEP.findall(path):
         if step.isdecimal():
             value = value[int(step)]
         else:
             field, value = step, value[step]
     kind = value.get("type")
-    return field in _KINDS and isinstance(kind, str) and kind != _KINDS[field]
+    return field in _EXPECTED_TYPES and isinstance(kind, str) and kind != _EXPECTED_TYPES[field]
 
 
-def _token_limit(asked: CompletionRequest, most: int) -> int:
+def _token_limit(request: CompletionRequest, limit: int) -> int:
     """Return the smallest of the limits. A number without a fraction is a whole number; -1 counts as absent.
 
     Raises Refusal `invalid_request`.
     """
     for name in ("max_tokens", "max_completion_tokens"):
-        given = getattr(asked, name)
+        given = getattr(request, name)
         if given is None or given == -1:
             continue
         if given < 1 or given % 1:
             raise Refusal("invalid_request", name)
-        most = min(most, int(given))
-    return most
+        limit = min(limit, int(given))
+    return limit
 
 
-def _rebuilt(messages: Iterable[AnyMessage]) -> list[Object]:
+def _rebuild_messages(messages: Iterable[AnyMessage]) -> list[Object]:
     """Return the messages for the router.
 
     All instructions become one system message at the head: chat templates refuse a second or a late one.
@@ -480,31 +480,33 @@ def _rebuilt(messages: Iterable[AnyMessage]) -> list[Object]:
         if isinstance(message, SystemMessage):
             instructions.append(message.content)
         elif isinstance(message, UserMessage):
-            rebuilt.append({"role": "user", "content": _content(message.content)})
+            rebuilt.append({"role": "user", "content": _rebuild_content(message.content)})
         elif isinstance(message, ToolMessage):
-            content = _content(message.content) if message.content else ""
+            content = _rebuild_content(message.content) if message.content else ""
             rebuilt.append({"role": "tool", "content": content, "tool_call_id": message.tool_call_id})
         elif message.tool_calls:
-            content = None if message.content in (None, []) else _content(message.content)
-            rebuilt.append({"role": "assistant", "content": content, "tool_calls": _calls(message.tool_calls)})
+            content = None if message.content in (None, []) else _rebuild_content(message.content)
+            rebuilt.append({"role": "assistant", "content": content, "tool_calls": _rebuild_calls(message.tool_calls)})
         else:
-            rebuilt.append({"role": "assistant", "content": _content(message.content) if message.content else ""})
+            rebuilt.append(
+                {"role": "assistant", "content": _rebuild_content(message.content) if message.content else ""}
+            )
     if len(instructions) == 1:
-        rebuilt.insert(0, {"role": "system", "content": _content(instructions[0])})
+        rebuilt.insert(0, {"role": "system", "content": _rebuild_content(instructions[0])})
     elif instructions:
-        rebuilt.insert(0, {"role": "system", "content": "\n\n".join(map(_text, instructions))})
+        rebuilt.insert(0, {"role": "system", "content": "\n\n".join(map(_join_text, instructions))})
     return rebuilt
 
 
-def _content(content: str | list[TextPart]) -> str | list[Object]:
+def _rebuild_content(content: str | list[TextPart]) -> str | list[Object]:
     return content if isinstance(content, str) else [{"type": "text", "text": part.text} for part in content]
 
 
-def _text(content: str | list[TextPart]) -> str:
+def _join_text(content: str | list[TextPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-def _calls(calls: Iterable[AssistantCall]) -> list[Object]:
+def _rebuild_calls(calls: Iterable[AssistantCall]) -> list[Object]:
     return [
         {
             "id": call.id,

@@ -47,7 +47,7 @@ MAX_UNFINISHED_BYTES = 64 * 1024 * 1024
 _STATUS_LINES = {int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode() for s in http.HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
-_REQUEST_ID = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+_REQUEST_ID_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -84,10 +84,10 @@ class Service(Protocol):
     def handle(self, connection: "Connection", head: RequestHead, body: bytes) -> None:
         """Answer a complete request, now or later through the connection. Raises Refusal."""
 
-    def refused(self, connection: "Connection", head: RequestHead | None, refusal: Refusal) -> None:
+    def record_refusal(self, connection: "Connection", head: RequestHead | None, refusal: Refusal) -> None:
         """Record a refusal whose answer is already written. `head` is None unless a complete, valid head came."""
 
-    def fault(self, where: str, error: BaseException) -> None:
+    def record_fault(self, where: str, error: BaseException) -> None:
         """Record an exception of the handler named by `where`; the connection answers the caller."""
 
 
@@ -104,7 +104,7 @@ class Handler(Protocol):
         """Go on: the caller has caught up."""
 
 
-_PATIENCE = {State.IDLE: 15.0, State.HEAD: 5.0, State.BODY: 10.0, State.LINGERING: 2.0}
+_WAIT_SECONDS = {State.IDLE: 15.0, State.HEAD: 5.0, State.BODY: 10.0, State.LINGERING: 2.0}
 """How long a connection waits for its caller in each state, in seconds."""
 
 
@@ -124,8 +124,8 @@ class Connections:
         """Bytes that incomplete request bodies have allocated."""
         self.lent_bytes = 0
         """Bytes lent to slow readers for their unsent answers."""
-        self._waiting = {
-            state: TimeoutQueue(seconds, Connection.expire, patient=True) for state, seconds in _PATIENCE.items()
+        self._timeouts = {
+            state: TimeoutQueue(seconds, Connection.expire, patient=True) for state, seconds in _WAIT_SECONDS.items()
         }
         self._date = b""
         self._date_second = 0
@@ -134,8 +134,8 @@ class Connections:
         """Add a new connection. Over `limit`, abort the one that has waited longest for its caller."""
         self.open.add(connection)
         if len(self.open) > self.limit:
-            firsts = [first for line in self._waiting.values() if (first := line.first()) is not None]
-            min(firsts, key=lambda first: first.since, default=connection).abort()
+            candidates = [first for timeouts in self._timeouts.values() if (first := timeouts.oldest()) is not None]
+            min(candidates, key=lambda first: first.waiting_since, default=connection).abort()
 
     def remove(self, connection: "Connection") -> None:
         """Forget a connection that is gone."""
@@ -143,11 +143,11 @@ class Connections:
 
     def start_timeout(self, connection: "Connection", state: State) -> None:
         """Start the timeout of a state in which a connection waits for its caller."""
-        self._waiting[state].start(connection)
+        self._timeouts[state].start(connection)
 
     def stop_timeout(self, connection: "Connection", state: State) -> None:
         """Stop the timeout of a state that a connection leaves."""
-        self._waiting[state].stop(connection)
+        self._timeouts[state].stop(connection)
 
     def drain(self) -> None:
         """Refuse incomplete requests, and make the next answer of each connection its last: the server stops."""
@@ -155,11 +155,11 @@ class Connections:
         for connection in list(self.open):
             connection.drain()
 
-    def hold(self, more_bytes: int) -> None:
+    def count_unfinished(self, more_bytes: int) -> None:
         """Count memory of an incomplete body. Over the limit, refuse the bodies that have been arriving longest."""
         self.unfinished_bytes += more_bytes
         while self.unfinished_bytes > MAX_UNFINISHED_BYTES:
-            oldest = self._waiting[State.BODY].first()
+            oldest = self._timeouts[State.BODY].oldest()
             if oldest is None:
                 break
             oldest.refuse_unfinished(Refusal("overloaded"))
@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_buffer",
-        "_chunked",
+        "_chunked_body",
         "_connections",
         "_flush_timer",
         "_head",
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
         "handler",
         "loop",
         "request_id",
-        "since",
+        "waiting_since",
     )
 
     def __init__(self, service: Service, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
@@ -214,7 +214,7 @@ class Connection(asyncio.Protocol):
         self._state = State.CLOSED
         self._buffer: bytearray | None = None
         """What has arrived of an incomplete head or body."""
-        self._chunked: ChunkedBody | None = None
+        self._chunked_body: ChunkedBody | None = None
         self._head: RequestHead | None = None
         self._held_bytes = 0
         self._keep_alive = True
@@ -223,7 +223,7 @@ class Connection(asyncio.Protocol):
         """Whether `handler` was paused."""
         self._loan_bytes = 0
         self._flush_timer: PatientTimer | None = None
-        self.since = 0.0
+        self.waiting_since = 0.0
         self.began_at = 0.0
         """When the first byte of the current request arrived, on the loop's clock."""
         self.request_id = ""
@@ -302,7 +302,7 @@ class Connection(asyncio.Protocol):
             self._loan_bytes = size  # no second call comes until the buffer drains: `write_chunk` checks it
             self._check_buffer()
         else:
-            self._pause()
+            self._pause_handler()
 
     def resume_writing(self) -> None:
         """Return the loan and resume the handler, since the buffer has drained; in FLUSHING, end the answer."""
@@ -317,9 +317,9 @@ class Connection(asyncio.Protocol):
 
     def _check_buffer(self) -> None:
         if not self._is_paused and self._transport.get_write_buffer_size() > self._service.buffer_bytes:
-            self._pause()
+            self._pause_handler()
 
-    def _pause(self) -> None:
+    def _pause_handler(self) -> None:
         self._is_paused = True
         if self.handler is not None:
             self.handler.pause()
@@ -339,7 +339,7 @@ class Connection(asyncio.Protocol):
             try:
                 check_partial_head(buffer, seen)
             except Refusal as refusal:
-                self._refuse_at_edge(refusal)
+                self._refuse_and_linger(refusal)
                 return
             if self._state is not State.HEAD:
                 self._wait_in(State.HEAD)
@@ -351,17 +351,17 @@ class Connection(asyncio.Protocol):
     def _begin_request(self, data: bytes, rest: bytes = b"") -> None:
         try:
             head = self._head = parse_head(data)
-            self.request_id = _request_id(head)
+            self.request_id = _request_id_of(head)
             self._keep_alive = head.keep_alive and not self._connections.draining
             self._is_head_request = head.method == "HEAD"
             max_body_bytes = self._service.admit(head)
             if head.content_length > max_body_bytes:
                 raise Refusal("body_too_large")
         except Refusal as refusal:
-            self._refuse_at_edge(refusal)
+            self._refuse_and_linger(refusal)
             return
         if head.chunked:
-            self._chunked = ChunkedBody(max_body_bytes)
+            self._chunked_body = ChunkedBody(max_body_bytes)
         elif len(rest) == head.content_length:
             self._dispatch(head, rest)
             return
@@ -373,15 +373,15 @@ class Connection(asyncio.Protocol):
 
     def _collect_body(self, data: bytes) -> None:
         """Add to the body. Dispatch the request when it is complete, else count the memory that the body holds."""
-        head, chunked = self._head, self._chunked
+        head, chunked_body = self._head, self._chunked_body
         assert head is not None  # noqa: S101  # the state says so
-        if chunked is not None:
+        if chunked_body is not None:
             try:
-                chunked.feed(data)
+                chunked_body.feed(data)
             except Refusal as refusal:
-                self._refuse_at_edge(refusal)
+                self._refuse_and_linger(refusal)
                 return
-            body, is_whole, has_surplus = chunked.body, chunked.complete, chunked.surplus
+            body, is_whole, has_surplus = chunked_body.body, chunked_body.is_complete, chunked_body.has_surplus
         else:
             body = self._buffer = bytearray() if self._buffer is None else self._buffer
             body += data
@@ -393,7 +393,7 @@ class Connection(asyncio.Protocol):
         else:
             allocated = body.__alloc__()  # a growing bytearray allocates more than its length
             more, self._held_bytes = allocated - self._held_bytes, allocated
-            self._connections.hold(more)
+            self._connections.count_unfinished(more)
 
     def _dispatch(self, head: RequestHead, body: bytes) -> None:
         self._forget_request()
@@ -405,17 +405,17 @@ class Connection(asyncio.Protocol):
         except Refusal as given:
             refusal = given
         except Exception as error:  # noqa: BLE001  # a handler's fault is no reason to leave a caller without an answer
-            self._service.fault("handler", error)
+            self._service.record_fault("handler", error)
             refusal = Refusal("internal_error")
         self.refuse(refusal)
-        self._service.refused(self, head, refusal)
+        self._service.record_refusal(self, head, refusal)
 
     def refuse_unfinished(self, refusal: Refusal) -> None:
         """Refuse an incomplete request; do nothing when there is none."""
         if self._state in (State.HEAD, State.BODY):
-            self._refuse_at_edge(refusal)
+            self._refuse_and_linger(refusal)
 
-    def _refuse_at_edge(self, refusal: Refusal) -> None:
+    def _refuse_and_linger(self, refusal: Refusal) -> None:
         """Refuse a request of which bytes may still arrive, then wait for the caller to close."""
         self.request_id = self.request_id or new_request_id()
         head = self._head
@@ -423,12 +423,12 @@ class Connection(asyncio.Protocol):
         self._keep_alive = False
         self._stop_waiting()
         self._write_refusal(refusal)
-        self._service.refused(self, head, refusal)
+        self._service.record_refusal(self, head, refusal)
         self._begin_lingering()
 
     def _forget_request(self) -> None:
         """Release what an arriving request holds: head, decoder, buffer, and its share of the memory limit."""
-        self._head = self._chunked = self._buffer = None
+        self._head = self._chunked_body = self._buffer = None
         if self._held_bytes:
             self._connections.unfinished_bytes -= self._held_bytes
             self._held_bytes = 0
@@ -437,13 +437,13 @@ class Connection(asyncio.Protocol):
 
     def respond(self, status: int, headers: Headers, body: bytes, flush_seconds: float | None = None) -> None:
         """Send a complete answer. The caller has `flush_seconds` to read it (default 30)."""
-        self._transport.write(self._answer(status, headers, body))
-        self._finish(flush_seconds)
+        self._transport.write(self._build_answer(status, headers, body))
+        self._end_answer(flush_seconds)
 
     def refuse(self, refusal: Refusal, flush_seconds: float | None = None) -> None:
         """Send an error. After one below 500, which is the caller's fault, the connection closes."""
         self._write_refusal(refusal)
-        self._finish(flush_seconds)
+        self._end_answer(flush_seconds)
 
     def begin_stream(self, server_timing: bytes, first: bytes) -> None:
         """Send the head of an event stream and, in the same write, its first bytes."""
@@ -454,7 +454,7 @@ class Connection(asyncio.Protocol):
         """Send a whole event stream in one write."""
         head = self._stream_head(server_timing)
         self._transport.write(b"%b%x\r\n%b\r\n%b" % (head, len(whole), whole, _LAST_CHUNK))
-        self._finish(flush_seconds)
+        self._end_answer(flush_seconds)
 
     def _stream_head(self, server_timing: bytes) -> bytes:
         timing = b"Server-Timing: %b\r\n" % server_timing if server_timing else b""
@@ -478,7 +478,7 @@ class Connection(asyncio.Protocol):
     def end_stream(self, last: bytes, flush_seconds: float | None = None) -> None:
         """Send the last bytes of a stream and end it."""
         self._transport.write(b"%x\r\n%b\r\n%b" % (len(last), last, _LAST_CHUNK))
-        self._finish(flush_seconds)
+        self._end_answer(flush_seconds)
 
     def abort(self) -> None:
         """Close at once, drop what is unsent, and tell the handler."""
@@ -509,18 +509,18 @@ class Connection(asyncio.Protocol):
             self._state = State.CLOSING
             self._transport.close()
 
-    def _answer(self, status: int, headers: Headers, body: bytes) -> bytes:
-        lines, caching = [_STATUS_LINES[status], b"Date: %b\r\n" % self._connections.date()], b"no-store"
+    def _build_answer(self, status: int, headers: Headers, body: bytes) -> bytes:
+        lines, cache_control = [_STATUS_LINES[status], b"Date: %b\r\n" % self._connections.date()], b"no-store"
         for name, value in headers:
             if name == b"Cache-Control":
-                caching = value
+                cache_control = value
             else:
                 lines.append(b"%b: %b\r\n" % (name, value))
         if not self._keep_alive:
             lines.append(b"Connection: close\r\n")
         if status != http.HTTPStatus.NOT_MODIFIED:  # its length would have to be the 200's (RFC 9110, 8.6)
             lines.append(b"Content-Length: %d\r\n" % len(body))
-        lines.append(b"X-Request-Id: %b\r\nCache-Control: %b\r\n\r\n" % (self.request_id.encode(), caching))
+        lines.append(b"X-Request-Id: %b\r\nCache-Control: %b\r\n\r\n" % (self.request_id.encode(), cache_control))
         if not self._is_head_request:
             lines.append(body)
         return b"".join(lines)
@@ -529,9 +529,9 @@ class Connection(asyncio.Protocol):
         if refusal.status < 500:
             self._keep_alive = False
         headers = [(b"Content-Type", refusal.content_type), *refusal.headers()]
-        self._transport.write(self._answer(refusal.status, headers, refusal.body(self.request_id)))
+        self._transport.write(self._build_answer(refusal.status, headers, refusal.body(self.request_id)))
 
-    def _finish(self, flush_seconds: float | None) -> None:
+    def _end_answer(self, flush_seconds: float | None) -> None:
         """Detach the handler, since the answer is written; then flush, close, or wait for the next request."""
         self.handler = None
         if self._state is not State.BUSY:
@@ -541,7 +541,7 @@ class Connection(asyncio.Protocol):
             self._close_after_flush(flush_seconds)
         elif self._transport.get_write_buffer_size() > _SMALL_ANSWER_BYTES:
             self._state = State.FLUSHING
-            self._guard_flush(flush_seconds)
+            self._start_flush_timer(flush_seconds)
             self._transport.set_write_buffer_limits(high=0)  # `resume_writing` then comes when it is empty
         else:
             self._wait_in(State.IDLE)
@@ -552,10 +552,10 @@ class Connection(asyncio.Protocol):
         self._forget_request()
         self._state = State.CLOSING
         if self._transport.get_write_buffer_size():
-            self._guard_flush(flush_seconds)
+            self._start_flush_timer(flush_seconds)
         self._transport.close()
 
-    def _guard_flush(self, seconds: float | None) -> None:
+    def _start_flush_timer(self, seconds: float | None) -> None:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
         self._flush_timer = PatientTimer(self.loop, _FLUSH_SECONDS if seconds is None else seconds, self.abort)
@@ -590,32 +590,32 @@ class Connection(asyncio.Protocol):
     def _wait_in(self, state: State) -> None:
         self._stop_waiting()
         self._state = state
-        self.since = self.loop.time()
+        self.waiting_since = self.loop.time()
         self._connections.start_timeout(self, state)
 
     def _stop_waiting(self) -> None:
-        if self._state in _PATIENCE:
+        if self._state in _WAIT_SECONDS:
             self._connections.stop_timeout(self, self._state)
 
 
-def _random_ids() -> Iterator[str]:
+def _generate_ids() -> Iterator[str]:
     """Yield ids of 24 hexadecimal digits. One system call reads enough for 256 and costs as much as for one."""
     while True:
         digits = os.urandom(12 * 256).hex()
         yield from (digits[at : at + 24] for at in range(0, len(digits), 24))
 
 
-_own_ids = _random_ids()
+_fresh_ids = _generate_ids()
 
 
 def new_request_id() -> str:
     """Return a fresh request id, as given to a request that brings none."""
-    return next(_own_ids)
+    return next(_fresh_ids)
 
 
-def _request_id(head: RequestHead) -> str:
+def _request_id_of(head: RequestHead) -> str:
     """Return the caller's `X-Request-Id` if it is valid (contract, 3), else a fresh id."""
     given = head.headers.get(b"x-request-id", b"")
-    if 1 <= len(given) <= 128 and _REQUEST_ID.issuperset(given) and b"x-request-id" not in head.repeated:
+    if 1 <= len(given) <= 128 and _REQUEST_ID_BYTES.issuperset(given) and b"x-request-id" not in head.repeated:
         return given.decode("ascii")
     return new_request_id()

@@ -40,7 +40,7 @@ _MAX_CHUNK_LINE_BYTES = _MAX_SIZE_DIGITS + MAX_CHUNK_EXTENSION_BYTES + 2
 """A size, an extension and the end of the line."""
 
 
-def _step(*ways: tuple[bytes, int]) -> bytes:
+def _transitions(*ways: tuple[bytes, int]) -> bytes:
     """Return a row of the table: the next state for each of 256 bytes, `_NOWHERE` for a byte in none of the `ways`."""
     row = bytearray(256)
     for found, state in ways:
@@ -52,14 +52,14 @@ def _step(*ways: tuple[bytes, int]) -> bytes:
 # The extensions of a chunk (RFC 9112, 7.1.1): ( ";" token [ "=" ( token / quoted-string ) ] )*
 _NOWHERE, _NAME_BEGINS, _NAME_GOES_ON, _VALUE_BEGINS, _VALUE_GOES_ON, _QUOTED, _ESCAPED, _ENDED = range(8)
 _EXTENSION_STEPS = (
-    _step(),
-    _step((_TOKEN, _NAME_GOES_ON)),
-    _step((_TOKEN, _NAME_GOES_ON), (b"=", _VALUE_BEGINS), (b";", _NAME_BEGINS)),
-    _step((_TOKEN, _VALUE_GOES_ON), (b'"', _QUOTED)),
-    _step((_TOKEN, _VALUE_GOES_ON), (b";", _NAME_BEGINS)),
-    _step((_LINE, _QUOTED), (b"\\", _ESCAPED), (b'"', _ENDED)),
-    _step((_LINE, _QUOTED)),
-    _step((b";", _NAME_BEGINS)),
+    _transitions(),
+    _transitions((_TOKEN, _NAME_GOES_ON)),
+    _transitions((_TOKEN, _NAME_GOES_ON), (b"=", _VALUE_BEGINS), (b";", _NAME_BEGINS)),
+    _transitions((_TOKEN, _VALUE_GOES_ON), (b'"', _QUOTED)),
+    _transitions((_TOKEN, _VALUE_GOES_ON), (b";", _NAME_BEGINS)),
+    _transitions((_LINE, _QUOTED), (b"\\", _ESCAPED), (b'"', _ENDED)),
+    _transitions((_LINE, _QUOTED)),
+    _transitions((b";", _NAME_BEGINS)),
 )
 _EXTENSION_MAY_END = frozenset({_NAME_GOES_ON, _VALUE_GOES_ON, _ENDED})
 
@@ -99,7 +99,7 @@ def check_partial_head(data: bytes | bytearray, seen: int) -> None:
     # The request line is checked once: in the call that brings its line feed.
     end = data.find(b"\n", seen)
     if end >= 0 and data.find(b"\n", 0, seen) < 0:
-        _request_line(bytes(data[: end - 1]))
+        _parse_request_line(bytes(data[: end - 1]))
 
 
 def _is_lines(data: bytes | bytearray) -> bool:
@@ -107,7 +107,7 @@ def _is_lines(data: bytes | bytearray) -> bool:
     return data.translate(None, _LINE) == b"\r\n" * data.count(b"\r\n")
 
 
-def _request_line(line: bytes) -> tuple[bytes, bytes]:
+def _parse_request_line(line: bytes) -> tuple[bytes, bytes]:
     """Return method and target of a request line without its CR LF. Raises Refusal `invalid_request`."""
     words = line.split(b" ", 3)
     if len(words) != 3:
@@ -140,7 +140,7 @@ def parse_head(head: bytes) -> RequestHead:
     line, *fields = head.split(b"\r\n")
     if not _is_lines(head) or fields[-2:] != [b"", b""]:
         raise Refusal("invalid_request")
-    method, target = _request_line(line)
+    method, target = _parse_request_line(line)
     if len(fields) > MAX_FIELDS + 2:
         raise Refusal("headers_too_large")
     headers: dict[bytes, bytes] = {}
@@ -159,13 +159,13 @@ def parse_head(head: bytes) -> RequestHead:
         raise Refusal("invalid_request")
     for name, values in repeated.items():
         headers[name] = b", ".join(values)  # one list in several lines (RFC 9110, 5.3)
-    if b"host" not in headers or not _SINGLE.isdisjoint(repeated) or b"upgrade" in headers:
+    if b"host" not in headers or not _SINGLE_FIELDS.isdisjoint(repeated) or b"upgrade" in headers:
         raise Refusal("invalid_request")
-    host = _host(headers[b"host"])
+    host = _parse_host(headers[b"host"])
     if method == b"CONNECT" or (method == b"POST" and b"?" in target):
         raise Refusal("invalid_request")
     path, _, query = target.decode("ascii").partition("?")
-    content_length, chunked = _framing(headers)
+    content_length, chunked = _parse_framing(headers)
     expect, connection = headers.get(b"expect"), headers.get(b"connection")
     if expect is not None and expect.lower() != b"100-continue":
         raise Refusal("invalid_request")
@@ -183,25 +183,25 @@ def parse_head(head: bytes) -> RequestHead:
     )
 
 
-_SINGLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"content-type"})
+_SINGLE_FIELDS = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"content-type"})
 
 
-def _host(value: bytes) -> bytes:
+def _parse_host(value: bytes) -> bytes:
     """Return the host of a `Host` field without its port. Raises Refusal `invalid_request`."""
     if value.startswith(b"["):
         address, bracket, rest = value[1:].partition(b"]")
         _, colon, port = rest.partition(b":")
         host = b"[" + address + b"]"
-        sound = bracket and address and not address.translate(None, _HOST_ADDRESS) and rest == colon + port
+        is_valid = bracket and address and not address.translate(None, _HOST_ADDRESS) and rest == colon + port
     else:
         host, _, port = value.partition(b":")
-        sound = not host.translate(None, _HOST_NAME) and (b"%" not in host or _is_percent_encoded(host))
-    if not sound or (port and not port.isdigit()):
+        is_valid = not host.translate(None, _HOST_NAME) and (b"%" not in host or _is_percent_encoded(host))
+    if not is_valid or (port and not port.isdigit()):
         raise Refusal("invalid_request")
     return host
 
 
-def _framing(headers: dict[bytes, bytes]) -> tuple[int, bool]:
+def _parse_framing(headers: dict[bytes, bytes]) -> tuple[int, bool]:
     """Return the declared length and whether the body is chunked (RFC 9112, 6.3, without the lenient cases).
 
     Raises Refusal `invalid_request` or `body_too_large`.
@@ -221,7 +221,7 @@ def _framing(headers: dict[bytes, bytes]) -> tuple[int, bool]:
     return int(length or b"0"), False
 
 
-def _chunk_size(line: bytes | bytearray) -> int:
+def _parse_chunk_size(line: bytes | bytearray) -> int:
     """Return the size in a chunk's first line, given without its CR LF. Raises Refusal `invalid_request`."""
     digits, semicolon, extensions = line.partition(b";")
     if not 0 < len(digits) <= _MAX_SIZE_DIGITS or digits.translate(None, _HEX):
@@ -240,32 +240,32 @@ def _chunk_size(line: bytes | bytearray) -> int:
 class ChunkedBody:
     """A decoder of a chunked body (RFC 9112, 7.1) of at most `limit` bytes."""
 
-    __slots__ = ("_left", "_rest", "_state", "body", "complete", "limit", "surplus")
+    __slots__ = ("_chunk_bytes_left", "_state", "_unparsed", "body", "has_surplus", "is_complete", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.body = bytearray()
-        self.complete = False
-        self.surplus = False
+        self.is_complete = False
+        self.has_surplus = False
         """Whether bytes came after the end."""
-        self._rest = bytearray()
-        self._left = 0  # bytes of the chunk that are still to come
-        self._state = self._size_line
+        self._unparsed = bytearray()
+        self._chunk_bytes_left = 0  # bytes of the chunk that are still to come
+        self._state = self._read_size_line
 
     def feed(self, data: bytes) -> None:
         """Decode the next bytes. Raises Refusal `invalid_request` or `body_too_large`."""
-        rest = self._rest
+        rest = self._unparsed
         rest += data
         at = 0
-        while not self.complete and (after := self._state(rest, at)) >= 0:
+        while not self.is_complete and (after := self._state(rest, at)) >= 0:
             at = after
         del rest[:at]
-        self.surplus = self.complete and bool(rest)
+        self.has_surplus = self.is_complete and bool(rest)
 
     # Each state consumes bytes of `rest` from offset `at` and returns the offset after them, or -1 when it needs more.
 
-    def _size_line(self, rest: bytearray, at: int) -> int:
-        after = self._whole_chunks(rest, at)
+    def _read_size_line(self, rest: bytearray, at: int) -> int:
+        after = self._read_whole_chunks(rest, at)
         if after > at:
             return after
         end = rest.find(b"\n", at, at + _MAX_CHUNK_LINE_BYTES)
@@ -275,14 +275,14 @@ class ChunkedBody:
             return -1
         if rest[end - 1 : end] != b"\r":
             raise Refusal("invalid_request")
-        size = _chunk_size(rest[at : end - 1])
+        size = _parse_chunk_size(rest[at : end - 1])
         if size > self.limit - len(self.body):
             raise Refusal("body_too_large")
-        self._left = size
-        self._state = self._data if self._left else self._last_line_end
+        self._chunk_bytes_left = size
+        self._state = self._read_data if self._chunk_bytes_left else self._read_last_line_end
         return end + 1
 
-    def _whole_chunks(self, rest: bytearray, at: int) -> int:
+    def _read_whole_chunks(self, rest: bytearray, at: int) -> int:
         """Consume all complete chunks and return the offset after them.
 
         One loop does it, since a body may come in chunks of one byte while other callers wait.
@@ -290,7 +290,7 @@ class ChunkedBody:
         body = self.body
         room = self.limit - len(body)
         while (line_end := rest.find(b"\r\n", at, at + _MAX_CHUNK_LINE_BYTES)) >= 0:
-            size = _chunk_size(rest[at:line_end])
+            size = _parse_chunk_size(rest[at:line_end])
             start = line_end + 2
             end = start + size
             if not 0 < size <= room or rest[end : end + 2] != b"\r\n":
@@ -300,29 +300,29 @@ class ChunkedBody:
             at = end + 2
         return at
 
-    def _data(self, rest: bytearray, at: int) -> int:
-        piece = rest[at : at + self._left]
+    def _read_data(self, rest: bytearray, at: int) -> int:
+        piece = rest[at : at + self._chunk_bytes_left]
         if not piece:
             return -1
         self.body += piece
-        self._left -= len(piece)
-        if not self._left:
-            self._state = self._data_line_end
+        self._chunk_bytes_left -= len(piece)
+        if not self._chunk_bytes_left:
+            self._state = self._read_data_line_end
         return at + len(piece)
 
-    def _data_line_end(self, rest: bytearray, at: int) -> int:
-        after = self._line_end(rest, at)
+    def _read_data_line_end(self, rest: bytearray, at: int) -> int:
+        after = self._read_line_end(rest, at)
         if after >= 0:
-            self._state = self._size_line
+            self._state = self._read_size_line
         return after
 
-    def _last_line_end(self, rest: bytearray, at: int) -> int:
-        after = self._line_end(rest, at)
-        self.complete = after >= 0
+    def _read_last_line_end(self, rest: bytearray, at: int) -> int:
+        after = self._read_line_end(rest, at)
+        self.is_complete = after >= 0
         return after
 
     @staticmethod
-    def _line_end(rest: bytearray, at: int) -> int:
+    def _read_line_end(rest: bytearray, at: int) -> int:
         """Return the offset after the CR LF at `at`, or -1 until it arrives. Raises Refusal `invalid_request`."""
         if rest[at : at + 2] == b"\r\n":
             return at + 2

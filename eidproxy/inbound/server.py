@@ -20,7 +20,7 @@ from eidproxy.keepalive import enable_keepalive
 BACKLOG = 2048
 """Connections that the kernel queues until we accept them, so that a burst is not refused."""
 
-_MANY_DESCRIPTORS = 4096
+_SPARE_FROM_DESCRIPTORS = 4096
 """With fewer descriptors, all are for connections: none is spare (DESIGN, 73)."""
 _RESERVED_DESCRIPTORS = 80
 """For the listener, the logs, the loop, files read for a request, look-ups, and kept connections to the router."""
@@ -29,19 +29,19 @@ _RESERVED_DESCRIPTORS = 80
 class Process(Protocol):
     """The application around the server, as the server calls it."""
 
-    async def started(self) -> None:
+    async def on_started(self) -> None:
         """Do what has to wait until the listeners are open."""
 
     def drain(self) -> None:
         """Refuse new and waiting requests from now on; running ones go on."""
 
-    async def drained(self) -> None:
+    async def wait_drained(self) -> None:
         """Wait for running requests, at most `drain_seconds`, then until callers have read their answers."""
 
     def end(self) -> None:
         """End running requests at once. Called at least once before `stopped`."""
 
-    async def stopped(self) -> None:
+    async def on_stopped(self) -> None:
         """Release what the application holds: the listeners are closed."""
 
 
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
         self._process = process
         self._connections = connections
         self._ended = asyncio.Event()
-        self._draining: asyncio.Task[None] | None = None
+        self._drain_task: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until `stop`. Connections inherit TCP keep-alive, which finds vanished callers."""
@@ -90,7 +90,7 @@ class Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Serve until the drain is over. uvicorn's own loop wakes ten times a second for headers that are not sent."""
-        await self._process.started()
+        await self._process.on_started()
         await self._ended.wait()
 
     @property
@@ -101,13 +101,13 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Begin to drain; on the second call, end at once. Neither depends on a task that may not have started."""
-        if self._draining is None:
-            self._draining = asyncio.get_running_loop().create_task(self._process.drained())
-            self._draining.add_done_callback(lambda _: self._end())
+        if self._drain_task is None:
+            self._drain_task = asyncio.get_running_loop().create_task(self._process.wait_drained())
+            self._drain_task.add_done_callback(lambda _: self._end())
             self._connections.drain()
             self._process.drain()
         else:
-            self._draining.cancel()
+            self._drain_task.cancel()
             self._end()
 
     def _end(self) -> None:
@@ -120,7 +120,7 @@ class Server(uvicorn.Server):
         """Close listeners and connections, without waiting for any caller."""
         for server in self.servers:
             server.close()
-        await self._process.stopped()
+        await self._process.on_stopped()
         for connection in list(self._connections.open):
             connection.close()
         for sock in sockets or []:
@@ -136,19 +136,19 @@ def connection_limit(spare: int = 0) -> int:
 
     `spare` descriptors are set aside for requests that use a third one (see `spare_descriptors`).
     """
-    return max((_descriptors() - spare - _RESERVED_DESCRIPTORS) // 2, 16)
+    return max((_raise_descriptor_limit() - spare - _RESERVED_DESCRIPTORS) // 2, 16)
 
 
 def spare_descriptors() -> int:
     """Return how many requests may use a third descriptor, the accelerator's duplicate of the caller's (DESIGN, 73).
 
-    0 below `_MANY_DESCRIPTORS`.
+    0 below `_SPARE_FROM_DESCRIPTORS`.
     """
-    descriptors = _descriptors()
-    return descriptors // 8 if descriptors >= _MANY_DESCRIPTORS else 0
+    descriptors = _raise_descriptor_limit()
+    return descriptors // 8 if descriptors >= _SPARE_FROM_DESCRIPTORS else 0
 
 
-def _descriptors() -> int:
+def _raise_descriptor_limit() -> int:
     """Raise the limit of open descriptors as far as possible, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65536)

@@ -3,7 +3,7 @@
 from eidproxy.errors import CLIENT_GONE, Refusal, RouterReason
 from eidproxy.inbound.connection import Connection
 from eidproxy.relay.completion import Completion
-from eidproxy.relay.progress import News
+from eidproxy.relay.progress import ProgressFields
 from eidproxy.relay.splice import Splice
 from eidproxy.relay.stream import DONE, Stream
 from eidproxy.vocabulary import Mode
@@ -17,20 +17,28 @@ _KEEPALIVE = b": keepalive\n\n"
 class Times:
     """When a request reached each step, on the loop's clock; None: it has not."""
 
-    __slots__ = ("arrived", "deadline", "first_event", "granted")
+    __slots__ = ("arrived_at", "deadline_at", "first_event_at", "granted_at")
 
-    def __init__(self, arrived: float) -> None:
-        self.arrived = arrived
-        self.granted: float | None = None
-        self.deadline = 0.0
+    def __init__(self, arrived_at: float) -> None:
+        self.arrived_at = arrived_at
+        self.granted_at: float | None = None
+        self.deadline_at = 0.0
         """When the wall clock runs out; set with the grant."""
-        self.first_event: float | None = None
+        self.first_event_at: float | None = None
 
 
 class Answer:
     """The answer to one caller."""
 
-    __slots__ = ("_created", "_mode", "_times", "_unsent", "connection", "splice", "stream")
+    __slots__ = (
+        "_created",
+        "_held_events",
+        "_mode",
+        "_times",
+        "connection",
+        "splice",
+        "stream",
+    )
 
     def __init__(
         self, connection: Connection, stream: Stream, splice: Splice, times: Times, mode: Mode, created: int
@@ -41,7 +49,7 @@ class Answer:
         self._times = times
         self._mode = mode
         self._created = created
-        self._unsent = b""
+        self._held_events = b""
         """The last events, held back for one write with the end of the answer."""
 
     def begin(self) -> None:
@@ -50,25 +58,25 @@ class Answer:
         self.splice.last_sent_at = self.connection.loop.time()
         self.connection.begin_stream(b"", b"")
 
-    def pass_on(self, events: bytes, now: float, *, is_first: bool, is_last: bool) -> None:
+    def send_events(self, events: bytes, now: float, *, is_first: bool, is_last: bool) -> None:
         """Send events, with the head if it is not yet sent; keep the last ones for the write that ends the answer."""
         splice = self.splice
         if not is_first:
             splice.counters.intervals.observe(now - splice.last_sent_at)
         splice.count(events, now)
         if is_last:
-            self._unsent = events
+            self._held_events = events
         elif splice.is_open:
             self.connection.write_chunk(events)
         else:
             splice.is_open = True
             self.connection.begin_stream(self._server_timing(), events)
 
-    def tell(self, news: News) -> None:
+    def send_progress(self, fields: ProgressFields) -> None:
         """Send a progress chunk, unless the head is not sent or the caller reads too slowly."""
         if self.splice.is_open and not self.splice.paused:
             self.splice.last_sent_at = self.connection.loop.time()
-            self.connection.write_chunk(self.stream.progress_chunk(news))
+            self.connection.write_chunk(self.stream.progress_chunk(fields))
 
     def keep_alive(self, now: float) -> None:
         """Send a comment, so that no proxy on the way drops the connection as idle (WHATWG HTML, 9.2.7)."""
@@ -82,41 +90,42 @@ class Answer:
         if refusal is not None and is_departure(refusal.reason):
             connection.abort()
             return 499
-        flush = None
-        if self._times.granted is not None:
-            flush = max(self._times.deadline - connection.loop.time(), _FLUSH_SECONDS)
-        if refusal is not None and not (splice.is_open or self._unsent):
-            connection.refuse(refusal, flush)
+        flush_seconds = None
+        if self._times.granted_at is not None:
+            flush_seconds = max(self._times.deadline_at - connection.loop.time(), _FLUSH_SECONDS)
+        if refusal is not None and not (splice.is_open or self._held_events):
+            connection.refuse(refusal, flush_seconds)
             return refusal.status
         stream = self.stream
         rest = stream.close() if stream.sanitizer.begun else b""
         if stream.completion is not None and refusal is None:
-            self._end_whole(stream.completion, flush)
+            self._end_whole(stream.completion, flush_seconds)
             return 200
         if refusal is None:
             rest += stream.finish()
         splice.count(rest, splice.last_sent_at)
         rest += DONE if refusal is None else refusal.event(connection.request_id)
         if splice.is_open:
-            connection.end_stream(self._unsent + rest, flush)
+            connection.end_stream(self._held_events + rest, flush_seconds)
         else:  # the head goes out in the same write
-            connection.send_stream(self._server_timing(), self._unsent + rest, flush)
+            connection.send_stream(self._server_timing(), self._held_events + rest, flush_seconds)
         return 200
 
-    def _end_whole(self, completion: Completion, flush: float | None) -> None:
+    def _end_whole(self, completion: Completion, flush_seconds: float | None) -> None:
         """Send the answer to a caller that did not ask for a stream."""
         connection = self.connection
         reason = self.stream.sanitizer.finish_reason or "stop"
         body = completion.encode(connection.request_id, self._created, self._mode, reason)
         self.splice.sent_bytes += len(body)
         headers = [(b"Content-Type", b"application/json"), (b"Server-Timing", self._server_timing())]
-        connection.respond(200, headers, body, flush)
+        connection.respond(200, headers, body, flush_seconds)
 
     def _server_timing(self) -> bytes:
         times = self._times
-        granted = times.granted or times.arrived
-        first = times.first_event or granted
-        return b"gate;dur=%.1f, upstream;dur=%.1f" % ((granted - times.arrived) * 1e3, (first - granted) * 1e3)
+        granted_at = times.granted_at or times.arrived_at
+        first_event_at = times.first_event_at or granted_at
+        waits = (granted_at - times.arrived_at, first_event_at - granted_at)
+        return b"gate;dur=%.1f, upstream;dur=%.1f" % (waits[0] * 1e3, waits[1] * 1e3)
 
 
 def is_departure(reason: str) -> bool:

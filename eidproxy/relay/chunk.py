@@ -164,12 +164,12 @@ class Frames:
         if at < 0:  # the router escapes the text in another way
             return None
         before, after = data[: at + 1], data[at + len(literal) - 1 :]
-        for spelled, said in _TRIALS:
+        for encoded, decoded in _TRIALS:
             try:
-                other = _decode_common(before + spelled + after)
+                other = _decode_common(before + encoded + after)
             except ValueError:  # the text was found inside another string
                 return None
-            setattr(delta, name, said)
+            setattr(delta, name, decoded)
             if other != chunk:
                 return None
         new_before = self._head + (_BEFORE_CONTENT if name == "content" else _BEFORE_THOUGHT) + b'"'

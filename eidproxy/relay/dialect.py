@@ -121,13 +121,13 @@ _decode_str = msgspec.json.Decoder(str).decode
 _decode_int = msgspec.json.Decoder(int).decode
 _decode_index = msgspec.json.Decoder(int, strict=False).decode
 
-_MOST_TOKENS = 1_000_000_000
+_MAX_TOKENS = 1_000_000_000
 """The most tokens of one request. Without a limit one false answer could make the counter useless."""
 
-_MOST_ITEMS = 2048
+_MAX_ITEMS = 2048
 """The most list items of one event in the second reading. Each costs some microseconds; no honest event has so many."""
 
-_MOST_DEPTH = 4
+_MAX_DEPTH = 4
 """The most levels of nested content. Each level reads its content again."""
 
 _SILENT = frozenset({b"null", b"false", b'""', b"{}"})
@@ -204,7 +204,7 @@ def decode_usage(raw: Raw) -> tuple[int, int] | None:
     """Return the tokens of prompt and completion, or None if this is no valid usage."""
     try:
         usage = _decode_usage(raw)
-        return _tokens(usage.prompt_tokens), _tokens(usage.completion_tokens)
+        return _token_count(usage.prompt_tokens), _token_count(usage.completion_tokens)
     except (ValueError, RecursionError):
         return None
 
@@ -214,16 +214,16 @@ def count_unknown_fields(data: bytes) -> int:
     try:
         value = _decode_members(data)
         unknown = len(value.keys() - _KNOWN_FIELDS)
-        for raw in _decode_list(value.get("choices", _EMPTY))[:1]:
+        for raw in _decode_list(value.get("choices", _EMPTY_LIST))[:1]:
             choice = _decode_members(raw)
             unknown += len(choice.keys() - _KNOWN_FIELDS)
-            unknown += len(_decode_members(choice.get("delta", _NOTHING)).keys() - _KNOWN_FIELDS)
+            unknown += len(_decode_members(choice.get("delta", _EMPTY_OBJECT)).keys() - _KNOWN_FIELDS)
     except (ValueError, RecursionError):
         return 0  # the typed decoder is less strict about values that it skips
     return unknown
 
 
-_EMPTY, _NOTHING = Raw(b"[]"), Raw(b"{}")
+_EMPTY_LIST, _EMPTY_OBJECT = Raw(b"[]"), Raw(b"{}")
 
 
 # The second reading. Each function takes one leaf of any type and returns the part that counts.
@@ -231,8 +231,8 @@ _EMPTY, _NOTHING = Raw(b"[]"), Raw(b"{}")
 
 def _read_loosely(loose: _LooseChunk) -> RouterChunk:
     chunk = RouterChunk(**{name: getattr(loose, name) for name in _Envelope.__struct_fields__})
-    chunk.choices = _Leaves().choices(loose.choices)
-    if bytes(_raw(loose.choices)).translate(None, b" \t\r\n") in _NO_CHOICES:
+    chunk.choices = _LooseReader().read_choices(loose.choices)
+    if bytes(_raw_or_null(loose.choices)).translate(None, b" \t\r\n") in _NO_CHOICES:
         return chunk  # of two `choices` the last one counts, and the first made the typed decoder refuse
     if not chunk.choices and not (says_something(chunk.error) or says_something(chunk.detail) or is_error(chunk)):
         raise msgspec.ValidationError  # neither a choice nor an error in it
@@ -243,62 +243,66 @@ _NULL = Raw(b"null")
 _NO_CHOICES = frozenset({b"null", b"[]"})
 
 
-class _Leaves:
-    """The second reading of one event. Raises TooManyItems if its lists together exceed `_MOST_ITEMS`."""
+class _LooseReader:
+    """The second reading of one event. Raises TooManyItems if its lists together exceed `_MAX_ITEMS`."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_items_left",)
 
     def __init__(self) -> None:
-        self._left = _MOST_ITEMS
+        self._items_left = _MAX_ITEMS
 
-    def choices(self, field: Raw | UnsetType) -> list[RouterChoice]:
-        choices = [self._choice(raw) for raw in self._objects(field)]
+    def read_choices(self, field: Raw | UnsetType) -> list[RouterChoice]:
+        choices = [self._read_choice(raw) for raw in self._objects(field)]
         return [choice for choice in choices if choice is not None]
 
-    def _choice(self, raw: Raw) -> RouterChoice | None:
+    def _read_choice(self, raw: Raw) -> RouterChoice | None:
         loose = _decode_loose_choice(raw)
-        index = 0 if bytes(_raw(loose.index)) == b"null" else _index(loose.index)
-        delta, message = self._delta(loose.delta), self._delta(loose.message)
-        reason = _string(loose.finish_reason)
-        is_odd = delta is None and bytes(_raw(loose.delta)) != b"null"
-        if index is None or (is_odd and message is None and reason is None and not says_something(loose.error)):
+        index = 0 if bytes(_raw_or_null(loose.index)) == b"null" else _as_index(loose.index)
+        delta, message = self._read_delta(loose.delta), self._read_delta(loose.message)
+        reason = _as_string(loose.finish_reason)
+        is_invalid_delta = delta is None and bytes(_raw_or_null(loose.delta)) != b"null"
+        if index is None or (
+            is_invalid_delta and message is None and reason is None and not says_something(loose.error)
+        ):
             return None
         return RouterChoice(index, delta, message, reason, loose.error)
 
-    def _delta(self, raw: Raw | UnsetType) -> RouterDelta | None:
+    def _read_delta(self, raw: Raw | UnsetType) -> RouterDelta | None:
         try:
-            loose = _decode_loose_delta(_raw(raw))
+            loose = _decode_loose_delta(_raw_or_null(raw))
         except msgspec.ValidationError:
             return None
-        content, thought = self._text(loose.content)
-        reasoning = "".join(self._text(loose.reasoning_content)) or "".join(self._text(loose.reasoning))
-        calls = [_call(call) for call in self._objects(loose.tool_calls)]
-        return RouterDelta(content, thought + reasoning, None, _string(loose.refusal), [call for call in calls if call])
+        content, thought = self._read_text(loose.content)
+        reasoning = "".join(self._read_text(loose.reasoning_content)) or "".join(self._read_text(loose.reasoning))
+        calls = [_read_call(call) for call in self._objects(loose.tool_calls)]
+        return RouterDelta(
+            content, thought + reasoning, None, _as_string(loose.refusal), [call for call in calls if call]
+        )
 
-    def _text(self, raw: Raw | UnsetType, depth: int = 1) -> tuple[str, str]:
+    def _read_text(self, raw: Raw | UnsetType, depth: int = 1) -> tuple[str, str]:
         """Return text and reasoning of a content: a string or parts (BerriAI/litellm#16272, Mistral's `thinking`)."""
-        text = _string(raw)
+        text = _as_string(raw)
         if text is not None:
             return text, ""
         items = self._items(raw)
-        if items and depth > _MOST_DEPTH:
+        if items and depth > _MAX_DEPTH:
             raise TooManyItems
         texts: list[str] = []
         thoughts: list[str] = []
         for item in items:
             if bytes(item)[:1] == b'"':
-                texts.append(_string(item) or "")
+                texts.append(_as_string(item) or "")
                 continue
             try:
                 part = _decode_part(item)
             except msgspec.ValidationError:
                 continue
-            kind = _string(part.type)
+            kind = _as_string(part.type)
             if kind in ("text", None):
-                texts.append(_string(part.text) or "")
+                texts.append(_as_string(part.text) or "")
             elif kind in ("thinking", "reasoning"):
                 for field in (part.thinking, part.reasoning, part.text):
-                    thoughts += self._text(field, depth + 1)
+                    thoughts += self._read_text(field, depth + 1)
         return "".join(texts), "".join(thoughts)
 
     def _objects(self, raw: Raw | UnsetType) -> list[Raw]:
@@ -308,50 +312,54 @@ class _Leaves:
     def _items(self, raw: Raw | UnsetType) -> list[Raw]:
         """Return the items of a list; for any other value, none."""
         try:
-            items = _decode_list(_raw(raw))
+            items = _decode_list(_raw_or_null(raw))
         except msgspec.ValidationError:
             return []
-        self._left -= len(items)
-        if self._left < 0:
+        self._items_left -= len(items)
+        if self._items_left < 0:
             raise TooManyItems
         return items
 
 
-def _call(raw: Raw) -> RouterCall | None:
+def _read_call(raw: Raw) -> RouterCall | None:
     try:
         loose = _decode_loose_call(raw)
-        is_bare = bytes(_raw(loose.function)) == b"null"
-        function = _LooseFunction() if is_bare else _decode_loose_function(_raw(loose.function))
+        has_no_function = bytes(_raw_or_null(loose.function)) == b"null"
+        function = _LooseFunction() if has_no_function else _decode_loose_function(_raw_or_null(loose.function))
     except msgspec.ValidationError:
         return None
-    arguments = _string(function.arguments)
-    if arguments is None and (text := bytes(_raw(function.arguments))) != b"null":
+    arguments = _as_string(function.arguments)
+    if arguments is None and (text := bytes(_raw_or_null(function.arguments))) != b"null":
         arguments = text.decode()  # an object, as its JSON text (BerriAI/litellm#37792)
-    return RouterCall(_index(loose.index), _string(loose.id), RouterFunction(_string(function.name), arguments))
+    return RouterCall(
+        _as_index(loose.index),
+        _as_string(loose.id),
+        RouterFunction(_as_string(function.name), arguments),
+    )
 
 
-def _raw(field: Raw | UnsetType) -> Raw:
+def _raw_or_null(field: Raw | UnsetType) -> Raw:
     return _NULL if field is UNSET else field
 
 
-def _string(raw: Raw | UnsetType) -> str | None:
+def _as_string(raw: Raw | UnsetType) -> str | None:
     try:
-        return _decode_str(_raw(raw))
+        return _decode_str(_raw_or_null(raw))
     except msgspec.ValidationError:
         return None
 
 
-def _index(raw: Raw | UnsetType) -> int | None:
+def _as_index(raw: Raw | UnsetType) -> int | None:
     """Return a whole number in any spelling, or None: `0.0` and `"0"` are 0."""
     try:
-        return _decode_index(_raw(raw))
+        return _decode_index(_raw_or_null(raw))
     except msgspec.ValidationError:
         return None
 
 
-def _tokens(raw: Raw | UnsetType) -> int:
+def _token_count(raw: Raw | UnsetType) -> int:
     """Return a count of tokens. Raises ValueError for any other value."""
     count = 0 if raw is UNSET else _decode_int(raw)
-    if not 0 <= count <= _MOST_TOKENS:
+    if not 0 <= count <= _MAX_TOKENS:
         raise ValueError
     return count

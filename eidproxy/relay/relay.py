@@ -55,7 +55,7 @@ few chunks, doubles the number of chunks before the next try."""
 _MAX_SHORTCUT_BACKOFF = 10
 """Bounds the wait for the next try to 3,072 chunks: beside so many the cost of a try is negligible."""
 
-_PROBE_SECONDS = 3.0
+_TCP_KEEPALIVE_AFTER_SECONDS = 3.0
 """Delay before TCP keep-alive is enabled on the router's socket; the kernel then needs up to 25 s to find a dead peer.
 
 Shorter requests never pay for it.
@@ -76,7 +76,7 @@ class RelayClocks:
         silence = limits.silence
         first_check = min(limits.keepalive_seconds, silence.read_timeout_seconds, silence.first_event_seconds)
         self.deadline = TimeoutQueue(silence.deadline_seconds, Relay.on_wall_clock)
-        self.probe = TimeoutQueue(_PROBE_SECONDS, Relay.probe)
+        self.tcp_keepalive = TimeoutQueue(_TCP_KEEPALIVE_AFTER_SECONDS, Relay.enable_tcp_keepalive)
         self.silence = TimeoutQueue(first_check, Relay.check_silence)
         self.later_checks = TimerHeap(Relay.check_silence)
         self.tail = TimeoutQueue(_TAIL_SECONDS, Relay.on_tail_silence, patient=True)
@@ -155,8 +155,9 @@ class Relay:
         stream = Stream(connection.request_id, created, mode, completion, counts_unknown=counters.samples_unknown())
         self._splice = Splice(self, connection, stream, counters, services.guards[mode])
         self._answer = Answer(connection, stream, self._splice, self._times, mode, created)
-        tells = job.sends_progress and request.stream
-        self._progress = Progress(self._loop, self._answer.tell, self._queue_position) if tells else None
+        self._progress: Progress | None = None
+        if job.sends_progress and request.stream:
+            self._progress = Progress(self._loop, self._answer.send_progress, self._queue_position)
         self._permit: Permit | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -191,7 +192,7 @@ class Relay:
         try:
             self._passage = self._guard.enter(self._loop.time())
             if self._passage is None:
-                raise self._wedged()
+                raise self._wedged_refusal()
             if self.mode is Mode.DAILY:
                 on_position_change = self._on_position_change if self._progress is not None else None
                 permit = self.services.gate.acquire(self._job.priority, on_position_change)
@@ -225,7 +226,7 @@ class Relay:
     async def _run(self) -> None:
         """Wait for the slot and then the connection, unless they were there at once; callbacks do the rest."""
         try:
-            if self._times.granted is None and self._permit is not None:
+            if self._times.granted_at is None and self._permit is not None:
                 await self._permit.granted()
                 if self._reach_router():
                     return
@@ -260,24 +261,24 @@ class Relay:
         else:
             self.fail("relay", error)
 
-    def _wedged(self) -> Refusal:
+    def _wedged_refusal(self) -> Refusal:
         return Refusal("upstream_wedged", retry_seconds=self._guard.retry_seconds(self._loop.time()))
 
     def refuse_unsent(self) -> None:
         """Refuse the request because the model server hangs, unless it is already written to the router."""
         if self.is_unsent:
-            self.conclude(Cause.REFUSAL, "upstream_wedged", self._wedged())
+            self.conclude(Cause.REFUSAL, "upstream_wedged", self._wedged_refusal())
 
     def _on_slot_lost(self, reason: str) -> None:
         self.conclude(Cause.REFUSAL, reason)
 
     def _on_granted(self) -> None:
-        now = self._times.granted = self._loop.time()
-        self._times.deadline = now + self.services.limits.silence.deadline_seconds
+        now = self._times.granted_at = self._loop.time()
+        self._times.deadline_at = now + self.services.limits.silence.deadline_seconds
         self.services.clocks.deadline.start(self)
         self._enter(State.CONNECTING)
         if self._progress is not None:
-            self._progress.upstream(now)
+            self._progress.report_upstream(now)
 
     def _send(self, exchange: Exchange) -> None:
         request, self._request = self._request, None
@@ -295,7 +296,7 @@ class Relay:
             len(request.body),
             generates_unseen=request.generates_unseen,
             sent_at=now,
-            deadline_at=self._times.deadline,
+            deadline_at=self._times.deadline_at,
         )
         self._enter(State.ASKED)
         exchange.start(message, self._splice)
@@ -304,7 +305,7 @@ class Relay:
         if self._splice.paused:
             exchange.pause()
         services.clocks.silence.start(self)
-        services.clocks.probe.start(self)
+        services.clocks.tcp_keepalive.start(self)
         if services.upstream.shortcuts is not None:
             self._splice.shortcut_at_chunks = _SHORTCUT_AFTER_CHUNKS
 
@@ -335,27 +336,27 @@ class Relay:
         """Act on a new stage or on the end of the body, and send `events` to the caller."""
         body, splice = self._splice.body, self._splice
         if self._settlement is not None:
-            self._on_settled(now)
+            self._end_settlement(now)
             return
         splice.stage = stage = body.stage
         if isinstance(body, ErrorBody):
             self.conclude(Cause.ROUTER_CLOSED)
             return
         is_first = self.state is State.ASKED and body.sanitizer.begun
-        has_heard = body.heard != splice.heard
-        splice.heard = body.heard
-        has_changed = body.comment is not splice.comment and self._hear_comment(body.comment, now)
+        has_new_events = body.parsed_events != splice.noted_events
+        splice.noted_events = body.parsed_events
+        has_new_comment = body.comment is not splice.noted_comment and self._note_comment(body.comment, now)
         if is_first:
             self._on_first_event(now)
-        elif has_heard and (body.sanitizer.begun or body.failure is not None):
+        elif has_new_events and (body.sanitizer.begun or body.failure is not None):
             self.on_sign_of_life(now)
         if events:
-            self._answer.pass_on(events, now, is_first=is_first, is_last=stage is Stage.OVER)
+            self._answer.send_events(events, now, is_first=is_first, is_last=stage is Stage.OVER)
         if is_first and self._next_check is not None:
             self.check_silence()  # it was set by the first-event allowance; from now on a check is due sooner
         if self._progress is not None:
-            self._progress.stage(stage, now)
-        if stage >= Stage.FINISHED and (has_heard or has_changed):
+            self._progress.report_stage(stage, now)
+        if stage >= Stage.FINISHED and (has_new_events or has_new_comment):
             self._on_finish_reason(body, is_over=stage is Stage.OVER)
         if stage is Stage.OVER:
             if body.failure is not None:
@@ -364,21 +365,25 @@ class Relay:
                 self.conclude(Cause.ROUTER_DONE)
 
     def _on_first_event(self, now: float) -> None:
-        self._times.first_event = now
+        self._times.first_event_at = now
         metrics = self.services.metrics
         if self._silence is not None:
             metrics.allowance_used[self.mode].observe(self._silence.used_ratio(now))
         self.on_sign_of_life(now)
         metrics.first_token[self.mode].observe(now - self.connection.began_at)
-        if self._exchange is not None and self._exchange.first_byte_at is not None and self._times.granted is not None:
-            metrics.first_byte[self.mode].observe(self._exchange.first_byte_at - self._times.granted)
+        if (
+            self._exchange is not None
+            and self._exchange.first_byte_at is not None
+            and self._times.granted_at is not None
+        ):
+            metrics.first_byte[self.mode].observe(self._exchange.first_byte_at - self._times.granted_at)
         self._enter(State.STREAMING)
 
     def on_sign_of_life(self, now: float) -> None:
         """Note a data event: proof that the model server does not hang."""
         if self._silence is not None:
-            self._silence.event(now)
-        if self._guard.hear(now):
+            self._silence.note_event(now)
+        if self._guard.note_event(now):
             self.services.on_upstream_state(self.mode)
 
     def try_shortcut(self, data: bytes, now: float) -> None:
@@ -404,7 +409,7 @@ class Relay:
             return  # progress chunks must be written between the events
         template = body.template(data)
         if template is not None:
-            shortcut.begin(caller, template, now, body.budget, splice.passed_on)
+            shortcut.begin(caller, template, now, body.budget, splice.count_passed)
 
     def on_quiet_read(self, now: float) -> None:
         """Look for signs of life in a read with nothing for the caller: comments, empty events, part of an event."""
@@ -412,20 +417,20 @@ class Relay:
         body = splice.body
         if isinstance(body, ErrorBody) or self._silence is None:
             return
-        if body.comment is not splice.comment:
-            self._hear_comment(body.comment, now)
-        if body.heard != splice.heard:
-            splice.heard = body.heard
+        if body.comment is not splice.noted_comment:
+            self._note_comment(body.comment, now)
+        if body.parsed_events != splice.noted_events:
+            splice.noted_events = body.parsed_events
             if body.sanitizer.begun:
                 self.on_sign_of_life(now)
 
-    def _hear_comment(self, comment: bytes, now: float) -> bool:
+    def _note_comment(self, comment: bytes, now: float) -> bool:
         """Note a comment and return whether it is a sign of life.
 
         A constant ping is none: routers send it while the model server hangs.
         """
-        self._splice.comment = comment
-        return self._silence is not None and self._silence.comment(comment, now)
+        self._splice.noted_comment = comment
+        return self._silence is not None and self._silence.note_comment(comment, now)
 
     def _on_finish_reason(self, stream: Stream, is_over: bool) -> None:
         """Start the 5 s after which a silent router's answer counts as whole (contract, 4).
@@ -459,7 +464,7 @@ class Relay:
     def _on_position_change(self) -> None:
         """Tell the caller its place in the queue, which may have changed."""
         if self._progress is not None and self.state is State.QUEUED:
-            self._progress.queued()
+            self._progress.report_position()
 
     def _queue_position(self) -> tuple[int, float | None]:
         return (0, None) if self._permit is None else self._permit.queue_position()
@@ -491,10 +496,10 @@ class Relay:
         """Conclude: 5 s of silence passed after a finish reason, or 5 s since the head of an error response."""
         self.conclude(Cause.SILENCE)
 
-    def probe(self) -> None:
+    def enable_tcp_keepalive(self) -> None:
         """Enable TCP keep-alive on the router's connection, to find a router that is gone without a FIN or reset."""
         if self._exchange is not None:
-            self._exchange.probe()
+            self._exchange.enable_tcp_keepalive()
 
     def check_silence(self) -> None:
         """Enforce the read timeout, send a keep-alive comment if one is due, and schedule the next check."""
@@ -505,12 +510,12 @@ class Relay:
         exchange.end_shortcut()
         now = self._loop.time()
         if splice.heard_at:
-            silence.event(splice.heard_at)
+            silence.note_event(splice.heard_at)
         due = silence.due_at
         if now >= due:
-            more = exchange.silence_extension(due, now, self.services.limits.silence.read_timeout_seconds)
-            if more:
-                self._next_check = self.services.clocks.later_checks.start(self, now + more)
+            extension = exchange.silence_extension(due, now, self.services.limits.silence.read_timeout_seconds)
+            if extension:
+                self._next_check = self.services.clocks.later_checks.start(self, now + extension)
                 return
             reason = silence.reason(now)
             if reason == "upstream_silent":  # 1e-9 puts it over 1: the allowance was exceeded
@@ -522,7 +527,7 @@ class Relay:
             if now >= splice.last_sent_at + keepalive:
                 self._answer.keep_alive(now)
             due = min(due, splice.last_sent_at + keepalive)
-        due = min(due, self._times.deadline)  # finite, so that a timer is set: it tells `on_stage` that this has run
+        due = min(due, self._times.deadline_at)  # finite, so that a timer is set: it tells `on_stage` that this has run
         if due > now:
             self._next_check = self.services.clocks.later_checks.start(self, due)
 
@@ -559,22 +564,22 @@ class Relay:
         if self.state is State.CONCLUDED:
             return
         state, self.state = self.state, State.CONCLUDED
-        is_silent = is_kept = False
+        is_silent = is_settling = False
         try:
-            refusal = self._verdict(state, cause, given, refusal)
+            refusal = self._decide_refusal(state, cause, given, refusal)
             if refusal is not None:
                 is_silent = self._is_silent_end(refusal)
-                is_kept = self._try_settle(state, refusal, is_silent)
+                is_settling = self._try_settle(state, refusal, is_silent)
         except Exception as error:  # noqa: BLE001  # no fault may keep the slot
             self.services.log.fault("verdict", error)
             refusal = refusal or Refusal("internal_error")
         log = self.services.log
-        if not is_kept:
-            _call(log, self._close_upstream, refusal, is_silent)
-            _call(log, self._exit_guard, is_silent)
-            _call(log, self._release_slot)
-        _call(log, self._cancel_timers)
-        _call(log, self._detach)
+        if not is_settling:
+            _run_step(log, self._close_upstream, refusal, is_silent)
+            _run_step(log, self._exit_guard, is_silent)
+            _run_step(log, self._release_slot)
+        _run_step(log, self._cancel_timers)
+        _run_step(log, self._detach)
         self.services.metrics.in_progress[self.mode, PHASES[state]] -= 1
         status = 200
         try:
@@ -586,7 +591,7 @@ class Relay:
         if self._settlement is None:
             self._break_cycles()
 
-    def _verdict(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
+    def _decide_refusal(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
         """Return the error for the caller, or None for a whole answer."""
         if cause is Cause.ROUTER_DONE and self._answer.stream.sanitizer.finish_reason is not None:
             return None
@@ -643,11 +648,11 @@ class Relay:
 
         def close() -> None:
             has_begun = self._silence is not None and self._silence.first_event_at is not None
-            _call(log, self._close_upstream, refusal, False)
-            _call(log, self._exit_guard, is_silent and not has_begun)
+            _run_step(log, self._close_upstream, refusal, False)
+            _run_step(log, self._exit_guard, is_silent and not has_begun)
             self._break_cycles()
 
-        left = self._times.deadline - self._loop.time()
+        left = self._times.deadline_at - self._loop.time()
         try:
             self._settlement = self.services.settlements.keep(self._permit, close, left)
             if self._settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
@@ -656,7 +661,7 @@ class Relay:
             self.services.log.fault("settle", error)
         return self._settlement is not None
 
-    def _on_settled(self, now: float) -> None:
+    def _end_settlement(self, now: float) -> None:
         """End the settlement at its first event: the prefill is over, so a close stops the server at its next token."""
         self.on_sign_of_life(now)
         if self._settlement is not None:
@@ -675,7 +680,7 @@ class Relay:
 
     def _cancel_timers(self) -> None:
         clocks = self.services.clocks
-        for clock in (clocks.deadline, clocks.probe, clocks.silence, clocks.tail, clocks.refusal):
+        for clock in (clocks.deadline, clocks.tcp_keepalive, clocks.silence, clocks.tail, clocks.refusal):
             clock.stop(self)
         self._stop_next_check()
         if self._progress is not None:
@@ -707,8 +712,8 @@ class Relay:
             status=status,
             seconds=now - began_at,
             priority=self._job.priority,
-            gate_wait=(times.granted or now) - times.arrived,
-            first_event=None if times.first_event is None else times.first_event - began_at,
+            gate_wait=(times.granted_at or now) - times.arrived_at,
+            first_event=None if times.first_event_at is None else times.first_event_at - began_at,
             chunks=self._answer.stream.chunks,
             bytes=self._splice.sent_bytes,
             trace_id=self._job.trace_id,
@@ -729,8 +734,8 @@ class Relay:
                 metrics.stripped[field].inc(count)
         for token, count in sanitizer.tokens.items():
             metrics.tokens[mode, token].inc(count)
-        if self._times.granted is not None:
-            metrics.deadline_margin[mode].observe(max(self._times.deadline - now, 0))
+        if self._times.granted_at is not None:
+            metrics.deadline_margin[mode].observe(max(self._times.deadline_at - now, 0))
             if self._status is None and reason != "egress_blocked":
                 metrics.responses[mode, "none"].inc()
         if (clock := DEADLINES.get(reason)) is not None:
@@ -743,7 +748,7 @@ class Relay:
             metrics.stream_ends[mode, end].inc()
 
 
-def _call(log: Log, step: Callable[..., None], *given: object) -> None:
+def _run_step(log: Log, step: Callable[..., None], *given: object) -> None:
     """Run one step of `conclude`; log a failure, since the steps after it must run too."""
     try:
         step(*given)

@@ -14,12 +14,12 @@ import codecs
 import re
 from collections.abc import Hashable
 
-_BYTES, _HALVES = 0xFDD0, 0xFDE0
+_BYTE_MARKS, _SURROGATE_MARKS = 0xFDD0, 0xFDE0
 _MARK = re.compile(r"[\ufdd0-\ufdef]|\\u[fF][dD][dDeE]")
 _RUN = re.compile("[\ufdd0-\ufddf]+|[\ufde0-\ufdef]+")
-_MOST_MARKED = 64
+_MAX_MARKS = 64
 """The most edges marked in one event. Every mark costs a call, and an honest event has one or two strings."""
-_MOST_MARKED_BYTES = 128 * 1024
+_MAX_MARKED_BYTES = 128 * 1024
 """A longer event is no single token, so the next event does not continue it, and it gets no marks."""
 
 # `surrogateescape` turns a byte that is not UTF-8 into U+DC80 to U+DCFF.
@@ -37,55 +37,55 @@ def repair(data: bytes) -> tuple[bytes, bool] | None:
     if b"\0" in data or (data.isascii() and b"\\u" not in data):
         return None
     text = data.decode("utf-8", "surrogateescape")
-    marked = len(data) <= _MOST_MARKED_BYTES and not _MARK.search(text)
+    marked = len(data) <= _MAX_MARKED_BYTES and not _MARK.search(text)
     if marked:
-        text = _BYTES_AT_EDGE.sub(_mark_bytes, text, _MOST_MARKED)
+        text = _BYTES_AT_EDGE.sub(_mark_bytes, text, _MAX_MARKS)
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     if "\\ud" in text or "\\uD" in text:
         text = text.replace("\\\\", "\0\0")  # an escaped backslash begins no other escape
         if marked:
-            text = _HALF_AT_EDGE.sub(_mark_half, text, _MOST_MARKED)
+            text = _HALF_AT_EDGE.sub(_mark_half, text, _MAX_MARKS)
         text = _LONE_HALF.sub(r"\\ufffd", text).replace("\0\0", "\\\\")
     return text.encode(), marked
 
 
 def _mark_bytes(found: re.Match[str]) -> str:
-    return "".join(chr(_BYTES + int(digit, 16)) for digit in found[0].encode("utf-8", "surrogateescape").hex())
+    return "".join(chr(_BYTE_MARKS + int(digit, 16)) for digit in found[0].encode("utf-8", "surrogateescape").hex())
 
 
 def _mark_half(found: re.Match[str]) -> str:
-    return "".join(chr(_HALVES + int(digit, 16)) for digit in found[0][2:])
+    return "".join(chr(_SURROGATE_MARKS + int(digit, 16)) for digit in found[0][2:])
 
 
 class Seams:
     """The incomplete characters of one stream, each under the key of the string that it continues."""
 
-    __slots__ = ("_open",)
+    __slots__ = ("_incomplete",)
 
     def __init__(self) -> None:
-        self._open: dict[Hashable, str] = {}
+        self._incomplete: dict[Hashable, str] = {}
 
     def __bool__(self) -> bool:
         """Return whether the beginning of a character waits for its rest."""
-        return bool(self._open)
+        return bool(self._incomplete)
 
     def join(self, key: Hashable, text: str, marked: bool) -> str:
         """Return the text without marks, preceded by what waited under its key.
 
         An incomplete character at its end is kept back for the next text with that key.
         """
-        begun = self._open.pop(key, "")
+        beginning = self._incomplete.pop(key, "")
         if not marked:
-            return _unmark(begun)[0] + text if begun else text
-        text, rest = _unmark(begun + text, final=False)
+            return _unmark(beginning)[0] + text if beginning else text
+        text, rest = _unmark(beginning + text, final=False)
         if rest:
-            self._open[key] = rest
+            self._incomplete[key] = rest
         return text
 
     def close(self) -> dict[Hashable, str]:
         """Return the incomplete characters that still wait, as U+FFFD, by key."""
-        rest = {key: _unmark(begun)[0] for key, begun in self._open.items()}
-        self._open.clear()
+        rest = {key: _unmark(beginning)[0] for key, beginning in self._incomplete.items()}
+        self._incomplete.clear()
         return rest
 
 
@@ -106,7 +106,7 @@ def _unmark(text: str, final: bool = True) -> tuple[str, str]:
     for run in _RUN.finditer(text):
         is_last = final or run.end() < len(text)
         digits = "".join(f"{ord(mark) & 15:x}" for mark in run[0])
-        if ord(run[0][0]) < _HALVES:
+        if ord(run[0][0]) < _SURROGATE_MARKS:
             read, taken = codecs.utf_8_decode(bytes.fromhex(digits), "replace", is_last)
         else:
             read, taken = codecs.utf_16_be_decode(bytes.fromhex(digits), "replace", is_last)

@@ -47,7 +47,7 @@ _FINISH_REASONS: dict[str, FinishReason | None] = {
 }
 """Our finish reason for a router's, in lower case; any other word is `stop` (contract, 4)."""
 
-_FAILURES = frozenset({"error", "abort", "aborted", "cancelled", "network_error"})
+_FAILURE_REASONS = frozenset({"error", "abort", "aborted", "cancelled", "network_error"})
 """Finish reasons that are errors of the router (vllm-project/vllm#57082, OpenRouter, Zhipu)."""
 
 
@@ -56,7 +56,7 @@ class Sanitizer:
 
     __slots__ = (
         "_calls",
-        "_counted_end",
+        "_has_counted_finish",
         "_models",
         "_others",
         "_request_id",
@@ -78,7 +78,7 @@ class Sanitizer:
         self._seams: Seams | None = None
         """None until an event has a mark."""
         self._calls: ToolCalls | None = None
-        self._counted_end = not counts_unknown
+        self._has_counted_finish = not counts_unknown
         self.begun = False
         """Whether a good event came: one with text, reasoning, a refusal, a call or a finish reason."""
         self.has_text = False
@@ -136,40 +136,40 @@ class Sanitizer:
             return None
 
     def _read_chunk(self, chunk: RouterChunk, data: bytes, marked: bool) -> Delta | None:
-        if _tells_error(chunk):
+        if _is_error_chunk(chunk):
             self._fail(data)
             return None
-        self._count_facts(chunk)
+        self._count_stripped(chunk)
         choice = _first_choice(chunk.choices)
         if choice is None:
             self.drop(Dropped.EMPTY)
             return None
         word = choice.finish_reason.strip().lower() if choice.finish_reason else ""
-        failing = word in _FAILURES or (choice.error is not UNSET and says_something(choice.error))
-        if failing and not self.begun:
+        is_failing = word in _FAILURE_REASONS or (choice.error is not UNSET and says_something(choice.error))
+        if is_failing and not self.begun:
             self._fail(data, in_choice=True)
             return None
-        came = _delta_of(chunk, choice)
-        texts = came.texts()
-        delta = self._filter_delta(texts, came.tool_calls, marked)
-        has_come = delta is not None or bool(texts)
-        if has_come and self.finish_reason is not None:
+        received = _choose_delta(chunk, choice)
+        texts = received.texts()
+        delta = self._filter_delta(texts, received.tool_calls, marked)
+        has_content = delta is not None or bool(texts)
+        if has_content and self.finish_reason is not None:
             self.continued_after_finish = True
-        if failing:
+        if is_failing:
             self._fail(data, in_choice=True)
             return delta
         reason = _FINISH_REASONS.get(word, "stop")
         if reason is not None:
             self._finish(reason, data)
-        if not self.begun and (has_come or reason is not None):
+        if not self.begun and (has_content or reason is not None):
             return self._begin(delta, data)
         return delta
 
     def _begin(self, delta: Delta | None, data: bytes) -> Delta:
         """Note the first good event and give it the role. No other has one, since SDKs join repeated strings."""
         self.begun = True
-        if not self._counted_end:
-            self._count_others(data)
+        if not self._has_counted_finish:
+            self._count_unknown_fields(data)
         delta = delta or Delta(content="")
         delta.role = "assistant"
         return delta
@@ -177,9 +177,9 @@ class Sanitizer:
     def _finish(self, reason: FinishReason, data: bytes) -> None:
         """Keep a finish reason; of several the last one counts."""
         self.finish_reason = reason
-        if not self._counted_end:
-            self._counted_end = True
-            self._count_others(data)
+        if not self._has_counted_finish:
+            self._has_counted_finish = True
+            self._count_unknown_fields(data)
 
     def _filter_delta(self, texts: dict[str, str], pieces: list[RouterCall] | None, marked: bool) -> Delta | None:
         """Return the part of a delta that may pass now; None when it is empty, or only the beginning of a character."""
@@ -218,11 +218,11 @@ class Sanitizer:
         delta.tool_calls = calls or None
         return delta
 
-    def _count_others(self, data: bytes) -> None:
+    def _count_unknown_fields(self, data: bytes) -> None:
         """Count the unknown fields of the first event of a stream and of the first that has a finish reason."""
         self._others += count_unknown_fields(data)
 
-    def _count_facts(self, chunk: RouterChunk) -> None:
+    def _count_stripped(self, chunk: RouterChunk) -> None:
         """Count the fields that are removed from every event: the model's name and the usage."""
         if chunk.model is not UNSET:
             self._models += 1
@@ -245,7 +245,7 @@ class Sanitizer:
         self.dropped = {**self.dropped, kind: self.dropped.get(kind, 0) + 1}
 
 
-def _tells_error(chunk: RouterChunk) -> bool:
+def _is_error_chunk(chunk: RouterChunk) -> bool:
     """Return whether an event is an error in any dialect. An empty `error` or `detail` is none (contract, 4)."""
     return (
         (chunk.error is not UNSET and says_something(chunk.error))
@@ -263,18 +263,18 @@ def _first_choice(choices: list[RouterChoice] | None) -> RouterChoice | None:
     return next((choice for choice in choices if not choice.index), None)
 
 
-def _delta_of(chunk: RouterChunk, choice: RouterChoice) -> RouterDelta:
-    came = choice.delta or choice.message
-    return RouterDelta() if came is None or _is_loading(chunk, came) else came
+def _choose_delta(chunk: RouterChunk, choice: RouterChoice) -> RouterDelta:
+    received = choice.delta or choice.message
+    return RouterDelta() if received is None or _is_loading(chunk, received) else received
 
 
-def _is_loading(chunk: RouterChunk, came: RouterDelta) -> bool:
+def _is_loading(chunk: RouterChunk, received: RouterDelta) -> bool:
     """Return whether an event is llama-swap's loading message, which names the model (contract, 4).
 
     No model's own event has this shape.
     """
     return (
         chunk.id is chunk.object is chunk.created is chunk.model is UNSET
-        and set() < came.texts().keys() <= THOUGHTS
-        and not came.tool_calls
+        and set() < received.texts().keys() <= THOUGHTS
+        and not received.tool_calls
     )

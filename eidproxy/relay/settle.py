@@ -15,20 +15,20 @@ from eidproxy.vocabulary import AfterLeave, SettleEnd
 class Settlement:
     """One kept slot or connection, or both, until `finish`."""
 
-    __slots__ = ("_began_at", "_close", "_keeper", "_permit", "_timer")
+    __slots__ = ("_began_at", "_close", "_permit", "_settlements", "_timer")
 
-    def __init__(self, keeper: "Settlements", permit: Permit | None, close: Callable[[], None]) -> None:
-        self._keeper = keeper
+    def __init__(self, settlements: "Settlements", permit: Permit | None, close: Callable[[], None]) -> None:
+        self._settlements = settlements
         self._permit = permit
         self._close = close
         self._timer: asyncio.TimerHandle | None = None
-        self._began_at = keeper.loop.time()
+        self._began_at = settlements.loop.time()
 
     def finish(self, end: SettleEnd) -> None:
         """Close the router's connection and give back the slot, in this order. Only the first call counts."""
-        if self not in self._keeper.running:
+        if self not in self._settlements.running:
             return
-        self._keeper.running.discard(self)
+        self._settlements.running.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         try:
@@ -36,16 +36,16 @@ class Settlement:
         finally:  # whatever fails, the slot must be given back
             if self._permit is not None:
                 self._permit.on_revoked = None
-                self._keeper.gate.release(self._permit)
-            self._keeper.metrics.gate_settle[end].observe(self._keeper.loop.time() - self._began_at)
+                self._settlements.gate.release(self._permit)
+            self._settlements.metrics.gate_settle[end].observe(self._settlements.loop.time() - self._began_at)
 
-    def _begin(self, seconds: float, end: SettleEnd) -> None:
-        self._timer = self._keeper.loop.call_later(seconds, self.finish, end)
+    def _start(self, seconds: float, end: SettleEnd) -> None:
+        self._timer = self._settlements.loop.call_later(seconds, self.finish, end)
         if self._permit is not None:
             self._permit.settling = True
-            self._permit.on_revoked = self._lose
+            self._permit.on_revoked = self._on_slot_lost
 
-    def _lose(self, _reason: str) -> None:
+    def _on_slot_lost(self, _reason: str) -> None:
         """Finish at once: the slot was taken away, by a lease that ran out or the watchdog."""
         self.finish(SettleEnd.ELAPSED)
 
@@ -76,12 +76,12 @@ class Settlements:
         closes_now = self._after_leave is AfterLeave.SETTLE
         if closes_now and permit is None:
             return None
-        settlement = Settlement(self, permit, _closed if closes_now else close)
+        settlement = Settlement(self, permit, _do_nothing if closes_now else close)
         self.running.add(settlement)
         if self._settle_seconds <= seconds_left:
-            settlement._begin(self._settle_seconds, SettleEnd.ELAPSED)
+            settlement._start(self._settle_seconds, SettleEnd.ELAPSED)
         else:
-            settlement._begin(seconds_left, SettleEnd.DEADLINE)
+            settlement._start(seconds_left, SettleEnd.DEADLINE)
         if closes_now:
             close()
         return settlement
@@ -93,5 +93,5 @@ class Settlements:
             settlement.finish(SettleEnd.DRAINING)
 
 
-def _closed() -> None:
+def _do_nothing() -> None:
     """Do nothing, in place of `close`: the connection is already closed."""

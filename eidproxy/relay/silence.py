@@ -47,11 +47,11 @@ class SilenceClock:
     __slots__ = (
         "_comment",
         "_deadline_at",
-        "_heard_at",
-        "_paused",
+        "_is_paused",
         "_read_timeout",
         "_sent_at",
-        "_was_deaf",
+        "_silence_began_at",
+        "_was_paused_before_first_event",
         "allowance",
         "first_event_at",
     )
@@ -65,45 +65,46 @@ class SilenceClock:
         self._read_timeout = math.inf if generates_unseen else limits.read_timeout_seconds
         self._sent_at = sent_at
         self._deadline_at = deadline_at
-        self._heard_at = -math.inf
+        self._silence_began_at = -math.inf
         self._comment: bytes | None = None
-        self._paused = False
-        self._was_deaf = False
+        self._is_paused = False
+        self._was_paused_before_first_event = False
 
-    def event(self, now: float) -> None:
+    def note_event(self, now: float) -> None:
         """Note a data event. A lone role before the first event does not count (contract, 4)."""
         if self.first_event_at is None:
             self.first_event_at = now
-        self._heard_at = max(self._heard_at, now)  # an event may be reported after a later comment or pause
+        # An event may be reported after a later comment or pause.
+        self._silence_began_at = max(self._silence_began_at, now)
 
-    def comment(self, text: bytes, now: float) -> bool:
+    def note_comment(self, text: bytes, now: float) -> bool:
         """Note a comment and return whether it is a sign of life, that is, differs from the one before it.
 
         mlx_lm.server counts its prefill up in comments; a router sends a constant ping even while the model hangs.
         """
-        kept = bytes(text[:_MAX_COMMENT_BYTES])
-        changed = self._comment is not None and kept != self._comment
-        self._comment = kept
-        if changed:
-            self._heard_at = now
-        return changed
+        beginning = bytes(text[:_MAX_COMMENT_BYTES])
+        has_changed = self._comment is not None and beginning != self._comment
+        self._comment = beginning
+        if has_changed:
+            self._silence_began_at = now
+        return has_changed
 
     def pause(self) -> None:
         """Stop the clock: the caller reads too slowly, so the router is not read and cannot be heard."""
-        self._paused = True
-        self._was_deaf = self._was_deaf or self.first_event_at is None
+        self._is_paused = True
+        self._was_paused_before_first_event = self._was_paused_before_first_event or self.first_event_at is None
 
     def resume(self, now: float) -> None:
         """Start the clock anew. The pause does not count as silence of the router."""
-        self._paused = False
-        self._heard_at = now
+        self._is_paused = False
+        self._silence_began_at = now
 
     @property
     def due_at(self) -> float:
         """When the router's silence exceeds its limit; infinity if paused, or if the wall clock runs out first."""
-        if self._paused:
+        if self._is_paused:
             return math.inf
-        due_at = self._heard_at + self._read_timeout
+        due_at = self._silence_began_at + self._read_timeout
         if self.first_event_at is None:
             due_at = max(due_at, self._sent_at + self.allowance)
         return due_at if due_at < self._deadline_at else math.inf
@@ -123,7 +124,7 @@ class SilenceClock:
 
         Comments, even changing ones, do not disprove a hang: sse-starlette's pings hold the time of day.
         """
-        if self.first_event_at is not None or self._was_deaf:
+        if self.first_event_at is not None or self._was_paused_before_first_event:
             return False
         if reason == _CALLER_LEFT:
             return now - self._sent_at >= max(self.allowance / 2, _DEPARTURE_SECONDS)

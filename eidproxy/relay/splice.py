@@ -48,7 +48,7 @@ class ErrorBody:
 
     __slots__ = ("data", "stage")
 
-    chunks = heard = 0
+    chunks = parsed_events = 0
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -71,14 +71,14 @@ class Splice:
     __slots__ = (
         "body",
         "chunks",
-        "comment",
         "connection",
         "counters",
         "guard",
-        "heard",
         "heard_at",
         "is_open",
         "last_sent_at",
+        "noted_comment",
+        "noted_events",
         "paused",
         "relay",
         "sent_bytes",
@@ -99,9 +99,9 @@ class Splice:
         """Whether a head with status 200 was sent to the caller."""
         self.paused = False
         """Whether the caller reads too slowly, so that the router is not read."""
-        self.comment = b""
+        self.noted_comment = b""
         """The last comment that was reported to the silence clock."""
-        self.heard = 0
+        self.noted_events = 0
         """How many data events of the body the relay has taken note of."""
         self.heard_at = 0.0
         """When the last event for the caller came, on the loop's clock; 0 before the first."""
@@ -147,19 +147,19 @@ class Splice:
         body, counters = self.body, self.counters
         counters.chunks += body.chunks - self.chunks
         counters.bytes += len(events)
-        self.chunks, self.heard = body.chunks, body.heard
+        self.chunks, self.noted_events = body.chunks, body.parsed_events
         self.sent_bytes += len(events)
         self.last_sent_at = self.heard_at = now
 
-    def passed_on(self, passed: Passed) -> None:
+    def count_passed(self, passed: Passed) -> None:
         """Count events that a shortcut passed on past the interpreter."""
         body, counters = self.body, self.counters
         if isinstance(body, Stream):
-            body.passed_on(passed.events, passed.bytes_in)
+            body.count_passed(passed.events, passed.bytes_in)
         counters.chunks += passed.events
         counters.bytes += passed.bytes_out
-        counters.intervals.add(passed.counts, passed.seconds)
+        counters.intervals.add(passed.interval_counts, passed.interval_seconds)
         self.chunks = body.chunks
         self.sent_bytes += passed.bytes_out
-        self.last_sent_at = self.heard_at = passed.at
-        self.guard.heard_at = max(self.guard.heard_at, passed.at)
+        self.last_sent_at = self.heard_at = passed.last_sent_at
+        self.guard.heard_at = max(self.guard.heard_at, passed.last_sent_at)

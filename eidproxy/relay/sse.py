@@ -14,7 +14,7 @@ Divergences:
 
 MAX_EVENT_BYTES = 1024 * 1024
 """The limit for one event, which is held until it is whole (contract, 4)."""
-_COMMENT_BYTES = 256
+_MAX_COMMENT_BYTES = 256
 """Enough to tell two comments of one server apart: mlx counts `: keepalive 4096/12015`."""
 
 _BOM = b"\xef\xbb\xbf"
@@ -55,28 +55,28 @@ class EventParser:
     """The incremental parser of one stream."""
 
     __slots__ = (
-        "_at_start",
-        "_data",
+        "_data_lines",
+        "_event_bytes",
+        "_is_at_start",
         "_is_error",
-        "_rest",
-        "_size",
-        "_skip_lf",
-        "between_events",
+        "_skips_lf",
+        "_unfinished_line",
         "comment",
+        "is_between_events",
         "max_event_bytes",
     )
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.max_event_bytes = max_event_bytes
-        self._rest = bytearray()  # the unfinished line
-        self._data: list[bytes] | None = None  # the data lines of the event that is not yet dispatched
-        self._size = 0  # bytes of all lines of that event
+        self._unfinished_line = bytearray()  # the unfinished line
+        self._data_lines: list[bytes] | None = None  # the data lines of the event that is not yet dispatched
+        self._event_bytes = 0  # bytes of all lines of that event
         self._is_error = False
-        self._at_start = True
-        self._skip_lf = False  # the last line ended in CR: an LF that comes next belongs to it
+        self._is_at_start = True
+        self._skips_lf = False  # the last line ended in CR: an LF that comes next belongs to it
         self.comment = b""
         """The beginning of the last comment."""
-        self.between_events = False
+        self.is_between_events = False
         """Whether the next byte begins an event and nothing is left from before: `whole_event` may be called."""
 
     def feed(self, chunk: bytes) -> list[bytes]:
@@ -84,14 +84,14 @@ class EventParser:
 
         Raises EventTooLarge when an event exceeds the limit. The parser must not be used after that.
         """
-        plain = b"\r" not in chunk
+        has_no_cr = b"\r" not in chunk
         events: list[bytes] = []
-        if self._at_start and len(chunk) >= len(_BOM) and not self._rest:
-            self._at_start = False
+        if self._is_at_start and len(chunk) >= len(_BOM) and not self._unfinished_line:
+            self._is_at_start = False
             chunk = chunk.removeprefix(_BOM)
-        if self._at_start or self._skip_lf or not plain:
+        if self._is_at_start or self._skips_lf or not has_no_cr:
             self._feed_any(chunk, events)
-        elif not self._size and not self._rest:
+        elif not self._event_bytes and not self._unfinished_line:
             self._feed_plain(chunk, events)
         else:
             # An event was cut: finish it first; the rest of the chunk is the common case again.
@@ -101,7 +101,7 @@ class EventParser:
             else:
                 self._feed_any(chunk[:cut], events)
                 self._feed_plain(chunk[cut:], events)
-        self.between_events = not (self._size or self._rest or self._skip_lf or self._at_start)
+        self.is_between_events = not (self._event_bytes or self._unfinished_line or self._skips_lf or self._is_at_start)
         return events
 
     def _feed_plain(self, chunk: bytes, events: list[bytes]) -> None:
@@ -117,63 +117,63 @@ class EventParser:
             self._feed_any(chunk, events)
 
     def _feed_any(self, chunk: bytes, events: list[bytes]) -> None:
-        if self._at_start:
-            chunk = bytes(self._rest) + chunk
+        if self._is_at_start:
+            chunk = bytes(self._unfinished_line) + chunk
             if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
-                self._rest = bytearray(chunk)  # too short to tell a byte order mark from data
+                self._unfinished_line = bytearray(chunk)  # too short to tell a byte order mark from data
                 return
-            self._at_start = False
-            self._rest.clear()
+            self._is_at_start = False
+            self._unfinished_line.clear()
             chunk = chunk.removeprefix(_BOM)
-        if self._skip_lf and chunk:
-            self._skip_lf = False
+        if self._skips_lf and chunk:
+            self._skips_lf = False
             chunk = chunk.removeprefix(b"\n")
         if b"\r" in chunk:
-            self._skip_lf = chunk.endswith(b"\r")
+            self._skips_lf = chunk.endswith(b"\r")
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        rest = self._rest
+        rest = self._unfinished_line
         if b"\n" in chunk:
             lines = chunk.split(b"\n")
             if rest:
                 lines[0] = bytes(rest) + lines[0]
                 rest.clear()
             rest += lines.pop()
-            self._take_lines(lines, events)
+            self._parse_lines(lines, events)
         else:
             rest += chunk  # in place: a line may come in a million pieces, and joining them each time is quadratic
-        if rest and self._size + len(rest) > self.max_event_bytes:
+        if rest and self._event_bytes + len(rest) > self.max_event_bytes:
             raise EventTooLarge(events)
 
-    def _take_lines(self, lines: list[bytes], events: list[bytes]) -> None:
+    def _parse_lines(self, lines: list[bytes], events: list[bytes]) -> None:
         limit = self.max_event_bytes
         for line in lines:
             if not line:
-                if self._size:
+                if self._event_bytes:
                     self._dispatch(events)
                 continue
-            if self._size + len(line) > limit:
+            if self._event_bytes + len(line) > limit:
                 raise EventTooLarge(events)
             if line[0] == _COLON:
-                self.comment = line[:_COMMENT_BYTES]
+                self.comment = line[:_MAX_COMMENT_BYTES]
                 continue  # a comment is no part of an event and does not count towards its size
-            self._size += len(line) + 1
+            self._event_bytes += len(line) + 1
             name, _, value = line.partition(b":")
             if value[:1] == b" ":
                 value = value[1:]
             if name == b"data":
-                if self._data is None:
-                    self._data = [value]
+                if self._data_lines is None:
+                    self._data_lines = [value]
                 else:
-                    self._data.append(value)
+                    self._data_lines.append(value)
             elif name == b"event":
                 self._is_error = value == b"error"
             elif name == b"error":
                 events.append(ErrorData(value))
 
     def _dispatch(self, events: list[bytes]) -> None:
-        if self._data is not None:
-            data = b"\n".join(self._data)
+        if self._data_lines is not None:
+            data = b"\n".join(self._data_lines)
             events.append(ErrorData(data) if self._is_error else data)
-            self._data = None
+            self._data_lines = None
         self._is_error = False
-        self._size = 0
+        self._event_bytes = 0

@@ -47,13 +47,13 @@ class Stream:
         "_bytes_read",
         "_common_events",
         "_frames",
-        "_is_common",
+        "_last_common_event",
+        "_may_be_common",
         "_parser",
-        "_sample",
         "chunks",
         "completion",
         "failure",
-        "heard",
+        "parsed_events",
         "sanitizer",
         "stage",
     )
@@ -69,15 +69,15 @@ class Stream:
         self._parser = EventParser(max_event_bytes)
         self._bytes_read = 0
         self._common_events = 0
-        self._sample: bytes | None = None
+        self._last_common_event: bytes | None = None
         """The last event of the common shape that took the long way, for `template` when a read has several events."""
-        self._is_common = False
+        self._may_be_common = False
         """Whether the next read may be one event of the common shape."""
         self.chunks = 0
         """How many chunks were passed to the caller or into the completion."""
         self.failure: str | None = None
         """Why the answer failed: the reason for the caller."""
-        self.heard = 0
+        self.parsed_events = 0
         """How many data events took the long way."""
         self.stage = Stage.WAITING
 
@@ -89,22 +89,22 @@ class Stream:
     def feed(self, data: bytes) -> bytes:
         """Take the bytes of one read and return the events for the caller."""
         self._bytes_read += len(data)
-        if self._is_common and (event := whole_event(data, self._parser.max_event_bytes)) is not None:
+        if self._may_be_common and (event := whole_event(data, self._parser.max_event_bytes)) is not None:
             frame = self._frames.rebuild(event, self.stage is _THINKING)
             if frame is not None and self._bytes_read <= _MAX_STREAM_BYTES:
                 self._common_events += 1
                 self.chunks += 1
                 return frame
-        return self._feed_closely(data)
+        return self._feed_long_way(data)
 
     def template(self, data: bytes) -> Template | None:
         """Return the template of this stream's events, from one of the last read.
 
         None when the next event may have another shape, or a template cannot be proved.
         """
-        if not self._is_common or self._parser.max_event_bytes < MAX_EVENT_BYTES:
+        if not self._may_be_common or self._parser.max_event_bytes < MAX_EVENT_BYTES:
             return None
-        event = whole_event(data) or self._sample
+        event = whole_event(data) or self._last_common_event
         return None if event is None else self._frames.template(event)
 
     @property
@@ -112,13 +112,13 @@ class Stream:
         """How many more bytes of the answer may be read."""
         return _MAX_STREAM_BYTES - self._bytes_read
 
-    def passed_on(self, events: int, size: int) -> None:
+    def count_passed(self, events: int, size: int) -> None:
         """Count events that a shortcut rebuilt by their template, and their size in bytes."""
         self._bytes_read += size
         self._common_events += events
         self.chunks += events
 
-    def _feed_closely(self, data: bytes) -> bytes:
+    def _feed_long_way(self, data: bytes) -> bytes:
         sanitizer, frames = self.sanitizer, self._frames
         sent: list[bytes] = []
         is_too_large = False
@@ -126,19 +126,19 @@ class Stream:
             events = self._parser.feed(data)
         except EventTooLarge as cut:
             events, is_too_large = cut.events, True  # whole events before it still count
-        self.heard += len(events)
+        self.parsed_events += len(events)
         is_plain = sanitizer.is_plain and self.completion is None
         for event in events:
             if is_plain and type(event) is bytes:
                 frame = frames.rebuild(event, not sanitizer.has_text)
                 if frame is not None:
                     self._common_events += 1
-                    self._sample = event
+                    self._last_common_event = event
                     sent.append(frame)
                     continue
             delta = sanitizer.read(event)
             if delta is not None:
-                self._pass_on(delta, sent)
+                self._add_chunk(delta, sent)
             is_plain = sanitizer.is_plain and self.completion is None
             if sanitizer.said_done or sanitizer.failure is not None:
                 break
@@ -146,18 +146,18 @@ class Stream:
         self.failure = sanitizer.failure
         if not (sanitizer.said_done or self.failure):
             self._fail_if_too_large(is_too_large)
-        self.stage = self._stage_now()
-        self._is_common = is_plain and self._parser.between_events
+        self.stage = self._current_stage()
+        self._may_be_common = is_plain and self._parser.is_between_events
         return sent[0] if len(sent) == 1 else b"".join(sent)
 
-    def _pass_on(self, delta: Delta, sent: list[bytes]) -> None:
+    def _add_chunk(self, delta: Delta, sent: list[bytes]) -> None:
         if self.completion is None:
             sent.append(self._frames.encode(delta))
         else:
             self.chunks += 1
             self.completion.add(delta)
 
-    def _stage_now(self) -> Stage:
+    def _current_stage(self) -> Stage:
         sanitizer = self.sanitizer
         if sanitizer.said_done or self.failure is not None:
             return Stage.OVER
@@ -183,7 +183,7 @@ class Stream:
         if delta is None:
             return b""
         sent: list[bytes] = []
-        self._pass_on(delta, sent)
+        self._add_chunk(delta, sent)
         self.chunks += len(sent)
         return b"".join(sent)
 
@@ -192,9 +192,9 @@ class Stream:
         self.chunks += 1
         return self._frames.encode(Delta(), self.sanitizer.finish_reason)
 
-    def progress_chunk(self, news: dict[str, str | int | None]) -> bytes:
+    def progress_chunk(self, fields: dict[str, str | int | None]) -> bytes:
         """Return a chunk without a choice that says how far the request has come."""
-        return self._frames.progress(news)
+        return self._frames.progress(fields)
 
     def stripped(self) -> dict[Stripped, int]:
         """Return how many fields of each kind were removed."""

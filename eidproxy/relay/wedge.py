@@ -60,7 +60,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 """The table above. An event that a state does not name changes nothing."""
 
-_SHOWN = {
+_SHOWN_STATES = {
     State.LIVE: UpstreamState.LIVE,
     State.SUSPECT: UpstreamState.SUSPECT,
     State.WEDGED: UpstreamState.WEDGED,
@@ -96,7 +96,7 @@ class WedgeGuard:
     """The guard of one mode.
 
     A request calls `enter` before it asks for a slot, `send` right before it is written to the router and `leave` when
-    its connection to the router is closed, or when it ends without one. Each data event calls `hear`, or, while
+    its connection to the router is closed, or when it ends without one. Each data event calls `note_event`, or, while
     `is_live`, may set `heard_at` instead.
     """
 
@@ -107,7 +107,7 @@ class WedgeGuard:
         self._state = State.LIVE
         self._since = now
         self.is_live = True
-        """Whether the state is LIVE. While it is, `hear` only sets `heard_at`."""
+        """Whether the state is LIVE. While it is, `note_event` only sets `heard_at`."""
         self.heard_at = -math.inf
         """When the last data event came."""
         self._silent_ends = 0
@@ -119,7 +119,7 @@ class WedgeGuard:
     @property
     def state(self) -> UpstreamState:
         """The state for callers and operators: WEDGED during a trial, since all other requests are still refused."""
-        return _SHOWN[self._state]
+        return _SHOWN_STATES[self._state]
 
     def enter(self, now: float) -> Passage | None:
         """Return the passage of a request, the trial's when one is due. None: refuse it with `upstream_wedged`."""
@@ -128,7 +128,7 @@ class WedgeGuard:
         if self._state is State.TRIAL or now < self._retry_at:
             return None
         self._trial = Passage()
-        self._change(Event.ASKED_WHEN_DUE, now)
+        self._apply(Event.ASKED_WHEN_DUE, now)
         return self._trial
 
     def send(self, passage: Passage, now: float) -> bool:
@@ -138,14 +138,14 @@ class WedgeGuard:
         passage.sent_at = now
         return True
 
-    def hear(self, now: float) -> bool:
+    def note_event(self, now: float) -> bool:
         """Note a data event of any request. Return whether `state` changed, to live."""
         self.heard_at = now
         if self.is_live:
             return False
         self._silent_ends = 0
         self._trial = None
-        return self._change(Event.HEARD, now)
+        return self._apply(Event.HEARD, now)
 
     def leave(self, passage: Passage, now: float, *, silent: bool) -> bool:
         """Note the end of a request. Return whether `state` changed; leaving twice does nothing.
@@ -161,16 +161,16 @@ class WedgeGuard:
             self._trial = None
         self._silent_ends_total += silent
         if not silent or not self._wedge_after or passage.sent_at < self.heard_at:
-            return is_trial and self._change(Event.TRIAL_ENDED, now)
+            return is_trial and self._apply(Event.TRIAL_ENDED, now)
         self._silent_ends += 1
         if is_trial:
             self._retry_at = now + self._retry_seconds
-            return self._change(Event.TRIAL_SILENT, now)
+            return self._apply(Event.TRIAL_SILENT, now)
         if self._silent_ends == self._wedge_after:
             self._wedges_total += 1
             self._retry_at = now + self._retry_seconds
-            return self._change(Event.SILENT_AGAIN, now)
-        return self._change(Event.SILENT, now)
+            return self._apply(Event.SILENT_AGAIN, now)
+        return self._apply(Event.SILENT, now)
 
     def is_trial(self, passage: Passage) -> bool:
         """Return whether this request is the trial."""
@@ -191,7 +191,7 @@ class WedgeGuard:
             wedges_total=self._wedges_total,
         )
 
-    def _change(self, event: Event, now: float) -> bool:
+    def _apply(self, event: Event, now: float) -> bool:
         before = self.state
         self._state = TRANSITIONS[self._state].get(event, self._state)
         self.is_live = self._state is State.LIVE

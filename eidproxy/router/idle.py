@@ -20,14 +20,14 @@ import asyncio
 from eidproxy.router.transport import TcpTransport
 from eidproxy.timeouts import TimeoutQueue
 
-_MOST = 32
+_MAX_KEPT = 32
 """The most connections kept. Each takes a descriptor that serves no caller; see `server.connection_limit`."""
 
-_MOST_UNANSWERED = 2
+_MAX_UNANSWERED = 2
 """Unanswered requests in a row that end keeping. One may be chance: a router that stopped between check and write."""
 
 
-class _Idle(asyncio.Protocol):
+class _IdleConnection(asyncio.Protocol):
     """The protocol of one kept connection."""
 
     __slots__ = ("_connections", "transport")
@@ -37,7 +37,7 @@ class _Idle(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:  # noqa: ARG002
-        self._connections.distrust()
+        self._connections.stop_keeping()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._connections.drop(self)
@@ -51,13 +51,13 @@ class IdleConnections:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._idle = TimeoutQueue(seconds, self._outlast, patient=True)
-        self._unanswered = 0
+        self._idle = TimeoutQueue(seconds, self._on_timeout, patient=True)
+        self._unanswered_in_row = 0
 
     def keep(self, transport: TcpTransport) -> None:
         """Keep a connection whose answer is over, for the next request or only to see whether the router closes it."""
-        if len(self._idle) < (_MOST if self.is_trusted else 1):
-            idle = _Idle(self, transport)
+        if len(self._idle) < (_MAX_KEPT if self.is_trusted else 1):
+            idle = _IdleConnection(self, transport)
             transport.set_protocol(idle)
             try:
                 self._idle.start(idle)
@@ -69,64 +69,64 @@ class IdleConnections:
 
     def take(self) -> TcpTransport | None:
         """Remove and return the newest connection; None when there is none that can be used."""
-        idle = self._idle.last() if self.is_trusted else None
+        idle = self._idle.newest() if self.is_trusted else None
         if idle is None:
             return None
-        if idle.transport.unread() or not idle.transport.is_sound:
-            self._refuse(idle)
+        if idle.transport.has_unread() or not idle.transport.is_sound:
+            self._discard(idle)
             return None
         self._idle.stop(idle)
         return idle.transport
 
-    def answered(self) -> None:
+    def note_answered(self) -> None:
         """Note an answered request on a connection that had waited."""
-        self._unanswered = 0
+        self._unanswered_in_row = 0
 
-    def unanswered(self) -> None:
+    def note_unanswered(self) -> None:
         """Note a request on a connection that had waited, and got no byte of an answer."""
-        self._unanswered += 1
-        if self._unanswered < _MOST_UNANSWERED:
-            self.doubt()
+        self._unanswered_in_row += 1
+        if self._unanswered_in_row < _MAX_UNANSWERED:
+            self.reset_trust()
         else:
-            self.distrust()
+            self.stop_keeping()
 
-    def drop(self, idle: _Idle) -> None:
-        """Close a connection that the router closed, and all others (see `doubt`)."""
+    def drop(self, idle: _IdleConnection) -> None:
+        """Close a connection that the router closed, and all others (see `reset_trust`)."""
         self._idle.stop(idle)
         idle.transport.abort()
-        self.doubt()
+        self.reset_trust()
 
-    def doubt(self) -> None:
+    def reset_trust(self) -> None:
         """Close all connections, and use none again until one is seen to stay open."""
         self.is_trusted = False
         self.close()
 
-    def distrust(self) -> None:
+    def stop_keeping(self) -> None:
         """Close all connections and keep none from now on."""
         self.seconds = 0.0
-        self.doubt()
+        self.reset_trust()
 
     def close(self) -> None:
         """Close all connections."""
-        while (idle := self._idle.last()) is not None:
+        while (idle := self._idle.newest()) is not None:
             self._idle.stop(idle)
             idle.transport.abort()
 
-    def _outlast(self, idle: _Idle) -> None:
+    def _on_timeout(self, idle: _IdleConnection) -> None:
         """Close a connection whose time is over. Trust the router unless an end or unrequested bytes are unread."""
         try:
-            if idle.transport.unread() or not idle.transport.is_sound:
-                self._refuse(idle)
+            if idle.transport.has_unread() or not idle.transport.is_sound:
+                self._discard(idle)
             else:
                 self.is_trusted = self.seconds > 0
         finally:
             idle.transport.abort()
 
-    def _refuse(self, idle: _Idle) -> None:
-        """Close a connection that cannot be used, after `_Idle` has read and judged what is unread on it."""
+    def _discard(self, idle: _IdleConnection) -> None:
+        """Close a connection that cannot be used, after `_IdleConnection` has read and judged what is unread on it."""
         self._idle.stop(idle)
         try:
-            self.doubt()
+            self.reset_trust()
             idle.transport.read_now()
         finally:
             idle.transport.abort()

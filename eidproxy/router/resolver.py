@@ -24,9 +24,9 @@ class Resolver:
     def __init__(self, lookup: Callable[[str, int], list[str]] | None = None, patience_seconds: float = 5.0) -> None:
         self._patience_seconds = patience_seconds
         self._lookup = lookup or _lookup
-        self._current: asyncio.Future[list[str]] | None = None
+        self._current_lookup: asyncio.Future[list[str]] | None = None
         self._began_at = 0.0
-        self._running = 0
+        self._running_threads = 0
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """Return the addresses of a name. Raises httpx.ConnectError, httpx.ConnectTimeout.
@@ -34,33 +34,35 @@ class Resolver:
         The caller sets the deadline.
         """
         loop = asyncio.get_running_loop()
-        if self._current is not None and loop.time() - self._began_at >= self._patience_seconds:
-            self._current = None  # a new call must not wait for a look-up that took too long
-        if self._current is None:
-            if self._running >= _MAX_ABANDONED_LOOKUPS:
+        if self._current_lookup is not None and loop.time() - self._began_at >= self._patience_seconds:
+            self._current_lookup = None  # a new call must not wait for a look-up that took too long
+        if self._current_lookup is None:
+            if self._running_threads >= _MAX_ABANDONED_LOOKUPS:
                 raise httpx.ConnectTimeout("the name server does not answer")
-            self._current = loop.create_future()
+            self._current_lookup = loop.create_future()
             self._began_at = loop.time()
-            self._running += 1
-            arguments = (loop, self._current, host, port)
-            threading.Thread(target=self._run, args=arguments, name="resolver", daemon=True).start()
-        return await asyncio.shield(self._current)
+            self._running_threads += 1
+            arguments = (loop, self._current_lookup, host, port)
+            threading.Thread(target=self._look_up_in_thread, args=arguments, name="resolver", daemon=True).start()
+        return await asyncio.shield(self._current_lookup)
 
-    def _run(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[str]], host: str, port: int) -> None:
+    def _look_up_in_thread(
+        self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[str]], host: str, port: int
+    ) -> None:
         addresses: list[str] | None
         try:
             addresses = self._lookup(host, port)
         except (OSError, UnicodeError):
             addresses = None
         try:
-            loop.call_soon_threadsafe(self._done, future, addresses)
+            loop.call_soon_threadsafe(self._end_lookup, future, addresses)
         except RuntimeError:
             return  # the loop is closed: no call waits any more
 
-    def _done(self, future: asyncio.Future[list[str]], addresses: list[str] | None) -> None:
-        self._running -= 1
-        if self._current is future:
-            self._current = None
+    def _end_lookup(self, future: asyncio.Future[list[str]], addresses: list[str] | None) -> None:
+        self._running_threads -= 1
+        if self._current_lookup is future:
+            self._current_lookup = None
         if addresses is None:
             future.set_exception(httpx.ConnectError("the router's name is not known"))
             future.exception()  # marks it as retrieved: all calls may have been cancelled

@@ -36,23 +36,23 @@ class Passed(NamedTuple):
     """Size of the events as received."""
     bytes_out: int
     """Size of the events as sent, without the framing of chunks."""
-    at: float
+    last_sent_at: float
     """When the last one was sent, on the loop's clock."""
-    seconds: float
+    interval_seconds: float
     """The sum of the intervals between two writes."""
-    counts: list[int]
+    interval_counts: list[int]
     """How many of those intervals fell between two bounds of the histogram."""
 
 
 class Shortcuts:
     """All shortcuts of one selector."""
 
-    def __init__(self, epoll: int, bounds: tuple[float, ...], most: int) -> None:
+    def __init__(self, epoll: int, bounds: tuple[float, ...], max_running: int) -> None:
         """`epoll` is a descriptor; `bounds` are the histogram's for intervals between two writes, in seconds.
 
-        At most `most` shortcuts run at a time: each takes a descriptor.
+        At most `max_running` shortcuts run at a time: each takes a descriptor.
         """
-        self.poller: _Poller = _splice.Poller(epoll, bounds, most)
+        self.poller: _Poller = _splice.Poller(epoll, bounds, max_running)
         self.running: set[Shortcut] = set()
 
     def flush_counts(self) -> None:
@@ -70,56 +70,61 @@ class Shortcuts:
 class Shortcut:
     """The way past the interpreter for one connection to the router. It may run many times, with gaps."""
 
-    __slots__ = ("_descriptor", "_error", "_read_soon", "_shortcuts", "_taken", "_tell", "limit")
+    __slots__ = ("_descriptor", "_error", "_pending", "_read_soon", "_report_counts", "_shortcuts", "next_read_bytes")
 
     def __init__(self, shortcuts: Shortcuts, descriptor: int, read_soon: Callable[[], None]) -> None:
         """`read_soon` schedules a call of `read`: the selector does not report bytes that were already read."""
         self._shortcuts = shortcuts
         self._descriptor = descriptor
         self._read_soon = read_soon
-        self._tell: Callable[[Passed], None] | None = None
+        self._report_counts: Callable[[Passed], None] | None = None
         """Reports counts. Set while the shortcut runs, else None."""
         self._error = 0
-        self._taken = b""
+        self._pending = b""
         """Bytes read and not passed on. The rest of a chunk that was passed on in part has a size line of its own."""
-        self.limit = READ_BYTES
+        self.next_read_bytes = READ_BYTES
         """The most bytes that the next read of the socket in Python may take."""
 
     def begin(
-        self, caller: asyncio.Transport, template: Template, sent_at: float, budget: int, tell: Callable[[Passed], None]
+        self,
+        caller: asyncio.Transport,
+        template: Template,
+        sent_at: float,
+        budget_bytes: int,
+        report: Callable[[Passed], None],
     ) -> bool:
-        """Pass events on from the next read on, at most `budget` bytes of them. Return False if that is not possible.
+        """Pass events on from the next read on, at most `budget_bytes` of them. Return False if that is not possible.
 
         To be called where the next byte begins a chunk and an event, and nothing is unsent to the caller. `sent_at` is
-        the time of the last write to the caller, on the loop's clock. `tell` is called with the counts.
+        the time of the last write to the caller, on the loop's clock. `report` is called with the counts.
         """
         sock = caller.get_extra_info("socket")
-        if self._tell is not None or self.has_taken or sock is None:
+        if self._report_counts is not None or self.has_pending or sock is None:
             return False
         poller = self._shortcuts.poller
-        if not poller.arm(self._descriptor, sock.fileno(), caller, template, sent_at, budget):
+        if not poller.arm(self._descriptor, sock.fileno(), caller, template, sent_at, budget_bytes):
             return False
-        self._tell = tell
+        self._report_counts = report
         self._shortcuts.running.add(self)
         return True
 
     def flush_counts(self) -> None:
         """Report what was passed on since the last report."""
-        if self._tell is not None and (passed := self._shortcuts.poller.take(self._descriptor)) is not None:
-            self._tell(Passed(*passed))
+        if self._report_counts is not None and (passed := self._shortcuts.poller.take(self._descriptor)) is not None:
+            self._report_counts(Passed(*passed))
 
     @property
-    def has_taken(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether C took something from the socket that `read` has not yet returned or raised: bytes, or an error."""
-        return bool(self._taken or self._error)
+        return bool(self._pending or self._error)
 
     def end(self) -> None:
         """Stop passing events on, and schedule a `read` of the bytes that were taken and not passed on."""
-        if self._tell is not None:
+        if self._report_counts is not None:
             try:
-                self._finish()
+                self._disarm()
             finally:
-                if self.has_taken:
+                if self.has_pending:
                     self._read_soon()
 
     def read(self) -> bytes:
@@ -127,22 +132,22 @@ class Shortcut:
 
         Raises OSError, also for an error that C met.
         """
-        if self._tell is not None:
-            self._finish()
+        if self._report_counts is not None:
+            self._disarm()
         if self._error:
             error, self._error = self._error, 0
             raise OSError(error, os.strerror(error))
-        if self._taken:
-            taken, self._taken = self._taken, b""
+        if self._pending:
+            taken, self._pending = self._pending, b""
             return taken
-        limit, self.limit = self.limit, READ_BYTES
+        limit, self.next_read_bytes = self.next_read_bytes, READ_BYTES
         return os.read(self._descriptor, limit)
 
-    def _finish(self) -> None:
+    def _disarm(self) -> None:
         try:
             self.flush_counts()
         finally:
-            self._tell = None
+            self._report_counts = None
             self._shortcuts.running.discard(self)
             self._error = errno.EIO  # if `disarm` raises, the bytes that were read are lost
-            self._taken, self._error = self._shortcuts.poller.disarm(self._descriptor)
+            self._pending, self._error = self._shortcuts.poller.disarm(self._descriptor)

@@ -42,11 +42,11 @@ class TlsTransport(TcpTransport):
         """Agree on keys with the connected peer and verify its certificate. Raises OSError (ssl.SSLError is one)."""
         # The request follows the handshake's last message; Nagle's algorithm would hold it until that is acknowledged.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connecting = False
-        self._tls.shaken = self._loop.create_future()
+        self._is_connecting = False
+        self._tls.handshake_ended = self._loop.create_future()
         self.resume_reading()
-        self._tls.shake()
-        await self._tls.shaken
+        self._tls.continue_handshake()
+        await self._tls.handshake_ended
 
     def open(self) -> None:
         """Give the transport to the protocol. Reading began with the handshake."""
@@ -59,18 +59,18 @@ class TlsTransport(TcpTransport):
     def shortcut(self) -> None:
         """Return None: the shortcut past the interpreter reads no TLS."""
 
-    def unread(self) -> bool:
+    def has_unread(self) -> bool:
         """See `has_unread`. A part of a record counts too: there is no telling what it will be."""
-        return self._tls.is_within_record or super().unread()
+        return self._tls.is_within_record or super().has_unread()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `TcpTransport`."""
-        if self._closed:
+        if self._is_closed:
             return
         try:
             self._tls.write(data)
         except ssl.SSLError as error:  # the peer ended the session: reported in a callback, as `TcpTransport` does
-            self._loop.call_soon(self._lose, error)
+            self._loop.call_soon(self._close_and_report, error)
 
     def send(self, data: bytes) -> None:
         """Send encrypted bytes."""
@@ -81,42 +81,51 @@ class TlsTransport(TcpTransport):
         self._tls.detach()
         super().abort(reset=reset)
 
-    def lose(self, error: Exception | None) -> None:
+    def close_and_report(self, error: Exception | None) -> None:
         """Close, and tell the protocol that the connection is lost."""
-        self._lose(error)
+        self._close_and_report(error)
 
 
 class _Tls(asyncio.Protocol):
     """The protocol of the encrypted bytes: decrypts them for the protocol of the plain ones."""
 
-    __slots__ = ("_head", "_incoming", "_object", "_outgoing", "_rest_bytes", "_transport", "protocol", "shaken")
+    __slots__ = (
+        "_incoming",
+        "_outgoing",
+        "_record_head",
+        "_record_rest_bytes",
+        "_ssl_object",
+        "_transport",
+        "handshake_ended",
+        "protocol",
+    )
 
     def __init__(
         self, transport: TlsTransport, protocol: asyncio.Protocol, context: ssl.SSLContext, server_name: str
     ) -> None:
         self._transport: TlsTransport | None = transport
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
-        self._head = b""  # of a record, while it is not whole
-        self._rest_bytes = 0  # of a record, behind its head
+        self._ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self._record_head = b""  # of a record, while it is not whole
+        self._record_rest_bytes = 0  # of a record, behind its head
         self.protocol = protocol
-        self.shaken: asyncio.Future[None] | None = None
+        self.handshake_ended: asyncio.Future[None] | None = None
         """The result of the handshake while it goes on; None before it and after it."""
 
     @property
     def is_within_record(self) -> bool:
         """Whether the last byte read ended no record."""
-        return bool(self._head or self._rest_bytes)
+        return bool(self._record_head or self._record_rest_bytes)
 
     def detach(self) -> None:
         """Forget the transport, which is closed: the two would keep each other until the garbage collector runs."""
         self._transport = None
 
-    def shake(self) -> bool:
+    def continue_handshake(self) -> bool:
         """Go on with the handshake as far as the bytes allow. Return whether it is done."""
         error: ssl.SSLError | None = None
         try:
-            self._object.do_handshake()
+            self._ssl_object.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
             return False
@@ -130,19 +139,19 @@ class _Tls(asyncio.Protocol):
         """Encrypt and send."""
         left = memoryview(data)
         while left:
-            left = left[self._object.write(left) :]
+            left = left[self._ssl_object.write(left) :]
         self._flush()
 
     def data_received(self, data: bytes) -> None:
         """Decrypt one read, and give its plain bytes to the protocol in one call."""
         self._follow_records(data)
         self._incoming.write(data)
-        if self.shaken is not None and not self.shake():
+        if self.handshake_ended is not None and not self.continue_handshake():
             return
         pieces: list[bytes] = []
         is_over, error = False, None
         try:
-            while piece := self._object.read(_PIECE_BYTES):
+            while piece := self._ssl_object.read(_PIECE_BYTES):
                 pieces.append(piece)
             is_over = True  # close_notify (RFC 8446, 6.1)
         except ssl.SSLWantReadError:
@@ -155,16 +164,16 @@ class _Tls(asyncio.Protocol):
         if is_over and self._transport is not None:
             self.protocol.eof_received()
         if (is_over or error is not None) and self._transport is not None:
-            self._transport.lose(error)
+            self._transport.close_and_report(error)
 
     def eof_received(self) -> None:
         """Pass on the end of the connection. Many servers send no close_notify first; the answer's own end counts."""
-        if self.shaken is None:
+        if self.handshake_ended is None:
             self.protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass it on, or let `TlsTransport.handshake` raise it."""
-        if self.shaken is None:
+        if self.handshake_ended is None:
             self.protocol.connection_lost(exc)
         else:
             self._end_handshake(exc or ConnectionResetError("closed in the TLS handshake"))
@@ -178,13 +187,13 @@ class _Tls(asyncio.Protocol):
         self.protocol.resume_writing()
 
     def _end_handshake(self, error: Exception | None) -> None:
-        shaken, self.shaken = self.shaken, None
-        if shaken is None or shaken.done():  # nobody waits any more
+        handshake_ended, self.handshake_ended = self.handshake_ended, None
+        if handshake_ended is None or handshake_ended.done():  # nobody waits any more
             return
         if error is None:
-            shaken.set_result(None)
+            handshake_ended.set_result(None)
         else:
-            shaken.set_exception(error)
+            handshake_ended.set_exception(error)
 
     def _flush(self) -> None:
         data = self._outgoing.read()
@@ -195,13 +204,13 @@ class _Tls(asyncio.Protocol):
         """Note whether a record ends where these bytes end."""
         at = 0
         while at < len(data):
-            if self._rest_bytes:
-                step = min(self._rest_bytes, len(data) - at)
-                self._rest_bytes -= step
+            if self._record_rest_bytes:
+                step = min(self._record_rest_bytes, len(data) - at)
+                self._record_rest_bytes -= step
             else:
-                step = min(_RECORD_HEAD_BYTES - len(self._head), len(data) - at)
-                self._head += data[at : at + step]
-                if len(self._head) == _RECORD_HEAD_BYTES:
-                    self._rest_bytes = int.from_bytes(self._head[3:], "big")
-                    self._head = b""
+                step = min(_RECORD_HEAD_BYTES - len(self._record_head), len(data) - at)
+                self._record_head += data[at : at + step]
+                if len(self._record_head) == _RECORD_HEAD_BYTES:
+                    self._record_rest_bytes = int.from_bytes(self._record_head[3:], "big")
+                    self._record_head = b""
             at += step

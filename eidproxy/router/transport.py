@@ -21,16 +21,16 @@ from typing import Any, Protocol, cast
 from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.shortcut import READ_BYTES, Shortcut, Shortcuts
 
-_SMALL_BYTES = 1024
+_ONE_SEGMENT_BYTES = 1024
 """Longer writes may take several segments, the last of which Nagle's algorithm would delay (RFC 9293, 3.7.4)."""
 
-_READY_AT_ONCE = 64
+_MAX_READY_SOCKETS = 64
 """The most sockets that one call of the selector returns, so that a turn ends in time (DESIGN, 40)."""
 _TURN_SECONDS = 0.01
 """How long one turn of the loop serves the router's sockets; ready ones that are left come first in the next turn."""
 
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
-_RESET = struct.pack("ii", 1, 0)
+_LINGER_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing discards unsent bytes and resets the connection."""
 
 
@@ -47,7 +47,7 @@ def has_unread(descriptor: int) -> bool:
 def reset_on_close(sock: Any) -> None:
     """Make the close of a socket reset its connection, which a peer that reads nothing notices a step sooner."""
     with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 
 
 Clock = Callable[[], float]
@@ -100,17 +100,17 @@ class EpollPoller:
 
     def serve(self, clock: Clock, on_readable: OnReadable, unserved: deque[int]) -> object:  # noqa: ARG002
         """See `Poller`."""
-        found = None if unserved else self._epoll.poll(0, _READY_AT_ONCE)
+        found = None if unserved else self._epoll.poll(0, _MAX_READY_SOCKETS)
         return on_readable([descriptor for descriptor, _ in found]) if found else False
 
 
 class SplicePoller(EpollPoller):
     """The selector on Linux with the extension: `serve` leaves out sockets whose events a shortcut passed on."""
 
-    def __init__(self, bounds: tuple[float, ...], most: int) -> None:
+    def __init__(self, bounds: tuple[float, ...], max_shortcuts: int) -> None:
         """See `Shortcuts`. Raises OSError when there is no descriptor left."""
         super().__init__()
-        self.shortcuts = Shortcuts(self._epoll.fileno(), bounds, most)
+        self.shortcuts = Shortcuts(self._epoll.fileno(), bounds, max_shortcuts)
         self.serve = self.shortcuts.poller.serve  # type: ignore[method-assign,assignment]  # no frame of Python between
 
 
@@ -163,7 +163,7 @@ class ReadPoller:
         self._transports: dict[int, TcpTransport] = {}
         self._unserved: deque[int] = deque()
         """Sockets that were reported and are not yet read: they come first in the next turn."""
-        self._is_due = False
+        self._is_rest_scheduled = False
         """Whether `_serve_rest` is scheduled for the next turn; until then nothing is read."""
         self._poller = (poller or default_poller)()
         self.shortcuts = self._poller.shortcuts
@@ -185,7 +185,7 @@ class ReadPoller:
         del self._transports[descriptor]
         self._poller.forget(descriptor)
 
-    def _serve(self) -> object:
+    def _read_ready(self) -> object:
         """Do what the loop does when the selector's descriptor is readable. Return whether any socket was reported."""
         return self._poller.serve(self.loop.time, self._on_readable, self._unserved)
 
@@ -193,7 +193,7 @@ class ReadPoller:
         # Those that are found while the rest is due wait too: of bytes that a shortcut has read the selector knows
         # nothing any more.
         self._unserved.extend(found)
-        if not self._is_due:
+        if not self._is_rest_scheduled:
             self._read_unserved()
         return True
 
@@ -219,16 +219,18 @@ class ReadPoller:
                 self._schedule_rest()
 
     def _schedule_rest(self) -> None:
-        self._is_due = True
-        self.loop.call_soon(self._serve_rest)
+        self._is_rest_scheduled = True
+        self.loop.call_soon(self._read_rest)
 
-    def _serve_rest(self) -> None:
-        self._is_due = False
+    def _read_rest(self) -> None:
+        self._is_rest_scheduled = False
         if self._unserved:
             self._read_unserved()
-        elif not self._serve():
+        elif not self._read_ready():
             return
-        if not self._is_due:  # everything is read, and this turn has used its time: new bytes are for the next turn
+        if (
+            not self._is_rest_scheduled
+        ):  # everything is read, and this turn has used its time: new bytes are for the next turn
             self._schedule_rest()
 
 
@@ -236,17 +238,17 @@ class TcpTransport(asyncio.Transport):
     """One connection. Calls its protocol as asyncio's transports do, but `abort()` calls no `connection_lost()`."""
 
     __slots__ = (
-        "_broken",
-        "_closed",
-        "_connecting",
         "_descriptor",
+        "_is_closed",
+        "_is_connecting",
+        "_is_reading",
         "_loop",
         "_protocol",
         "_read_poller",
-        "_reading",
         "_shortcut",
         "_socket",
         "_unsent",
+        "_write_error",
     )
 
     def __init__(self, read_poller: ReadPoller, protocol: asyncio.Protocol, address: str, port: int) -> None:
@@ -258,10 +260,10 @@ class TcpTransport(asyncio.Transport):
         # The C class: the Python subclass adds a frame to each call, and files and contexts that are not needed here.
         self._socket = sock = socket.SocketType(family, socket.SOCK_STREAM | _NONBLOCK)
         self._descriptor = sock.fileno()
-        self._closed = False
-        self._broken: OSError | None = None
-        self._reading = False
-        self._connecting = True
+        self._is_closed = False
+        self._write_error: OSError | None = None
+        self._is_reading = False
+        self._is_connecting = True
         self._unsent: bytes | bytearray = b""
         self._shortcut: Shortcut | None = None
         try:
@@ -274,26 +276,26 @@ class TcpTransport(asyncio.Transport):
             sock.close()
             raise
 
-    def peer(self) -> Any:
+    def peer_address(self) -> Any:
         """Return the peer's address, or None while there is none: not yet connected, or already gone."""
         try:
             return self._socket.getpeername()
         except OSError:
             return None
 
-    def local(self) -> Any:
+    def own_address(self) -> Any:
         """Return the socket's own address."""
         return self._socket.getsockname()
 
     def open(self) -> None:
         """Give the connected transport to the protocol and begin to read. Raises OSError if it cannot be watched."""
-        self._connecting = False
+        self._is_connecting = False
         self._protocol.connection_made(self)
         self.resume_reading()
 
     def read_now(self) -> None:
         """Read now, as if the selector had reported the socket."""
-        if self._reading and not self._closed:
+        if self._is_reading and not self._is_closed:
             self.read(self._descriptor)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -302,7 +304,7 @@ class TcpTransport(asyncio.Transport):
 
     def shortcut(self) -> Shortcut | None:
         """Return the shortcut past the interpreter; None where there is none. A read, a pause or a close ends it."""
-        if self._shortcut is None and self._read_poller.shortcuts is not None and self._reading:
+        if self._shortcut is None and self._read_poller.shortcuts is not None and self._is_reading:
             self._shortcut = Shortcut(self._read_poller.shortcuts, self._descriptor, self._read_soon)
         return self._shortcut
 
@@ -314,22 +316,22 @@ class TcpTransport(asyncio.Transport):
     @property
     def is_sound(self) -> bool:
         """Whether the connection is open, everything written is sent, and the peer is read."""
-        return self._reading and not self._unsent and self._broken is None and not self._closed
+        return self._is_reading and not self._unsent and self._write_error is None and not self._is_closed
 
-    def probe(self) -> None:
+    def enable_tcp_keepalive(self) -> None:
         """See `enable_keepalive`."""
-        if not self._closed:
+        if not self._is_closed:
             enable_keepalive(self._socket)
 
-    def unread(self) -> bool:
+    def has_unread(self) -> bool:
         """See `has_unread`."""
         if self._shortcut is not None:
             self._shortcut.end()
-            if self._shortcut.has_taken:
+            if self._shortcut.has_pending:
                 return True
-        return not self._closed and has_unread(self._descriptor)
+        return not self._is_closed and has_unread(self._descriptor)
 
-    async def connected(self) -> None:
+    async def wait_connected(self) -> None:
         """Wait until the connection is established. Raises OSError."""
         done = self._loop.create_future()
 
@@ -342,7 +344,7 @@ class TcpTransport(asyncio.Transport):
         try:
             await done
         finally:
-            if not self._closed:
+            if not self._is_closed:
                 self._loop.remove_writer(self._descriptor)
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
@@ -355,29 +357,29 @@ class TcpTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send now what the kernel accepts, and the rest when it accepts more."""
-        if self._closed or self._broken is not None:
+        if self._is_closed or self._write_error is not None:
             return
         if self._unsent:
             self._unsent = bytes(self._unsent) + bytes(data)
             return
         try:
-            if len(data) > _SMALL_BYTES:
+            if len(data) > _ONE_SEGMENT_BYTES:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sent = self._socket.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._broken = error  # reported after the bytes that the peer sent before, which still count
+            self._write_error = error  # reported after the bytes that the peer sent before, which still count
             return
         if sent < len(data):
             self._unsent = bytes(data[sent:])
-            self._loop.add_writer(self._descriptor, self._write_on)
+            self._loop.add_writer(self._descriptor, self._write_rest)
             self._protocol.pause_writing()
 
     def pause_reading(self) -> None:
         """See asyncio.ReadTransport."""
-        if self._reading and not self._closed:
-            self._reading = False
+        if self._is_reading and not self._is_closed:
+            self._is_reading = False
             try:
                 self.end_shortcut()
             finally:
@@ -385,15 +387,15 @@ class TcpTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         """See asyncio.ReadTransport."""
-        if not (self._reading or self._closed):
+        if not (self._is_reading or self._is_closed):
             self._read_poller.add(self._descriptor, self)
-            self._reading = True
-            if self._shortcut is not None and self._shortcut.has_taken:
+            self._is_reading = True
+            if self._shortcut is not None and self._shortcut.has_pending:
                 self._read_soon()
 
     def is_closing(self) -> bool:
         """See asyncio.BaseTransport."""
-        return self._closed
+        return self._is_closed
 
     def get_write_buffer_size(self) -> int:
         """Return how many bytes the kernel has not yet accepted."""
@@ -404,9 +406,9 @@ class TcpTransport(asyncio.Transport):
 
     def abort(self, *, reset: bool = False) -> None:
         """Close now; with `reset`, reset the connection, so that the peer notices at once."""
-        if self._closed:
+        if self._is_closed:
             return
-        self._closed = True
+        self._is_closed = True
         shortcut, self._shortcut = self._shortcut, None
         try:
             if shortcut is not None:
@@ -414,9 +416,9 @@ class TcpTransport(asyncio.Transport):
         finally:  # whatever fails, the socket must be closed
             if reset:
                 reset_on_close(self._socket)
-            if self._reading:
+            if self._is_reading:
                 self._read_poller.forget(self._descriptor)
-            if self._unsent or self._connecting:
+            if self._unsent or self._is_connecting:
                 self._loop.remove_writer(self._descriptor)
             self._socket.close()
 
@@ -430,46 +432,46 @@ class TcpTransport(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lose(error)
+            self._close_and_report(error)
             return
         except Exception as error:  # noqa: BLE001  # raised where an ending shortcut reports its counts
-            self._fault(error)
+            self._report_fault(error)
             return
         try:
             if data:
                 self._protocol.data_received(data)
                 return
-            if self._broken is None:
+            if self._write_error is None:
                 self._protocol.eof_received()
         except Exception as error:  # noqa: BLE001
-            self._fault(error)
+            self._report_fault(error)
         else:
-            self._lose(self._broken)
+            self._close_and_report(self._write_error)
 
-    def _write_on(self) -> None:
+    def _write_rest(self) -> None:
         try:
             sent = self._socket.send(self._unsent)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._broken = error
+            self._write_error = error
             self._unsent = b""
         else:
             self._unsent = self._unsent[sent:]
         if not self._unsent:
             self._loop.remove_writer(self._descriptor)
-            if self._broken is None:
+            if self._write_error is None:
                 self._protocol.resume_writing()
 
     def _read_soon(self) -> None:
         self._loop.call_soon(self.read_now)
 
-    def _fault(self, error: Exception) -> None:
+    def _report_fault(self, error: Exception) -> None:
         """Report a fault of the protocol to the loop's exception handler and close, as the loop's transports do."""
         self._loop.call_exception_handler({"message": "the protocol failed", "exception": error})
-        self._lose(error)
+        self._close_and_report(error)
 
-    def _lose(self, error: Exception | None) -> None:
-        if not self._closed:
+    def _close_and_report(self, error: Exception | None) -> None:
+        if not self._is_closed:
             self.abort()
             self._protocol.connection_lost(error)

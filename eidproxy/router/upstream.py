@@ -14,8 +14,8 @@ from typing import Any, Protocol, cast
 import httptools
 import httpx
 
-from eidproxy.egress import Decision, EgressPolicy, Verdict, literal
-from eidproxy.hints import Hint, hint
+from eidproxy.egress import Decision, EgressPolicy, Verdict, parse_literal
+from eidproxy.hints import Hint, find_hint
 from eidproxy.router.idle import IdleConnections
 from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.shortcut import READ_BYTES, Shortcut
@@ -29,13 +29,13 @@ _MAX_HEAD_BYTES = 64 * 1024
 What follows the head needs a limit too: the parser joins a field anew at each read that adds to it.
 """
 
-_MAX_INTERIM = 8
+_MAX_INTERIM_RESPONSES = 8
 """1xx responses before the final one. One is usual; without a limit a router could send them for ever."""
 _LAST_CHUNK = b"0\r\n\r\n"
 _CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 """What a new parser is fed to be where chunks begin (see `Exchange.shortcut`)."""
-_SIZE = re.compile(rb"[0-9A-Fa-f]{1,6}")
-_READ_SECONDS = 0.05
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,6}")
+_RECHECK_SECONDS = 0.05
 """Delay before the next check when the kernel still has unread bytes."""
 _MAX_UNREAD_CHECKS = 20
 """Such checks in one silence: a second in all, enough for a loop to read what 200 streams left unread."""
@@ -66,17 +66,17 @@ class Exchange(asyncio.Protocol):
     """One request on one connection."""
 
     __slots__ = (
-        "_between_chunks",
         "_body_parts",
         "_bytes_without_body",
         "_checked_due",
-        "_chunk_ended",
         "_content_type",
         "_extended_due",
         "_field_bytes",
+        "_has_chunk_ended",
+        "_has_head",
         "_has_length",
-        "_head_done",
         "_interim_heads",
+        "_is_between_chunks",
         "_is_encoded",
         "_is_over",
         "_is_paused",
@@ -106,9 +106,9 @@ class Exchange(asyncio.Protocol):
         self._sink: Sink | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._body_parts: list[bytes] = []
-        self._chunk_ended = False  # the parser saw the end of a chunk, and no size line after it
-        self._between_chunks = False
-        self._head_done = False
+        self._has_chunk_ended = False  # the parser saw the end of a chunk, and no size line after it
+        self._is_between_chunks = False
+        self._has_head = False
         self._bytes_without_body = 0  # bytes received since the last byte of body, or since the beginning
         self._field_bytes = 0
         self._is_paused = False
@@ -145,7 +145,7 @@ class Exchange(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self.last_read_at = self._loop.time()
         if self._is_over:  # the router hung up between the connect and now
-            self._end(httpx.ReadError(""))
+            self._report_end(httpx.ReadError(""))
         else:
             self._transport.write(request)
 
@@ -160,7 +160,7 @@ class Exchange(asyncio.Protocol):
         self._is_over = True
         if transport is not None:
             transport.abort(reset=reset)
-        self._stop_write_clock()
+        self._stop_write_timer()
 
     def report_unanswered(self) -> None:
         """Report a kept connection on which the request failed, or met silence, before any byte of an answer.
@@ -179,7 +179,7 @@ class Exchange(asyncio.Protocol):
         transport = self._transport
         if transport is None or not (self._is_over and self._keeps_alive and transport.is_sound):
             return None
-        self._stop_write_clock()
+        self._stop_write_timer()
         self._sink = self._parser = self._transport = self.on_unanswered = None
         return transport
 
@@ -194,18 +194,18 @@ class Exchange(asyncio.Protocol):
         if self._checked_due != due:
             self._checked_due, self._unread_checks = due, 0
         self._unread_checks += 1
-        if self._unread_checks <= _MAX_UNREAD_CHECKS and self.unread():
-            return _READ_SECONDS
+        if self._unread_checks <= _MAX_UNREAD_CHECKS and self.has_unread():
+            return _RECHECK_SECONDS
         if self._extended_due == due:
             return 0.0
         self._extended_due = due
         return standstill_extension(now - due, seconds)
 
-    def unread(self) -> bool:
+    def has_unread(self) -> bool:
         """Return whether the router sent something that is not read yet. With TLS that may be no byte of the answer."""
         if self._transport is None or self._is_paused or self._is_over:
             return False
-        return self._transport.unread()
+        return self._transport.has_unread()
 
     def shortcut(self, *, aligns: bool) -> Shortcut | None:
         """Return the connection's shortcut past the interpreter; None without one, or if the next byte begins no chunk.
@@ -214,7 +214,7 @@ class Exchange(asyncio.Protocol):
         """
         if self._transport is None or self._is_paused or self._is_over or self._transfer_coding is None:
             return None
-        if self._between_chunks:
+        if self._is_between_chunks:
             # Thousands of streams may be open, each with a parser of 1 KiB that sees nothing but the end.
             self._parser = None
             return self._transport.shortcut()
@@ -226,10 +226,10 @@ class Exchange(asyncio.Protocol):
         if self._transport is not None:
             self._transport.end_shortcut()
 
-    def probe(self) -> None:
+    def enable_tcp_keepalive(self) -> None:
         """Enable TCP keep-alive on the connection."""
         if self._transport is not None:
-            self._transport.probe()
+            self._transport.enable_tcp_keepalive()
 
     def pause(self) -> None:
         """Stop reading from the router."""
@@ -256,7 +256,7 @@ class Exchange(asyncio.Protocol):
         if sink is None:
             return
         now = self.last_read_at = self._loop.time()
-        if self._between_chunks and len(data) > 5:
+        if self._is_between_chunks and len(data) > 5:
             # The usual read is one whole chunk, with the size line that most servers write. The parser need not see
             # it: it is between two chunks before and after. The last chunk is empty and has 5 bytes (RFC 9112, 7.1).
             body_at = data.find(b"\r\n", 1, 10) + 2
@@ -269,17 +269,19 @@ class Exchange(asyncio.Protocol):
             parser = self._parser or self._parser_between_chunks()
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._end(httpx.RemoteProtocolError("the router switched protocols"))
+            self._report_end(httpx.RemoteProtocolError("the router switched protocols"))
             return
         except httptools.HttpParserError:
             self._pass_body_on()  # body bytes before the fault
-            self._end(None if self._is_over else httpx.RemoteProtocolError("the router's answer is not valid HTTP"))
+            self._report_end(
+                None if self._is_over else httpx.RemoteProtocolError("the router's answer is not valid HTTP")
+            )
             return
         self._bytes_without_body = 0 if self._body_parts else self._bytes_without_body + len(data)
         if self._bytes_without_body > _MAX_HEAD_BYTES and not self._is_over:
-            self._end(httpx.RemoteProtocolError("the router's head or trailer is too large"))
+            self._report_end(httpx.RemoteProtocolError("the router's head or trailer is too large"))
             return
-        self._between_chunks = self._chunk_ended and data[-2:] == b"\r\n"
+        self._is_between_chunks = self._has_chunk_ended and data[-2:] == b"\r\n"
         if self._is_over and data[-5:] != _LAST_CHUNK:
             self._keeps_alive = False  # bytes follow the message, if only a blank line
         last_bytes = self._pass_body_on()
@@ -287,7 +289,7 @@ class Exchange(asyncio.Protocol):
             self.aligns_to_chunk = False
             self._align_next_read(data, last_bytes)
         if self._is_over:
-            self._end(None)
+            self._report_end(None)
 
     def _parser_between_chunks(self) -> httptools.HttpResponseParser:
         """Make the parser anew that `shortcut` gave up, in the state that it had: between two chunks of a body."""
@@ -307,22 +309,22 @@ class Exchange(asyncio.Protocol):
         shortcut = None if self._transport is None else self._transport.shortcut()
         before = data[: len(data) - last_bytes]
         begin = before.rfind(b"\n", 0, -2) + 1
-        if shortcut is None or self._chunk_ended or not begin or before[-2:] != b"\r\n":
+        if shortcut is None or self._has_chunk_ended or not begin or before[-2:] != b"\r\n":
             return
         size = before[begin:-2]
-        if _SIZE.fullmatch(size):
+        if _CHUNK_SIZE.fullmatch(size):
             rest = int(size, 16) - last_bytes + 2  # with the chunk's CRLF
             if 0 < rest <= READ_BYTES:
-                shortcut.limit = rest
+                shortcut.next_read_bytes = rest
 
     def eof_received(self) -> None:
         """End the response where the router closed its side: the end of a body without a length, or a cut."""
         self._keeps_alive = False
-        if self._head_done:
-            self.is_cut = self._has_length or (self._transfer_coding is not None and not self._chunk_ended)
-            self._end(None)
+        if self._has_head:
+            self.is_cut = self._has_length or (self._transfer_coding is not None and not self._has_chunk_ended)
+            self._report_end(None)
         else:
-            self._end(httpx.RemoteProtocolError("the router closed the connection without an answer"))
+            self._report_end(httpx.RemoteProtocolError("the router closed the connection without an answer"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the response because the connection is gone."""
@@ -330,19 +332,19 @@ class Exchange(asyncio.Protocol):
         if exc is None:
             self.eof_received()
         elif self._write_timer is not None:
-            self._end(httpx.WriteError(""))
+            self._report_end(httpx.WriteError(""))
         else:
-            self._end(httpx.ReadError(""))
-        self._stop_write_clock()
+            self._report_end(httpx.ReadError(""))
+        self._stop_write_timer()
 
     def pause_writing(self) -> None:
         """Start the write timeout: some of the request is unsent."""
         if self._sink is not None and self._write_timer is None:
-            self._write_timer = PatientTimer(self._loop, self._write_timeout_seconds, self._write_timed_out)
+            self._write_timer = PatientTimer(self._loop, self._write_timeout_seconds, self._on_write_timeout)
 
     def resume_writing(self) -> None:
         """Stop the write timeout: the kernel has taken the whole request."""
-        self._stop_write_clock()
+        self._stop_write_timer()
 
     # httptools' callbacks
 
@@ -359,7 +361,7 @@ class Exchange(asyncio.Protocol):
         self._field_bytes += len(name) + len(value)
         if self._field_bytes > _MAX_HEAD_BYTES:
             raise httptools.HttpParserError("the response head is too large")
-        if self._head_done:
+        if self._has_head:
             self._keeps_alive = False  # a trailer: its fields do not matter here, and no known router sends one
             return
         name = name.lower()
@@ -386,12 +388,12 @@ class Exchange(asyncio.Protocol):
             raise httptools.HttpParserError("ambiguous framing")
         if 100 <= status < 200:
             self._interim_heads += 1
-            if self._interim_heads > _MAX_INTERIM or status == 101:
+            if self._interim_heads > _MAX_INTERIM_RESPONSES or status == 101:
                 raise httptools.HttpParserError("too many interim responses")
             return
         if status < 100 or status > 599:
             raise httptools.HttpParserError("no such status")
-        self._head_done = True
+        self._has_head = True
         # With HTTP/1.0 chunks count as faulty framing, so the connection is closed after them (RFC 9112, 6.1).
         is_chunked = coding is not None and self._parser.get_http_version() == "1.1"
         self._keeps_alive = is_chunked and self._parser.should_keep_alive()
@@ -406,15 +408,15 @@ class Exchange(asyncio.Protocol):
 
     def on_chunk_header(self) -> None:
         """Note a chunk's size line."""
-        self._chunk_ended = False
+        self._has_chunk_ended = False
 
     def on_chunk_complete(self) -> None:
         """Note the end of a chunk, with its CRLF."""
-        self._chunk_ended = True
+        self._has_chunk_ended = True
 
     def on_message_complete(self) -> None:
         """Note that the response is whole. Bytes after it belong to no request."""
-        if self._head_done:
+        if self._has_head:
             self._is_over = True
 
     def _pass_body_on(self) -> int:
@@ -428,7 +430,7 @@ class Exchange(asyncio.Protocol):
         sink.upstream_body(body, self.last_read_at)
         return last_bytes
 
-    def _end(self, error: httpx.TransportError | None) -> None:
+    def _report_end(self, error: httpx.TransportError | None) -> None:
         sink, self._sink = self._sink, None
         try:
             if error is not None:
@@ -437,12 +439,12 @@ class Exchange(asyncio.Protocol):
             if sink is not None:
                 sink.upstream_end(error)
 
-    def _write_timed_out(self) -> None:
+    def _on_write_timeout(self) -> None:
         self._write_timer = None
         if self._transport is not None and self._transport.get_write_buffer_size():
-            self._end(httpx.WriteTimeout(""))
+            self._report_end(httpx.WriteTimeout(""))
 
-    def _stop_write_clock(self) -> None:
+    def _stop_write_timer(self) -> None:
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
@@ -477,9 +479,9 @@ class Upstream:
         self._tls = tls
         self._connect_timeout_seconds = connect_timeout_seconds
         self._write_timeout_seconds = write_timeout_seconds
-        self._literal = policy.decide_all([host]) if literal(host) is not None else None
+        self._literal_decisions = policy.decide_all([host]) if parse_literal(host) is not None else None
         # A name is judged at each request, since its addresses may change, so no connection to it is kept.
-        self._idle = IdleConnections(keep_idle_seconds if self._literal is not None else 0.0)
+        self._idle = IdleConnections(keep_idle_seconds if self._literal_decisions is not None else 0.0)
         self._resolver = resolver or Resolver(patience_seconds=connect_timeout_seconds)
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         lines = [
@@ -499,7 +501,7 @@ class Upstream:
         """Connects, failed attempts to connect, and answers on kept connections."""
         self.hint: Hint | None = None
         """Why the router was not reachable at the last attempt, if that is known."""
-        self._check: asyncio.Task[None] | None = None
+        self._check_task: asyncio.Task[None] | None = None
 
     def request(self, body: bytes) -> bytes:
         """Return the request for a body: a constant head, the length and the body."""
@@ -508,8 +510,8 @@ class Upstream:
 
     async def addresses(self) -> list[str]:
         """Return the addresses that may be dialled. Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout."""
-        if self._literal is not None:
-            decisions = self._literal  # judged once: neither the address nor the policy can change
+        if self._literal_decisions is not None:
+            decisions = self._literal_decisions  # judged once: neither the address nor the policy can change
         else:
             decisions = self.policy.decide_all(await self._resolver.resolve(self.host, self.port))
         if not decisions[0].permitted:
@@ -526,7 +528,7 @@ class Upstream:
             return None
         try:
             exchange = Exchange(self._loop, self._write_timeout_seconds)
-            exchange.on_unanswered = self._idle.unanswered
+            exchange.on_unanswered = self._idle.note_unanswered
             transport.set_protocol(exchange)
             exchange.connection_made(transport)
         except BaseException:
@@ -539,7 +541,7 @@ class Upstream:
         transport: TcpTransport | None = None
         try:
             if exchange.on_unanswered is not None:
-                self._idle.answered()
+                self._idle.note_answered()
                 self._note_reachable(True)
             transport = exchange.release() if self._idle.seconds else None
             if transport is not None:
@@ -560,23 +562,23 @@ class Upstream:
         The exchange is connected at once when the router is on this machine and speaks no TLS; else `dialling` is set,
         and `connect` waits for it. Raises EgressBlocked, httpx.ConnectError, httpx.ConnectTimeout.
         """
-        if self._literal is None:
+        if self._literal_decisions is None:
             return None
-        if not self._literal[0].permitted:
-            raise EgressBlocked(self._literal[0])
+        if not self._literal_decisions[0].permitted:
+            raise EgressBlocked(self._literal_decisions[0])
         began_at = self._loop.time()
         try:
-            exchange, transport = self._begin(self.host)
+            exchange, transport = self._start_dialling(self.host)
             try:
-                peer = transport.peer() if self._tls is None else None
+                peer = transport.peer_address() if self._tls is None else None
                 if peer is not None:
-                    self._check_peer(self.host, peer, transport.local())
+                    self._check_peer(self.host, peer, transport.own_address())
                     self._open(exchange, transport)
             except BaseException:
                 transport.abort()
                 raise
         except (OSError, httpx.ConnectError) as error:
-            raise self._not_connected(error, began_at) from None
+            raise self._note_connect_failure(error, began_at) from None
         return exchange
 
     async def connect(self, begun: Exchange | None = None) -> Exchange:
@@ -591,38 +593,38 @@ class Upstream:
                     return await self._connect_to_any()
                 return await self._connect_to(self.host, begun)
         except (OSError, httpx.ConnectError) as error:
-            raise self._not_connected(error, began_at) from None
+            raise self._note_connect_failure(error, began_at) from None
 
-    def _not_connected(self, error: OSError | httpx.ConnectError, began_at: float) -> httpx.TransportError:
+    def _note_connect_failure(self, error: OSError | httpx.ConnectError, began_at: float) -> httpx.TransportError:
         """Note a failed attempt to connect and return its error in the words of httpx."""
         self._note_reachable(False)
         if isinstance(error, TimeoutError):
             self.hint = None
             return httpx.ConnectTimeout("the router does not answer")
         if isinstance(error, OSError):
-            self._explain(error, self.host, began_at)
+            self._note_hint(error, self.host, began_at)
             return httpx.ConnectError("the router refuses connections")
         return error
 
     async def check(self) -> None:
         """Connect and close. Raises as `connect` does. Concurrent calls share one attempt."""
-        if self._check is None or self._check.done():
-            self._check = asyncio.create_task(self._probe())
-        await asyncio.shield(self._check)
+        if self._check_task is None or self._check_task.done():
+            self._check_task = asyncio.create_task(self._connect_and_close())
+        await asyncio.shield(self._check_task)
 
-    async def _probe(self) -> None:
+    async def _connect_and_close(self) -> None:
         (await self.connect(self.dial())).abort()
 
     async def _connect_to_any(self) -> Exchange:
         for address in await self.addresses():
             began_at = self._loop.time()
             try:
-                return await self._connect_to(address, self._begin(address)[0])
+                return await self._connect_to(address, self._start_dialling(address)[0])
             except OSError as error:  # refused, unreachable, reset, or TLS that does not check out
-                self._explain(error, address, began_at)
+                self._note_hint(error, address, began_at)
         raise httpx.ConnectError("the router refuses connections")
 
-    def _begin(self, address: str) -> tuple[Exchange, TcpTransport]:
+    def _start_dialling(self, address: str) -> tuple[Exchange, TcpTransport]:
         exchange = Exchange(self._loop, self._write_timeout_seconds)
         if self._tls is None:
             transport = TcpTransport(self._read_poller, exchange, address, self.port)
@@ -637,8 +639,8 @@ class Upstream:
         transport = exchange.dialling
         if transport is not None:
             try:
-                await transport.connected()
-                self._check_peer(address, transport.peer(), transport.local())
+                await transport.wait_connected()
+                self._check_peer(address, transport.peer_address(), transport.own_address())
                 await transport.handshake()
                 self._open(exchange, transport)
             except BaseException:
@@ -681,5 +683,5 @@ class Upstream:
         if reachable:
             self.hint = None
 
-    def _explain(self, error: OSError, address: str, began_at: float) -> None:
-        self.hint = hint(sys.platform, error.errno, self._loop.time() - began_at, address)
+    def _note_hint(self, error: OSError, address: str, began_at: float) -> None:
+        self.hint = find_hint(sys.platform, error.errno, self._loop.time() - began_at, address)

@@ -31,12 +31,12 @@ FINGERPRINT = "fp-fake-router-macOS-arm64"
 _PATIENCE_SECONDS = 30.0
 """How long a test waits for what should take milliseconds, before it fails."""
 
-_MOST_BYTES = 64 << 20
+_MAX_REQUEST_BYTES = 64 << 20
 """Limit of the reader's buffer: a test whose request exceeds it has a fault."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReceivedRequest:
     """One request that was received whole."""
 
     mode: str
@@ -69,20 +69,20 @@ class Script:
     steps: tuple[bytes | float | Hold, ...]
 
 
-Part = Script | Callable[[Asked], "Part"]
+ScriptChoice = Script | Callable[[ReceivedRequest], "ScriptChoice"]
 """A script, or a function that chooses one by the request."""
 
 
 def stream(*words: str, every: float = 0.0, thinking: Iterable[str] = (), finish_reason: str = "stop") -> Script:
     """Return a whole answer, one event for each word, `every` seconds apart; `thinking` comes first, as reasoning."""
-    return Script((*_begun(words, every, thinking), *_ended(finish_reason)))
+    return Script((*_stream_start(words, every, thinking), *_stream_end(finish_reason)))
 
 
 def call(name: str, arguments: dict[str, Any]) -> Script:
     """Return an answer that calls a tool."""
     function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
     delta = {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]}
-    return Script((_STREAM, _event(delta), *_ended("tool_calls")))
+    return Script((_STREAM, _event(delta), *_stream_end("tool_calls")))
 
 
 def refusal(status: int = 503, type: str = "overloaded", message: str = "fake-router.local says no") -> Script:
@@ -97,26 +97,26 @@ def warming() -> Script:
 
 def cut(*words: str, every: float = 0.0) -> Script:
     """Return an answer that ends in the middle: no finish reason, no `[DONE]`."""
-    return Script(tuple(_begun(words, every, ())))
+    return Script(tuple(_stream_start(words, every, ())))
 
 
 def stall(*words: str, every: float = 0.0) -> Script:
     """Return an answer that begins and then goes silent."""
-    return Script((*_begun(words, every, ()), Hold(), *_ended("stop")))
+    return Script((*_stream_start(words, every, ()), Hold(), *_stream_end("stop")))
 
 
 def hang() -> Script:
     """Return a script that takes the request and sends nothing: a model server that is stuck."""
-    return Script((Hold(), _STREAM, _event({"role": "assistant", "content": "back"}), *_ended("stop")))
+    return Script((Hold(), _STREAM, _event({"role": "assistant", "content": "back"}), *_stream_end("stop")))
 
 
-def wake_up(then: Part, *, refused: int = 1) -> Callable[[Asked], Part]:
-    """Return a part that answers the first `refused` requests with `warming()`, and later ones with `then`."""
+def wake_up(then: ScriptChoice, *, refused: int = 1) -> Callable[[ReceivedRequest], ScriptChoice]:
+    """Return a function that answers the first `refused` requests with `warming()`, and later ones with `then`."""
     left = itertools.count(refused, -1)
     return lambda _: warming() if next(left) > 0 else then
 
 
-def _begun(words: Iterable[str], every: float, thinking: Iterable[str]) -> Iterator[bytes | float]:
+def _stream_start(words: Iterable[str], every: float, thinking: Iterable[str]) -> Iterator[bytes | float]:
     yield _STREAM
     deltas = [{"reasoning_content": text} for text in thinking] + [{"content": text} for text in words]
     for number, delta in enumerate(deltas):
@@ -125,7 +125,7 @@ def _begun(words: Iterable[str], every: float, thinking: Iterable[str]) -> Itera
         yield _event({"role": "assistant", **delta} if number == 0 else delta)
 
 
-def _ended(finish_reason: str) -> tuple[bytes, ...]:
+def _stream_end(finish_reason: str) -> tuple[bytes, ...]:
     return (_event({}, finish_reason), b"data: [DONE]\n\n")
 
 
@@ -160,7 +160,7 @@ _STREAM = _head(200, "text/event-stream")
 class FakeRouter:
     """A router in a thread of its own. Use it with `with`; call `play` at any time."""
 
-    requests: list[Asked] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
     """Every request that was received whole, oldest first."""
     concurrent: int = 0
     """How many requests of `daily` are running now; `max_concurrent` is the maximum so far."""
@@ -173,7 +173,7 @@ class FakeRouter:
     """The port it listens on; 0 until it has started, unless one was given."""
 
     def __post_init__(self) -> None:
-        self._scripts: dict[str, deque[Part]] = {mode: deque([stream("Hello", "!")]) for mode in ALIASES}
+        self._scripts: dict[str, deque[ScriptChoice]] = {mode: deque([stream("Hello", "!")]) for mode in ALIASES}
         self._changed = threading.Condition()
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="fake-router", daemon=True)
@@ -183,13 +183,13 @@ class FakeRouter:
         """The value of `LLM_ROUTER_URL` for a proxy in front of it."""
         return f"http://127.0.0.1:{self.port}"
 
-    def play(self, *parts: Part, mode: str | None = None) -> None:
+    def play(self, *scripts: ScriptChoice, mode: str | None = None) -> None:
         """Answer with these, one for each request of `mode` (or of both); the last one repeats. Raises ValueError."""
-        if not parts or (mode is not None and mode not in ALIASES):
+        if not scripts or (mode is not None and mode not in ALIASES):
             raise ValueError("play needs a script, and a mode that is daily or deep")
         with self._changed:
-            for one in ALIASES if mode is None else (mode,):
-                self._scripts[one] = deque(parts)
+            for each in ALIASES if mode is None else (mode,):
+                self._scripts[each] = deque(scripts)
 
     def wake(self) -> None:
         """End every hold that has begun."""
@@ -207,32 +207,32 @@ class FakeRouter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._loop.call_soon_threadsafe(self._stopped.set)
+        self._loop.call_soon_threadsafe(self._stop_event.set)
         self._thread.join()
 
     # In the router's thread
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._awake, self._stopped = asyncio.Event(), asyncio.Event()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, limit=_MOST_BYTES)
+        self._woken, self._stop_event = asyncio.Event(), asyncio.Event()
+        server = await asyncio.start_server(self._handle_connection, "127.0.0.1", self.port, limit=_MAX_REQUEST_BYTES)
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
-        await self._stopped.wait()
+        await self._stop_event.wait()
         server.close()
 
     def _wake(self) -> None:
-        self._awake.set()
-        self._awake = asyncio.Event()
+        self._woken.set()
+        self._woken = asyncio.Event()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 head = await reader.readuntil(b"\r\n\r\n")
-                first, *lines = head.decode("latin-1").split("\r\n")
+                request_line, *lines = head.decode("latin-1").split("\r\n")
                 headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
                 body = await reader.readexactly(int(headers.get("content-length") or 0))
-                if first.startswith("GET "):
+                if request_line.startswith("GET "):
                     writer.write(_json(200, {"object": "list", "data": [{"id": each} for each in ALIASES.values()]}))
                     await writer.drain()
                 else:
@@ -244,8 +244,8 @@ class FakeRouter:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, headers: dict[str, str], body: dict[str, Any]
     ) -> None:
         mode = next((mode for mode, alias in ALIASES.items() if alias == body.get("model")), "")
-        asked = Asked(mode, body, headers)
-        playing = asyncio.ensure_future(self._play(writer, self._chosen(asked)))
+        request = ReceivedRequest(mode, body, headers)
+        playing = asyncio.ensure_future(self._play(writer, self._choose_script(request)))
         leaving = asyncio.ensure_future(reader.read(1))
         try:
             await asyncio.wait((playing, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -260,26 +260,26 @@ class FakeRouter:
             self.ended[mode] += is_whole
             self._changed.notify_all()
 
-    def _chosen(self, asked: Asked) -> Script:
+    def _choose_script(self, request: ReceivedRequest) -> Script:
         """Count the request and choose its script."""
         with self._changed:
-            self.requests.append(asked)
-            self.concurrent += asked.mode == "daily"
+            self.requests.append(request)
+            self.concurrent += request.mode == "daily"
             self.max_concurrent = max(self.max_concurrent, self.concurrent)
             self._changed.notify_all()
-            if not asked.mode:
+            if not request.mode:
                 return refusal(404, "not_found_error")
-            scripts = self._scripts[asked.mode]
-            part = scripts.popleft() if len(scripts) > 1 else scripts[0]
-        while not isinstance(part, Script):
-            part = part(asked)
-        return part
+            scripts = self._scripts[request.mode]
+            choice = scripts.popleft() if len(scripts) > 1 else scripts[0]
+        while not isinstance(choice, Script):
+            choice = choice(request)
+        return choice
 
     async def _play(self, writer: asyncio.StreamWriter, script: Script) -> None:
         due = time.monotonic()
         for step in script.steps:
             if isinstance(step, Hold):
-                await self._awake.wait()
+                await self._woken.wait()
                 due = time.monotonic()
             elif isinstance(step, bytes):
                 writer.write(step)

@@ -66,13 +66,13 @@ class RunningProxy:
         with lines:
             for line in lines:
                 try:
-                    told = json.loads(line)
+                    entry = json.loads(line)
                 except ValueError:
                     self.output.append(line.rstrip("\n"))
                     continue
-                self.log.append(told)
-                if told.get("event") == "started":
-                    self.port = told["port"]
+                self.log.append(entry)
+                if entry.get("event") == "started":
+                    self.port = entry["port"]
                     self._started.set()
         self._started.set()  # it ended, perhaps before it had started
 
@@ -85,17 +85,17 @@ def _environment(router_url: str, settings: Mapping[str, object]) -> dict[str, s
     unknown = settings.keys() - names.keys()
     if unknown:
         raise ValueError(f"eidproxy has no setting {', '.join(sorted(unknown))}")
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("EIDPROXY_", "LLM_ROUTER_")) and name != "CREDENTIALS_DIRECTORY"
     }
     # A test that leaves an answer unread should not wait for it.
-    own = {"server.port": 0, "log.format": "json", "server.drain_seconds": 0.2, **settings}
-    return kept | {"LLM_ROUTER_URL": router_url} | {names[path]: _spelled(value) for path, value in own.items()}
+    chosen = {"server.port": 0, "log.format": "json", "server.drain_seconds": 0.2, **settings}
+    return inherited | {"LLM_ROUTER_URL": router_url} | {names[path]: _to_text(value) for path, value in chosen.items()}
 
 
-def _spelled(value: object) -> str:
+def _to_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -54,8 +54,8 @@ def read(pieces: Iterable[bytes], max_body_bytes: int = MAX_BODY_BYTES) -> Readi
                 buffer = bytearray(piece)
             if head.chunked:
                 chunked.feed(piece)
-                if chunked.complete:
-                    return Reading(head.method, head.path, bytes(chunked.body), chunked.surplus)
+                if chunked.is_complete:
+                    return Reading(head.method, head.path, bytes(chunked.body), chunked.has_surplus)
             elif len(buffer) >= head.content_length:
                 body = bytes(buffer[: head.content_length])
                 return Reading(head.method, head.path, body, len(buffer) > len(body))

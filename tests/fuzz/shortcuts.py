@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 
 import httpx
 
-from eidproxy.metrics import INTERVALS, StreamCounters
+from eidproxy.metrics import INTERVAL_BOUNDS, StreamCounters
 from eidproxy.relay.splice import Splice
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
@@ -218,7 +218,7 @@ class _Relay:
 
     def _on_passed(self, passed: Any) -> None:
         self.passed += passed.events
-        self.splice.passed_on(passed)
+        self.splice.count_passed(passed)
 
     def on_sign_of_life(self, now: float) -> None:
         """See `splice.Listener`."""
@@ -268,7 +268,7 @@ class Line:
         self.far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.transport.open()
         self.exchange.start(b"", self.relay.splice)
-        self._serve = cast(Any, read_poller)._serve
+        self._read_ready = cast(Any, read_poller)._read_ready
         self._poll = select.poll()
         self._poll.register(cast(Any, self.transport)._descriptor, select.POLLIN)
 
@@ -284,7 +284,7 @@ class Line:
             if self.transport.is_closing() or self.paused:
                 return
             if self._poll.poll(0):
-                self._serve()
+                self._read_ready()
             elif not self.loop.soon:
                 return
             self.caller.turn(patient)
@@ -422,7 +422,7 @@ def fuzz(frames: int, seed: int) -> Found:
         reads, events = answer(rng)
         moods = rng.random() < 0.5
         through = run(reads, EpollPoller, one, moods)
-        past = run(reads, lambda: SplicePoller(INTERVALS, 9), one, moods)
+        past = run(reads, lambda: SplicePoller(INTERVAL_BOUNDS, 9), one, moods)
         assert past.text == through.text, (one, reads)
         assert past.counts == through.counts, (one, past.counts, through.counts)
         checked += events

@@ -106,18 +106,18 @@ def _takes_any_word_for_an_end(patch: pytest.MonkeyPatch) -> None:
 
 
 def _knows_no_failing_word(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sanitize, "_FAILURES", frozenset())
+    patch.setattr(sanitize, "_FAILURE_REASONS", frozenset())
 
 
 def _tells_calls_apart_by_index(patch: pytest.MonkeyPatch) -> None:
     """0.1.0: calls of one index are one call."""
-    begun = ToolCalls._begun
+    begun = ToolCalls._find_call
 
     def spoilt(self: ToolCalls, index: int | None, given_id: str | None, name: str | None) -> int | None:
         number = begun(self, index, given_id, name)
         return self._by_index.get(index or 0) if number is None else number
 
-    patch.setattr(ToolCalls, "_begun", spoilt)
+    patch.setattr(ToolCalls, "_find_call", spoilt)
 
 
 def _drops_odd_shapes(patch: pytest.MonkeyPatch) -> None:
@@ -173,10 +173,10 @@ BODY_CONTROLS: dict[str, tuple[str, Any]] = {
     "every model will do": ("_decode_model", lambda body: None),
     "depth is not looked at": ("_within_limits", lambda body: True),
     "infinities pass": ("_decode", msgspec.json.Decoder(float_hook=float).decode),
-    "systems are not joined whole": ("_text", lambda content: str(content)[:1]),
-    "a type is looked at in the order of the fields": ("_is_other_kind", lambda value, path: False),
+    "systems are not joined whole": ("_join_text", lambda content: str(content)[:1]),
+    "a type is looked at in the order of the fields": ("_has_other_type", lambda value, path: False),
     "the operator's limit is no bound": ("_token_limit", lambda asked, most: asked.max_tokens or most),
-    "calls are passed on as they came": ("_calls", lambda calls: calls),
+    "calls are passed on as they came": ("_rebuild_calls", lambda calls: calls),
 }
 
 

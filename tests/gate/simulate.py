@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eidproxy.gate.store_client import _KEYS, _library
+from eidproxy.gate.store_client import _KEYS, _read_library
 from tests.gate.store import Store, Wire
 
 LEASE = 15.0
@@ -46,7 +46,7 @@ class Costs:
 
 def measured() -> Costs:
     """The costs on this machine, by the server's own account (INFO commandstats)."""
-    text, name = _library()
+    text, name = _read_library()
     with Store() as store, Wire("127.0.0.1", store.port) as wire:
         wire.call("FUNCTION", "LOAD", text)
         run = next(line[7:] for line in wire.call("INFO", "server").splitlines() if line.startswith("run_id:"))

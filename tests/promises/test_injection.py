@@ -50,7 +50,7 @@ PATH: list[type] = [
         transport.TcpTransport,
         timeouts.TimeoutQueue,
     ),
-    *(idle.IdleConnections, idle._Idle),
+    *(idle.IdleConnections, idle._IdleConnection),
     *(
         metrics.Count,
         metrics.Distribution,
@@ -84,8 +84,13 @@ PURE = {
         "Relay._close_upstream",
     ),
     *("Connection.connection_lost", "Connection.connection_made", "Relay._detach", "Connections.remove"),
-    *("TimeoutQueue._sweep", "TimeoutQueue.stop", "TcpTransport.abort"),
-    *("IdleConnections._outlast", "IdleConnections._refuse", "IdleConnections.close", "IdleConnections.doubt"),
+    *("TimeoutQueue._expire_due", "TimeoutQueue.stop", "TcpTransport.abort"),
+    *(
+        "IdleConnections._on_timeout",
+        "IdleConnections._discard",
+        "IdleConnections.close",
+        "IdleConnections.reset_trust",
+    ),
     *("IdleConnections.drop",),
 }
 """Assignments and the closing of the socket itself: failing before their first statement, they have not been called."""

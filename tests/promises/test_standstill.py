@@ -82,7 +82,7 @@ LONG_TURN = """
 import time
 from eidproxy.inbound import connection
 from eidproxy.endpoints import Endpoints
-connection._PATIENCE.update(dict.fromkeys(connection._PATIENCE, 1.0))
+connection._WAIT_SECONDS.update(dict.fromkeys(connection._WAIT_SECONDS, 1.0))
 admit = Endpoints.admit
 def admit_late(endpoints, head):
     if head.path == "/standstill":

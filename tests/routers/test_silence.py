@@ -81,7 +81,7 @@ def go_on(server: Server) -> None:
 
 HEARS_NO_COMMENT = """
 from eidproxy.relay.silence import SilenceClock
-SilenceClock.comment = lambda self, text, now: False
+SilenceClock.note_comment = lambda self, text, now: False
 """
 
 

@@ -54,12 +54,12 @@ async def test_whether_it_is_ready_is_asked_at_most_once_a_second() -> None:
         assert isinstance(application.gate, LocalGate)
         assert [await application.ready() for _ in range(3)] == [None] * 3
         router.wait_for(lambda: router.connections == 1)
-        application._asked_at -= 1.0
+        application._ready_checked_at -= 1.0
         assert await application.ready() is None
         router.wait_for(lambda: router.connections == 2)
         application.drain()
         assert await application.ready() == "draining"
-        await application.stopped()
+        await application.on_stopped()
 
 
 @played
@@ -67,4 +67,4 @@ async def test_why_it_is_not_ready_is_a_reason_of_the_table() -> None:
     application = Application(settings(LLM_ROUTER_URL=f"http://127.0.0.1:{free_port()}"))
     assert await application.ready() == "router_ConnectError"
     assert application.status().router.reachable is False
-    await application.stopped()
+    await application.on_stopped()

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eidproxy.errors import Refusal
-from eidproxy.inbound.chat import MAX_DEPTH, MAX_VALUES, NAMES, ChatRequest, Model, parse_chat_request, parse_object
+from eidproxy.inbound.chat import (
+    MAX_DEPTH,
+    MAX_VALUES,
+    REQUEST_FIELDS,
+    ChatRequest,
+    Model,
+    parse_chat_request,
+    parse_object,
+)
 from eidproxy.vocabulary import Mode
 from tests.lab.cost import cost
 from tests.lab.tools import size
@@ -233,7 +241,7 @@ def test_a_field_is_accepted_and_not_passed_on(name: str, value: Any) -> None:
 
 def test_null_is_absent() -> None:
     """For every field that there is, and for one that there is not."""
-    for name in [*sorted(NAMES - {"model", "messages"}), "top_k", "x" * 65, "한"]:
+    for name in [*sorted(REQUEST_FIELDS - {"model", "messages"}), "top_k", "x" * 65, "한"]:
         assert sent(chat(**{name: None})) == sent(chat()), name
     wanted = chat(
         messages=[

@@ -12,7 +12,7 @@ from pathlib import Path
 import certifi
 import pytest
 
-from eidproxy.config import load, notes
+from eidproxy.config import contradictions, load
 from tests.lab.callers import check_refusal
 from tests.lab.client import CHAT, ask, chat
 from tests.lab.proxy import Proxy
@@ -553,7 +553,7 @@ def test_bounds_of_silence(name: str, word: str) -> None:
 )
 def test_check_tells_of_settings_that_contradict_each_other(told: str | None, settings: dict[str, object]) -> None:
     environ = {"LLM_ROUTER_URL": URL, **{f"EIDPROXY_{name}": str(value) for name, value in settings.items()}}
-    found = [name for name, _ in notes(load(None, environ, {}).settings)]
+    found = [name for name, _ in contradictions(load(None, environ, {}).settings)]
     assert found == ([told] if told else [])
 
 

@@ -77,11 +77,11 @@ class Service:
         """Later."""
         self.asked.append((head.path, body))
 
-    def refused(self, connection: Connection, head: RequestHead | None, refusal: Refusal) -> None:
+    def record_refusal(self, connection: Connection, head: RequestHead | None, refusal: Refusal) -> None:
         """Keep the reason."""
         self.refusals.append(refusal.reason)
 
-    def fault(self, where: str, error: BaseException) -> None:
+    def record_fault(self, where: str, error: BaseException) -> None:
         """There is none."""
         raise error
 

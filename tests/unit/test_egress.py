@@ -17,9 +17,9 @@ from eidproxy.egress import (
     host_and_port,
     is_loopback,
     is_name,
-    literal,
-    narrowed,
-    network,
+    parse_allowed_networks,
+    parse_literal,
+    parse_network,
 )
 
 YES, OUT, META = Verdict.PERMITTED, Verdict.OUTSIDE, Verdict.METADATA
@@ -140,7 +140,7 @@ def test_both_sides_of_each_edge_of_a_permitted_network(permitted: Network) -> N
 
 @pytest.mark.parametrize("metadata", METADATA_NETWORKS, ids=str)
 def test_metadata_is_refused_whatever_is_permitted(metadata: Network) -> None:
-    policy = EgressPolicy([network("0.0.0.0/0"), network("::/0"), metadata])
+    policy = EgressPolicy([parse_network("0.0.0.0/0"), parse_network("::/0"), metadata])
     first, last, before, behind = map(str, _edges(metadata))
     assert policy.decide(first).verdict is META
     assert policy.decide(last).verdict is META
@@ -150,7 +150,7 @@ def test_metadata_is_refused_whatever_is_permitted(metadata: Network) -> None:
 
 @pytest.mark.parametrize("text", _words(ADDRESSES[CARRIED]))
 def test_a_carrier_is_refused_whatever_is_permitted(text: str) -> None:
-    assert EgressPolicy([network("::/0")]).decide(text).verdict is CARRIED
+    assert EgressPolicy([parse_network("::/0")]).decide(text).verdict is CARRIED
 
 
 # Whole answers of a resolver
@@ -180,7 +180,7 @@ def test_no_answer_is_no_permit() -> None:
 
 
 def test_a_setting_narrows() -> None:
-    policy = EgressPolicy(narrowed(["100.101.102.103/32", "fd7a:115c:a1e0::/48"]))
+    policy = EgressPolicy(parse_allowed_networks(["100.101.102.103/32", "fd7a:115c:a1e0::/48"]))
     assert policy.decide("100.101.102.103").permitted
     assert policy.decide("fd7a:115c:a1e0::9").permitted
     for text in ("100.101.102.102", "100.101.102.104", "127.0.0.1", "::1", "10.0.0.1", "fd7a:115c:a1e1::"):
@@ -188,9 +188,9 @@ def test_a_setting_narrows() -> None:
 
 
 def test_a_setting_may_name_all_that_is_permitted() -> None:
-    assert narrowed(map(str, DEFAULT_NETWORKS)) == DEFAULT_NETWORKS
-    assert narrowed(["10.1.2.3"]) == (network("10.1.2.3/32"),)
-    assert narrowed([]) == ()
+    assert parse_allowed_networks(map(str, DEFAULT_NETWORKS)) == DEFAULT_NETWORKS
+    assert parse_allowed_networks(["10.1.2.3"]) == (parse_network("10.1.2.3/32"),)
+    assert parse_allowed_networks([]) == ()
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_setting_may_name_all_that_is_permitted() -> None:
 )
 def test_a_setting_never_widens(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        narrowed(["127.0.0.0/8", text])
+        parse_allowed_networks(["127.0.0.0/8", text])
 
 
 # Hosts
@@ -213,14 +213,14 @@ def test_a_setting_never_widens(text: str) -> None:
 
 @pytest.mark.parametrize("text", [text for text, verdict in CASES if verdict is not NO])
 def test_a_canonical_address_is_a_literal(text: str) -> None:
-    address = literal(text)
+    address = parse_literal(text)
     assert address == _by_the_library(text)
     assert str(address) == text
 
 
 @pytest.mark.parametrize("text", [*SPELLINGS, *ODD_SPELLINGS, *BAD_GROUPS])
 def test_any_other_spelling_is_no_literal(text: str) -> None:
-    assert literal(text) is None
+    assert parse_literal(text) is None
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,8 @@ def test_any_other_spelling_is_no_literal(text: str) -> None:
 )
 def test_the_canonical_text_is_that_of_rfc_5952(text: str, canonical: str) -> None:
     assert str(_by_the_library(text)) == canonical
-    assert literal(canonical) == _by_the_library(text)
-    assert literal(text) == (_by_the_library(text) if text == canonical else None)
+    assert parse_literal(canonical) == _by_the_library(text)
+    assert parse_literal(text) == (_by_the_library(text) if text == canonical else None)
 
 
 def test_every_address_has_one_text_that_is_read_as_itself(seed: int) -> None:
@@ -248,9 +248,9 @@ def test_every_address_has_one_text_that_is_read_as_itself(seed: int) -> None:
         for _ in range(8):
             value = value << 16 | rng.choice([0, 0, 0, 1, 0xFFFF, rng.getrandbits(16), rng.getrandbits(8)])
         address = Address(6, value)
-        assert literal(str(address)) == address == _by_the_library(str(address))
+        assert parse_literal(str(address)) == address == _by_the_library(str(address))
         address = Address(4, value & 0xFFFFFFFF)
-        assert literal(str(address)) == address == _by_the_library(str(address))
+        assert parse_literal(str(address)) == address == _by_the_library(str(address))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_loopback(text: str, loopback: bool) -> None:
 
 @pytest.mark.parametrize("text", ["10.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "fd00::/8", "::1/128", "::/0"])
 def test_a_network_is_an_integer_and_a_mask(text: str) -> None:
-    found, wanted = network(text), ip_network(text)
+    found, wanted = parse_network(text), ip_network(text)
     assert found == (wanted.version, int(wanted.network_address), int(wanted.netmask))
     assert str(found) == text
 
@@ -348,7 +348,7 @@ NO_NAMES = [
 @pytest.mark.parametrize("text", NAMES)
 def test_a_name(text: str) -> None:
     assert is_name(text)
-    assert literal(text) is None
+    assert parse_literal(text) is None
 
 
 @pytest.mark.parametrize("text", NO_NAMES)

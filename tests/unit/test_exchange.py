@@ -203,7 +203,7 @@ def test_a_silence_after_a_standstill_is_looked_at_again() -> None:
 class Pinged(Exchange):
     """Something lies unread whenever one looks."""
 
-    def unread(self) -> bool:
+    def has_unread(self) -> bool:
         return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eidproxy.hints import Hint, hint
+from eidproxy.hints import Hint, find_hint
 from tests.lab.proxy import Proxy
 from tests.lab.tools import until
 
@@ -13,8 +13,8 @@ LAN = "192.168.1.20"
 
 @pytest.mark.parametrize("address", [LAN, "10.0.0.4", "172.31.9.9", "fd12::4"])
 def test_refused_at_once_on_a_mac_is_local_network_privacy(address: str) -> None:
-    assert hint("darwin", 65, 0.0, address) is Hint.LOCAL_NETWORK_PRIVACY
-    assert hint("darwin", 65, 0.05, address) is Hint.LOCAL_NETWORK_PRIVACY
+    assert find_hint("darwin", 65, 0.0, address) is Hint.LOCAL_NETWORK_PRIVACY
+    assert find_hint("darwin", 65, 0.05, address) is Hint.LOCAL_NETWORK_PRIVACY
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_refused_at_once_on_a_mac_is_local_network_privacy(address: str) -> None
     ],
 )
 def test_anything_else_is_no_hint(platform: str, code: int | None, elapsed: float, address: str) -> None:
-    assert hint(platform, code, elapsed, address) is None
+    assert find_hint(platform, code, elapsed, address) is None
 
 
 REFUSING_MAC = """

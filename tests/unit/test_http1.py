@@ -356,8 +356,8 @@ def test_a_body_may_be_as_large_as_the_limit() -> None:
                 chunked.feed(body)
         else:
             chunked.feed(body)
-            assert chunked.complete
-            assert not chunked.surplus
+            assert chunked.is_complete
+            assert not chunked.has_surplus
             assert bytes(chunked.body) == b"0123456789"
 
 
@@ -372,10 +372,10 @@ def test_chunks_are_over_the_limit_together(reads: tuple[bytes, ...]) -> None:
 
 def test_a_size_line_is_cut_behind_a_large_chunk() -> None:
     chunked = ChunkedBody(10_000)
-    assert (chunked.complete, chunked.surplus) == (False, False)
+    assert (chunked.is_complete, chunked.has_surplus) == (False, False)
     chunked.feed(b"1388\r\n" + b"x" * 5000 + b"\r\n5")
     chunked.feed(b"\r\nhello\r\n0\r\n\r\n")
-    assert chunked.complete
+    assert chunked.is_complete
     assert len(chunked.body) == 5005
 
 
@@ -406,17 +406,17 @@ def test_chunks_cut_anywhere(body: bytes) -> None:
             chunked = ChunkedBody(11)
             for piece in (body[:first], body[first:second], body[second:]):
                 chunked.feed(piece)
-            assert chunked.complete
-            assert not chunked.surplus
+            assert chunked.is_complete
+            assert not chunked.has_surplus
             assert bytes(chunked.body) == b"hello world"
 
 
 def test_bytes_behind_the_end_are_noticed_later_too() -> None:
     chunked = ChunkedBody(10)
     chunked.feed(b"0\r\n\r\n")
-    assert not chunked.surplus
+    assert not chunked.has_surplus
     chunked.feed(b"x")
-    assert chunked.surplus
+    assert chunked.has_surplus
 
 
 @pytest.mark.parametrize(
@@ -435,6 +435,6 @@ def test_a_body_byte_by_byte_costs_the_same_for_each() -> None:
         chunked = ChunkedBody(1024 * 1024)
         for at in range(len(data)):
             chunked.feed(data[at : at + 1])
-        assert chunked.complete
+        assert chunked.is_complete
 
     assert cost(feed, times=1) < 1

@@ -195,7 +195,7 @@ def test_what_lies_unread_when_the_time_is_over_earns_no_trust(left_open: bool) 
             if not left_open:
                 router_side.close()
             time.sleep(0.01)  # noqa: ASYNC251  # the loop stands still, so the timer is due
-            connections._idle._sweep()
+            connections._idle._expire_due()
             if left_open:
                 router_side.close()
             assert not len(connections._idle)
@@ -321,7 +321,7 @@ def test_a_request_is_never_sent_twice(seed: int) -> None:
 
     outcomes: Counter[str] = Counter()
     # Whatever it sees, or it would hardly use one twice.
-    blind = TRUST + "IdleConnections.doubt = IdleConnections.unanswered = lambda connections: None\n"
+    blind = TRUST + "IdleConnections.reset_trust = IdleConnections.note_unanswered = lambda connections: None\n"
     with Router(script=script) as router, Proxy(router, **{**KEPT, "planted": blind}) as proxy:
         client = RawClient(proxy)
         for number in range(count):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from eidproxy.commands.live_check import judge_unbuffered, proposed_for
-from eidproxy.commands.look import Look, Read
+from eidproxy.commands.look import Read, Response
 from eidproxy.config import Settings
 from tests.lab.proxy import Proxy
 from tests.lab.router import Received, Router
@@ -335,9 +335,9 @@ def test_what_follows_from_a_speed() -> None:
     assert proposed_for(0.01, Settings())["models.max_prompt_bytes"] == 0, "no body is that large"
 
 
-def looked(times: list[float], per_read: int = 1) -> Look:
+def looked(times: list[float], per_read: int = 1) -> Response:
     data = event(completion_chunk({"content": "x"})) * per_read
-    return Look(200, None, [Read(seconds, data) for seconds in times], times[-1])
+    return Response(200, None, [Read(seconds, data) for seconds in times], times[-1])
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def looked(times: list[float], per_read: int = 1) -> Look:
         pytest.param(looked([0.5], 3), "skip", id="three words"),
     ],
 )
-def test_unbuffered(look: Look, level: str) -> None:
+def test_unbuffered(look: Response, level: str) -> None:
     assert judge_unbuffered(look).level == level
 
 

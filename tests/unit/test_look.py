@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eidproxy.commands.look import Look, Part, Read, Said, part_of, said_in
+from eidproxy.commands.look import EventContent, Read, Response, StreamItem, read_event, split_stream
 
 STREAM = (
     b'\xef\xbb\xbf: ping\n\ndata: {"a":1}\r\n\r\nevent: message\ndata: {"b":\ndata: 2}\n\n'
@@ -18,7 +18,7 @@ STREAM = (
 @pytest.mark.parametrize("size", [1, 2, 3, 7, len(STREAM)])
 def test_a_stream_is_the_same_however_it_is_cut(size: int) -> None:
     reads = [Read(float(at), STREAM[at : at + size]) for at in range(0, len(STREAM), size)]
-    said = said_in(reads)
+    said = split_stream(reads)
     assert [(each.value, each.is_comment) for each in said] == [
         (b"ping", True),
         (b'{"a":1}', False),
@@ -38,28 +38,28 @@ def chunk(delta: Any, **choice: Any) -> bytes:
 @pytest.mark.parametrize(
     ("value", "part"),
     [
-        (b"no json", Part(1.0)),
-        (b"[]", Part(1.0)),
-        (b"[" * 100_000, Part(1.0)),
-        (b'{"choices":5}', Part(1.0)),
-        (b'{"choices":[]}', Part(1.0)),
-        (b'{"error":{"message":"x"}}', Part(1.0, is_error=True)),
-        (b'{"object":"error"}', Part(1.0, is_error=True)),
-        (b'{"error":null,"id":"x"}', Part(1.0, is_named=True)),
-        (chunk({"role": "assistant"}), Part(1.0)),
-        (chunk({"content": "a"}), Part(1.0, text="a")),
-        (chunk({"content": [{"text": "a"}, {"text": "b"}, 5]}), Part(1.0, text="ab")),
-        (chunk({"reasoning": "r"}), Part(1.0, reasoning="r")),
-        (chunk({"reasoning_content": "r", "reasoning": "other"}), Part(1.0, reasoning="r")),
-        (chunk(None, message={"content": "a"}), Part(1.0, text="a")),
-        (chunk({"tool_calls": [{}, {}]}), Part(1.0, calls=2)),
-        (chunk({}, finish_reason="stop"), Part(1.0, finish_reason="stop")),
-        (chunk({}, finish_reason=""), Part(1.0)),
-        (chunk({}, finish_reason="null"), Part(1.0)),
+        (b"no json", EventContent(1.0)),
+        (b"[]", EventContent(1.0)),
+        (b"[" * 100_000, EventContent(1.0)),
+        (b'{"choices":5}', EventContent(1.0)),
+        (b'{"choices":[]}', EventContent(1.0)),
+        (b'{"error":{"message":"x"}}', EventContent(1.0, is_error=True)),
+        (b'{"object":"error"}', EventContent(1.0, is_error=True)),
+        (b'{"error":null,"id":"x"}', EventContent(1.0, has_model_fields=True)),
+        (chunk({"role": "assistant"}), EventContent(1.0)),
+        (chunk({"content": "a"}), EventContent(1.0, text="a")),
+        (chunk({"content": [{"text": "a"}, {"text": "b"}, 5]}), EventContent(1.0, text="ab")),
+        (chunk({"reasoning": "r"}), EventContent(1.0, reasoning="r")),
+        (chunk({"reasoning_content": "r", "reasoning": "other"}), EventContent(1.0, reasoning="r")),
+        (chunk(None, message={"content": "a"}), EventContent(1.0, text="a")),
+        (chunk({"tool_calls": [{}, {}]}), EventContent(1.0, calls=2)),
+        (chunk({}, finish_reason="stop"), EventContent(1.0, finish_reason="stop")),
+        (chunk({}, finish_reason=""), EventContent(1.0)),
+        (chunk({}, finish_reason="null"), EventContent(1.0)),
     ],
 )
-def test_what_an_event_says(value: bytes, part: Part) -> None:
-    assert part_of(Said(1.0, value)) == part
+def test_what_an_event_says(value: bytes, part: EventContent) -> None:
+    assert read_event(StreamItem(1.0, value)) == part
 
 
 def test_a_lone_role_is_no_first_event() -> None:
@@ -68,10 +68,10 @@ def test_a_lone_role_is_no_first_event() -> None:
         Read(0.2, b"data: " + chunk({"content": "a"}) + b"\n\n"),
         Read(0.3, b"data: " + chunk({}, finish_reason="stop") + b"\n\ndata: [DONE]\n\n"),
     ]
-    look = Look(200, None, reads, 0.4)
+    look = Response(200, None, reads, 0.4)
     assert look.first_event_seconds == 0.2
     assert look.tokens == 1
-    assert len(look.parts) == 3
+    assert len(look.events) == 3
     assert look.body == b"".join(read.data for read in reads)
     assert look._replace(upstream_seconds=0.05).first_event_seconds == 0.05, "an eidproxy knows its queue"
     assert look._replace(reads=[]).first_event_seconds is None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from eidproxy.errors import METRIC_REASONS
-from eidproxy.metrics import Distribution, Metrics, StreamCounters, loop_lag_sampler
+from eidproxy.metrics import Distribution, Metrics, StreamCounters, start_loop_lag_sampler
 from eidproxy.record import RequestRecord
 from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Phase, Priority, Surface, WaitOutcome
 from tests.lab.proxy import Sample, parse_metrics
@@ -103,7 +103,7 @@ def test_a_scrape_is_written_as_it_is_asked_for(accept: str, kind: str) -> None:
 
 def test_the_lag_is_how_late_a_timer_runs() -> None:
     metrics, now, due = Metrics("0"), 10.0, list[tuple[float, Callable[..., None], float]]()
-    loop_lag_sampler(metrics, lambda *timer: due.append(timer), lambda: now)
+    start_loop_lag_sampler(metrics, lambda *timer: due.append(timer), lambda: now)
     for late in (0.0, 0.25, -0.001):
         ((seconds, sample_lag, at),) = due
         assert (seconds, at) == (1.0, now + 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from eidproxy.relay.progress import News, Progress
+from eidproxy.relay.progress import Progress, ProgressFields
 from eidproxy.relay.stream import Stage
 from tests.lab.loops import played_virtually
 
@@ -13,19 +13,19 @@ class Told:
     """One caller, what it was told, and where it stands."""
 
     def __init__(self) -> None:
-        self.news: list[News] = []
+        self.news: list[ProgressFields] = []
         self.place: tuple[int, float | None] = (3, None)
         self.progress = Progress(asyncio.get_running_loop(), self.news.append, lambda: self.place)
 
-    def moves(self, position: int, wait_seconds: float | None) -> list[News]:
+    def moves(self, position: int, wait_seconds: float | None) -> list[ProgressFields]:
         """What is told when the place may have changed."""
         before = len(self.news)
         self.place = (position, wait_seconds)
-        self.progress.queued()
+        self.progress.report_position()
         return self.news[before:]
 
 
-def queued(position: int, eta_seconds: int | None) -> News:
+def queued(position: int, eta_seconds: int | None) -> ProgressFields:
     return {"state": "queued", "position": position, "eta_seconds": eta_seconds}
 
 
@@ -57,13 +57,13 @@ async def test_news_are_repeated_every_ten_seconds_until_the_answer_speaks() -> 
     await asyncio.sleep(25.0)
     assert told.news == [queued(1, 8)] * 3
     loop = asyncio.get_running_loop()
-    told.progress.upstream(loop.time())
+    told.progress.report_upstream(loop.time())
     await asyncio.sleep(15.0)
-    told.progress.stage(Stage.THINKING, loop.time())
-    told.progress.stage(Stage.THINKING, loop.time())
+    told.progress.report_stage(Stage.THINKING, loop.time())
+    told.progress.report_stage(Stage.THINKING, loop.time())
     await asyncio.sleep(11.0)
-    told.progress.stage(Stage.WAITING, loop.time())
-    told.progress.stage(Stage.SPEAKING, loop.time())
+    told.progress.report_stage(Stage.WAITING, loop.time())
+    told.progress.report_stage(Stage.SPEAKING, loop.time())
     await asyncio.sleep(60.0)
     assert [(news["state"], news["elapsed_seconds"]) for news in told.news[3:]] == [
         ("upstream", 0),

@@ -22,21 +22,21 @@ class House:
         self.serving = asyncio.Event()
         self.may_end = asyncio.Event()
 
-    async def started(self) -> None:
+    async def on_started(self) -> None:
         self.asked.append("started")
         self.serving.set()
 
     def drain(self) -> None:
         self.asked.append("drain")
 
-    async def drained(self) -> None:
+    async def wait_drained(self) -> None:
         self.asked.append("drained")
         await self.may_end.wait()
 
     def end(self) -> None:
         self.asked.append("end")
 
-    async def stopped(self) -> None:
+    async def on_stopped(self) -> None:
         self.asked.append("stopped")
 
 

@@ -25,7 +25,7 @@ def test_the_units_are_those_of_deploy(name: str) -> None:
 
 
 def test_systemd_in_order() -> None:
-    steps = service.to_install(SYSTEMD, PROGRAM, "[router]\n")
+    steps = service.install_steps(SYSTEMD, PROGRAM, "[router]\n")
     assert [type(step) for step in steps] == [Folder, Write, Folder, Write, Run, Run]
     (unit,) = [step for step in steps if isinstance(step, Write) and step.path == SYSTEMD.unit]
     assert f"ExecStart={PROGRAM} serve --config {SYSTEMD.settings}" in unit.text
@@ -34,12 +34,12 @@ def test_systemd_in_order() -> None:
         ("systemctl", "daemon-reload"),
         ("systemctl", "enable", "--now", "eidproxy"),
     ]
-    kept = service.to_install(SYSTEMD, PROGRAM, None)
+    kept = service.install_steps(SYSTEMD, PROGRAM, None)
     assert not [step for step in kept if isinstance(step, Write) and step.path == SYSTEMD.settings]
 
 
 def test_launchd_makes_a_daemon_with_a_user_of_its_own() -> None:
-    steps = service.to_install(LAUNCHD, PROGRAM, "[router]\n")
+    steps = service.install_steps(LAUNCHD, PROGRAM, "[router]\n")
     commands = [step.command for step in steps if isinstance(step, Run)]
     assert commands[0][0] == "sysadminctl"
     assert commands[-1] == ("launchctl", "bootstrap", "system", LAUNCHD.unit)
@@ -48,13 +48,13 @@ def test_launchd_makes_a_daemon_with_a_user_of_its_own() -> None:
     assert plist["ProgramArguments"][0] == PROGRAM
     assert plist["UserName"] == "_eidproxy"
     assert LAUNCHD.unit.startswith("/Library/LaunchDaemons/"), "never an agent"
-    again = service.to_install(LAUNCHD, PROGRAM, None, has_user=True)
+    again = service.install_steps(LAUNCHD, PROGRAM, None, has_user=True)
     assert not [step for step in again if isinstance(step, Run) and step.command[0] == "sysadminctl"]
 
 
 @pytest.mark.parametrize("kind", [SYSTEMD, LAUNCHD])
 def test_uninstalling_leaves_settings_and_secrets(kind: service.Kind) -> None:
-    gone = [step.path for step in service.to_uninstall(kind) if isinstance(step, Remove)]
+    gone = [step.path for step in service.uninstall_steps(kind) if isinstance(step, Remove)]
     assert kind.unit in gone
     assert not [path for path in gone if path.startswith(str(Path(kind.settings).parent))]
 
@@ -62,15 +62,15 @@ def test_uninstalling_leaves_settings_and_secrets(kind: service.Kind) -> None:
 @pytest.mark.parametrize("program", ["/home/mina/.venv/bin/eidproxy", "/Users/mina/eidproxy/.venv/bin/eidproxy"])
 def test_a_program_in_a_home_is_refused(program: str) -> None:
     with pytest.raises(ServiceError, match="/opt/eidproxy"):
-        service.to_install(SYSTEMD, program, None)
+        service.install_steps(SYSTEMD, program, None)
 
 
 def test_what_fails_is_said_and_what_may_fail_is_not() -> None:
-    service.do(Run(("x",), may_fail=True), run=lambda _: 3)
+    service.carry_out(Run(("x",), may_fail=True), run=lambda _: 3)
     with pytest.raises(ServiceError, match="x y ended with 3"):
-        service.do(Run(("x", "y")), run=lambda _: 3)
+        service.carry_out(Run(("x", "y")), run=lambda _: 3)
     with pytest.raises(ServiceError, match="not on this machine"):
-        service.do(Run(("no-such-program-here",)))
+        service.carry_out(Run(("no-such-program-here",)))
     with pytest.raises(ServiceError, match="plan9"):
         service.kind_of("plan9")
     assert service.kind_of("darwin") is LAUNCHD

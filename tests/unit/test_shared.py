@@ -398,7 +398,7 @@ async def _compared(choose: random.Random, store: Store) -> None:
 async def _agree(queue: AdmissionQueue, pairs: list[tuple[Ticket, Any, Any]]) -> None:
     def agreed() -> bool:
         for _, gate, _ in pairs:
-            gate._whole_round_at = 0  # places are told every third of a lease; look now
+            gate._full_renewal_at = 0  # places are told every third of a lease; look now
             gate._schedule_round(0)
         return all(
             (permit.granted_at is None) is (ticket.granted_at is None)
@@ -431,7 +431,7 @@ def test_renewals_that_do_not_arrive(store: Store, fenced: bool, monkeypatch: py
                 return call("enter", "", "") if function == "renew" else call(function, *rest)
 
             monkeypatch.setattr(client, "call", lossy)
-            monkeypatch.setattr(one, "_renewed", lambda _permits, _done: None)
+            monkeypatch.setattr(one, "_on_renewed", lambda _permits, _done: None)
             async with asyncio.timeout(LEASE * 3):
                 await second.granted()
             second_began = time.monotonic()
@@ -593,7 +593,7 @@ def test_a_caller_that_leaves_while_the_link_connects(store: Store) -> None:
     async def leave() -> None:
         async with gates("redis", store) as [gate]:
             client = gate._client  # type: ignore[attr-defined]
-            await client._hang_up()
+            await client._close_connection()
             store.signal(signal.SIGSTOP)  # it accepts, and does not greet
             try:
                 permit = gate.acquire(Priority.FOREGROUND)
@@ -624,7 +624,7 @@ def test_a_call_that_was_given_up_does_not_arrive_later() -> None:
 
     async def give_up(listener: socket.socket) -> None:
         address = gate_address(f"redis://127.0.0.1:{listener.getsockname()[1]}")
-        client = StoreClient(address, address.egress, (1, 1, 1, 1), call_seconds=0.2, answered=lambda *_: None)
+        client = StoreClient(address, address.egress, (1, 1, 1, 1), call_seconds=0.2, on_call_end=lambda *_: None)
         silent = asyncio.create_task(asyncio.to_thread(store, listener))
         with pytest.raises(TimeoutError):
             await client.call("enter", "", "").reply

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from eidproxy.metrics import INTERVALS
+from eidproxy.metrics import INTERVAL_BOUNDS
 from eidproxy.relay.chunk import Frames, Template
 from eidproxy.relay.splice import Splice
 from eidproxy.router.shortcut import IS_BUILT, Passed, Shortcut, Shortcuts
@@ -60,7 +60,7 @@ def event(text: str = "a", **fields: Any) -> bytes:
 
 def both(*reads: bytes) -> Outcome:
     """What becomes of an answer past the interpreter. Through it, it must be the same."""
-    past = shortcuts.run([HEAD, *reads], lambda: SplicePoller(INTERVALS, 9), 1, False)
+    past = shortcuts.run([HEAD, *reads], lambda: SplicePoller(INTERVAL_BOUNDS, 9), 1, False)
     through = shortcuts.run([HEAD, *reads], EpollPoller, 1, False)
     assert (past.text, past.counts) == (through.text, through.counts)
     assert through.passed == 0
@@ -178,7 +178,9 @@ def _uncounted(self: Splice, passed: Passed) -> None:
 _proved = Frames.template
 
 
-@pytest.mark.parametrize(("kind", "name", "spoilt"), [(Frames, "template", _leaks), (Splice, "passed_on", _uncounted)])
+@pytest.mark.parametrize(
+    ("kind", "name", "spoilt"), [(Frames, "template", _leaks), (Splice, "count_passed", _uncounted)]
+)
 def test_control_the_fuzzer_can_fail(kind: type, name: str, spoilt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind, name, spoilt)
     with pytest.raises(AssertionError):
@@ -200,7 +202,7 @@ def test_where_a_chunk_ends_with_the_next_one_aiming_ends() -> None:
 
 
 def test_no_more_than_there_is_room_for() -> None:
-    assert shortcuts.run([HEAD, *USUAL], lambda: SplicePoller(INTERVALS, 0), 1, False).passed == 0
+    assert shortcuts.run([HEAD, *USUAL], lambda: SplicePoller(INTERVAL_BOUNDS, 0), 1, False).passed == 0
 
 
 # From outside
@@ -370,7 +372,7 @@ def test_an_answer_that_goes_past_is_a_sign_of_life() -> None:
 @contextmanager
 def lines(count: int, clock: Callable[[], float] = time.monotonic) -> Iterator[list[Line]]:
     """Answers of one selector that go past the interpreter."""
-    read_poller = shortcuts.read_poller_of(lambda: SplicePoller(INTERVALS, 9), clock)
+    read_poller = shortcuts.read_poller_of(lambda: SplicePoller(INTERVAL_BOUNDS, 9), clock)
     every = [Line(read_poller, random.Random(1)) for _ in range(count)]
     try:
         for line in every:
@@ -395,7 +397,7 @@ def test_what_one_turn_leaves_the_next_one_reads() -> None:
     with lines(3, lambda: float(next(ticks))) as every:
         for line in every:
             line.far.sendall(STRANGE["the end"])
-        every[0]._serve()
+        every[0]._read_ready()
         assert [line.relay.over for line in every].count("done") == 1
         for _ in range(5):
             every[0].loop.turn()
@@ -409,11 +411,11 @@ def test_what_is_found_while_the_rest_is_due_waits_and_is_not_lost() -> None:
         *first, late = every
         for line in first:
             line.far.sendall(STRANGE["the end"])
-        late._serve()
+        late._read_ready()
         late.loop.turn()
         assert [line.relay.over for line in first] == ["done", "done"]
         late.far.sendall(STRANGE["the end"])
-        late._serve()
+        late._read_ready()
         assert late.relay.over is None
         late.loop.turn()
         assert late.relay.over == "done"
@@ -426,7 +428,7 @@ def test_what_was_read_is_given_to_who_looks() -> None:
         line.until_read()
         line.exchange.end_shortcut()
         line.loop.turn()
-        assert not line.exchange.unread()
+        assert not line.exchange.has_unread()
         line.far.sendall(USUAL[5][60:])
         line.until_read()
         assert line.relay.stream.chunks == 6
@@ -453,7 +455,7 @@ def test_telling_fails_and_the_connection_is_closed() -> None:
         def fails(_: object) -> None:
             raise LookupError
 
-        cast(Any, line.transport)._shortcut._tell = fails
+        cast(Any, line.transport)._shortcut._report_counts = fails
         line.far.sendall(USUAL[5])
         line.until_read()
         assert line.loop.faults == []
@@ -478,7 +480,7 @@ def test_what_cannot_be_given_back_ends_the_answer() -> None:
     every.poller, every.running = cast(Any, Poller()), set()
     asked: list[int] = []
     one = Shortcut(every, 5, lambda: asked.append(1))
-    one._tell = lambda _: None
+    one._report_counts = lambda _: None
     with pytest.raises(MemoryError):
         one.end()
     with pytest.raises(OSError, match="Input/output"):

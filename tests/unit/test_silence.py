@@ -51,8 +51,8 @@ def test_a_router_without_a_first_event_is_silent() -> None:
 
 def test_a_router_that_stops_after_an_event_is_a_read_timeout() -> None:
     silence = clock()
-    silence.event(10.0)
-    silence.event(40.0)
+    silence.note_event(10.0)
+    silence.note_event(40.0)
     assert silence.first_event_at == 10.0
     assert ended(silence) == (160.0, "router_ReadTimeout")
 
@@ -61,7 +61,7 @@ def test_a_long_prompt_may_be_silent_until_the_wall_clock() -> None:
     """60 KiB are 225 s of prefill at 68 tokens a second: nothing but the wall clock ends that."""
     silence = clock(60 * KIB)
     assert ended(silence) == (300.0, None)
-    silence.event(226.0)
+    silence.note_event(226.0)
     assert ended(silence) == (300.0, None)  # 346 s would be beyond the wall clock
 
 
@@ -74,7 +74,7 @@ def test_the_wall_clock_runs_from_the_grant() -> None:
 def test_tools_and_json_are_generated_unseen() -> None:
     silence = clock(unseen=True)
     assert ended(silence) == (300.0, None)
-    silence.event(1.0)
+    silence.note_event(1.0)
     assert ended(silence) == (300.0, None)
     assert silence.reason(299.9) is None
 
@@ -84,47 +84,47 @@ def test_tools_and_json_are_generated_unseen() -> None:
 
 def test_a_comment_that_counts_up_is_a_sign_of_life() -> None:
     silence = clock()
-    heard = [silence.comment(b"keepalive %d/12015" % (2048 * n), 40.0 * n) for n in range(1, 5)]
+    heard = [silence.note_comment(b"keepalive %d/12015" % (2048 * n), 40.0 * n) for n in range(1, 5)]
     assert heard == [False, True, True, True]
     assert ended(silence) == (280.0, "upstream_silent")  # 160 + 120
 
 
 def test_a_changing_comment_never_shortens_the_allowance() -> None:
     silence = clock(25 * KIB)  # 190 s
-    assert [silence.comment(text, at) for text, at in ((b"1", 5.0), (b"2", 10.0))] == [False, True]
+    assert [silence.note_comment(text, at) for text, at in ((b"1", 5.0), (b"2", 10.0))] == [False, True]
     assert ended(silence) == (190.0, "upstream_silent")
 
 
 def test_control_a_constant_comment_changes_nothing() -> None:
     silence, quiet = clock(), clock()
-    assert not any(silence.comment(b"ping", 15.0 * n) for n in range(1, 7))
+    assert not any(silence.note_comment(b"ping", 15.0 * n) for n in range(1, 7))
     assert ended(silence) == ended(quiet) == (94.0, "upstream_silent")
 
 
 def test_a_changing_comment_counts_between_events_too() -> None:
     silence = clock()
-    silence.event(10.0)
-    silence.comment(b"a", 50.0)
+    silence.note_event(10.0)
+    silence.note_comment(b"a", 50.0)
     assert ended(silence) == (130.0, "router_ReadTimeout")
-    silence.comment(b"b", 60.0)
+    silence.note_comment(b"b", 60.0)
     assert ended(silence) == (180.0, "router_ReadTimeout")
 
 
 def test_an_event_that_is_told_late_undoes_nothing() -> None:
     """The relay tells of events only when a clock asks; a comment or a pause may have come since."""
     silence = clock()
-    silence.event(10.0)
-    silence.comment(b"a", 50.0)
-    silence.comment(b"b", 60.0)
-    silence.event(10.0)
+    silence.note_event(10.0)
+    silence.note_comment(b"a", 50.0)
+    silence.note_comment(b"b", 60.0)
+    silence.note_event(10.0)
     assert ended(silence) == (180.0, "router_ReadTimeout")
 
 
 def test_a_comment_is_compared_by_its_first_256_bytes() -> None:
     silence = clock()
-    silence.comment(b"x" * 256 + b"1", 1.0)
-    assert not silence.comment(b"x" * 256 + b"2", 2.0)
-    assert silence.comment(b"x" * 255 + b"y", 3.0)
+    silence.note_comment(b"x" * 256 + b"1", 1.0)
+    assert not silence.note_comment(b"x" * 256 + b"2", 2.0)
+    assert silence.note_comment(b"x" * 255 + b"y", 3.0)
     assert silence._comment is not None
     assert len(silence._comment) == 256
 
@@ -132,9 +132,9 @@ def test_a_comment_is_compared_by_its_first_256_bytes() -> None:
 def test_a_comment_does_not_outlive_the_read_it_came_in() -> None:
     """What is kept is a copy, so that a buffer that is used again changes nothing."""
     silence, buffer = clock(), bytearray(b"ping")
-    silence.comment(memoryview(buffer), 1.0)  # type: ignore[arg-type]
+    silence.note_comment(memoryview(buffer), 1.0)  # type: ignore[arg-type]
     buffer[:] = b"pong"
-    assert silence.comment(b"pong", 2.0)
+    assert silence.note_comment(b"pong", 2.0)
 
 
 # A caller that reads slowly
@@ -142,7 +142,7 @@ def test_a_comment_does_not_outlive_the_read_it_came_in() -> None:
 
 def test_a_router_that_is_not_read_is_not_silent() -> None:
     silence = clock()
-    silence.event(10.0)
+    silence.note_event(10.0)
     silence.pause()
     assert ended(silence) == (300.0, None)
     silence.resume(170.0)
@@ -163,10 +163,10 @@ def test_a_router_that_was_not_read_before_its_first_event_is_no_evidence() -> N
 @pytest.mark.parametrize("reason", ["upstream_silent", "router_ReadTimeout", "stream_deadline_exceeded"])
 def test_a_clock_that_ran_out_is_evidence_unless_an_event_came(reason: str) -> None:
     silence = clock()
-    silence.comment(b"1", 1.0)
-    silence.comment(b"2", 2.0)
+    silence.note_comment(b"1", 1.0)
+    silence.note_comment(b"2", 2.0)
     assert silence.is_silent_end(reason, 94.0)
-    silence.event(94.0)
+    silence.note_event(94.0)
     assert not silence.is_silent_end(reason, 300.0)
 
 
@@ -189,7 +189,7 @@ def test_what_the_router_says_is_no_evidence(reason: str) -> None:
 def test_a_caller_that_left_late_is_evidence(size: int, left_at: float, silent: bool) -> None:
     silence = clock(size, sent_at=7.0, deadline_at=307.0)
     assert silence.is_silent_end("client_gone", 7.0 + left_at) is silent
-    silence.event(7.0 + left_at)
+    silence.note_event(7.0 + left_at)
     assert not silence.is_silent_end("client_gone", 7.0 + left_at)
 
 

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from eidproxy import site
 from eidproxy.app import chat_state
 from eidproxy.gate import GateStatistics
-from eidproxy.site import CHAT_POLICY, StaticFile, chat_routes, inlined, load_pages
+from eidproxy.site import CHAT_POLICY, StaticFile, chat_routes, inline, load_pages
 from eidproxy.tokens import Tokens
 from eidproxy.vocabulary import Priority
 from tests.lab.browser import chromium
@@ -227,7 +227,7 @@ def test_a_document_permits_what_is_inside_and_nothing_else() -> None:
         "icon.svg": StaticFile(b"<svg/>", ""),
     }
     page = '<link rel="icon" href="icon.svg"><link rel="stylesheet" href="a.css"><script src="a.js"></script>'
-    document = inlined(page, files)
+    document = inline(page, files)
     assert document.body == (
         b'<link rel="icon" href="data:image/svg+xml;base64,PHN2Zy8+"><style>p{}</style><script>1</script>'
     )

@@ -20,7 +20,7 @@ def parse(*pieces: bytes, limit: int = MAX_EVENT_BYTES) -> Said:
     parser, said = EventParser(limit), []
     try:
         for piece in pieces:
-            event = whole_event(piece) if parser.between_events and len(piece) <= limit else None
+            event = whole_event(piece) if parser.is_between_events and len(piece) <= limit else None
             events = parser.feed(piece)
             assert event is None or [(type(event), event)] == [(type(event), event) for event in events]
             said += events
@@ -256,7 +256,7 @@ def test_another_read_is_for_the_parser(read: bytes) -> None:
 
 def test_only_between_events_it_may_be_asked() -> None:
     parser = EventParser()
-    assert not parser.between_events  # a byte order mark may come
+    assert not parser.is_between_events  # a byte order mark may come
     for piece, between in [
         (b"data: a\n\n", True),
         (b"data: a", False),
@@ -268,4 +268,4 @@ def test_only_between_events_it_may_be_asked() -> None:
         (b"data: a\n\n", True),
     ]:
         parser.feed(piece)
-        assert parser.between_events is between, piece
+        assert parser.is_between_events is between, piece

@@ -22,7 +22,7 @@ from tests.lab.tools import free_port
 def test_the_library_is_named_after_its_text() -> None:
     """So two versions can share a server while one replaces the other."""
     written = Path(store_client.__file__).with_name("gate.lua").read_text("utf-8")
-    text, name = store_client._library()
+    text, name = store_client._read_library()
     assert name == f"eidproxy_gate_{hashlib.sha256(written.encode()).hexdigest()[:12]}"
     assert text.startswith(f"#!lua name={name}")
 
@@ -33,7 +33,7 @@ class Answers:
     def __init__(self, port: int, call_seconds: float = 5.0) -> None:
         self.ends: list[tuple[str, str | None]] = []
         address = GateAddress(host="127.0.0.1", port=port)
-        self.client = StoreClient(address, EgressPolicy(), (), call_seconds=call_seconds, answered=self.note)
+        self.client = StoreClient(address, EgressPolicy(), (), call_seconds=call_seconds, on_call_end=self.note)
 
     def note(self, function: str, error: Exception | None) -> None:
         self.ends.append((function, None if error is None else type(error).__name__))

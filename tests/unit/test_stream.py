@@ -61,7 +61,7 @@ def test_an_answer() -> None:
 
 def test_its_chunks_and_calls_have_the_names_of_the_request() -> None:
     answer = stream()
-    assert (answer.failure, answer.heard) == (None, 0)
+    assert (answer.failure, answer.parsed_events) == (None, 0)
     output = answer.feed(event({"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}))
     chunk = json.loads(output.removeprefix(b"data: "))
     assert (chunk["id"], chunk["created"], chunk["model"]) == ("chatcmpl-id-1", 1700000000, "daily")
@@ -69,12 +69,12 @@ def test_its_chunks_and_calls_have_the_names_of_the_request() -> None:
 
 
 def test_common_events_are_counted_where_they_take_the_short_way_too() -> None:
-    """`heard` is how many took the long way; each names a model, which is taken out."""
+    """`parsed_events` is how many took the long way; each names a model, which is taken out."""
     answer, common = stream(), [event({"content": letter}) for letter in "abcdefg"]
     heard = []
     for read in (common[0], common[1], common[2], common[3] + common[4], common[5] + common[6]):
         answer.feed(read)
-        heard.append(answer.heard)
+        heard.append(answer.parsed_events)
     assert heard == [1, 1, 1, 3, 5]
     assert answer.stripped()[Stripped.MODEL] == answer.chunks == 7
 
@@ -249,8 +249,8 @@ def test_what_was_passed_on_counts() -> None:
     for letter in "ab":
         answer.feed(event({"content": letter}))
     before = answer.budget
-    answer.passed_on(3, 300)
-    answer.passed_on(2, 200)
+    answer.count_passed(3, 300)
+    answer.count_passed(2, 200)
     assert (answer.chunks, before - answer.budget) == (7, 500)
     assert answer.stripped()[Stripped.MODEL] == 7
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eidproxy.errors import Refusal
-from eidproxy.inbound.chat import parse_object, typed
+from eidproxy.inbound.chat import convert, parse_object
 from eidproxy.surface import Caps, Conversation, check_messages, read_text
 from eidproxy.tokens import Tokens
 from tests.lab.callers import rounds
@@ -30,7 +30,7 @@ def user(text: str) -> dict[str, Any]:
 
 def check(messages: object, caps: Caps) -> None:
     body = json.dumps({"mode": "daily", "messages": messages}).encode()
-    check_messages(typed(parse_object(body), Conversation).messages, caps)
+    check_messages(convert(parse_object(body), Conversation).messages, caps)
 
 
 @pytest.mark.parametrize(

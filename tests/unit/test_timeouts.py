@@ -37,11 +37,11 @@ async def test_each_ends_in_time_and_in_order() -> None:
     began = loop.time()
     for item in "abc":
         queue.start(item)
-    assert queue.first() == "a"
+    assert queue.oldest() == "a"
     await ended.all.wait()
     assert ended.items == ["a", "b", "c"]
     assert loop.time() - began >= SECONDS - 0.002  # the loop counts in milliseconds
-    assert queue.first() is None
+    assert queue.oldest() is None
 
 
 @played

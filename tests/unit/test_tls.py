@@ -127,7 +127,7 @@ def dialled(
 
 
 async def shaken(transport: TlsTransport, far: Far) -> None:
-    await transport.connected()
+    await transport.wait_connected()
     await asyncio.gather(transport.handshake(), far.shake())
     transport.open()
 
@@ -151,7 +151,7 @@ def test_it_talks_whatever_the_cuts(certificate: Certificate, version: ssl.TLSVe
                     far.socket.sendall(part)
                     assert select.select([transport._descriptor], [], [], 30)[0]
                     transport.read_now()
-                    assert transport.unread() == is_cut
+                    assert transport.has_unread() == is_cut
                 await heard.until(lambda: b"".join(heard.reads) == b"firstsecond")
                 assert len(heard.reads) <= 2
                 records = far.sealed(b"first") + far.sealed(b"second")
@@ -219,7 +219,7 @@ def test_a_handshake_that_fails_raises(certificate: Certificate, how: str) -> No
     async def test() -> None:
         heard = Heard()
         with dialled(certificate, heard) as (transport, far):
-            await transport.connected()
+            await transport.wait_connected()
             task = asyncio.ensure_future(transport.handshake())
             await far.receive()
             if how == "plain":

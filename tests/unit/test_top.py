@@ -17,7 +17,17 @@ from typing import Any, Self
 import msgspec
 import pytest
 
-from eidproxy.commands.top import Look, View, age, chart, is_base_url, length, limit, render, seconds
+from eidproxy.commands.top import (
+    Display,
+    View,
+    chart,
+    format_age,
+    format_length,
+    format_limit,
+    format_measured,
+    is_base_url,
+    render,
+)
 from eidproxy.status import ROWS, Status
 from tests.lab.client import CHAT, RawClient, ask, chat, request_bytes
 from tests.lab.proxy import Proxy
@@ -74,7 +84,7 @@ def waiting(count: int) -> list[dict[str, Any]]:
 
 def view_of(**changes: Any) -> View:
     view = View("http://127.0.0.1:8790")
-    view.show(msgspec.convert(told(**changes), Status), 0.0)
+    view.store(msgspec.convert(told(**changes), Status), 0.0)
     return view
 
 
@@ -86,7 +96,7 @@ def view_of(**changes: Any) -> View:
     [(None, "-"), (0, "0 ms"), (0.0104, "10 ms"), (0.9994, "999 ms"), (0.9996, "1.0 s"), (12.34, "12.3 s")],
 )
 def test_a_measured_time_in_words(value: float | None, word: str) -> None:
-    assert seconds(value) == word
+    assert format_measured(value) == word
 
 
 @pytest.mark.parametrize(
@@ -101,15 +111,15 @@ def test_a_measured_time_in_words(value: float | None, word: str) -> None:
     ],
 )
 def test_a_length_in_words(value: float, word: str) -> None:
-    assert length(value) == word
+    assert format_length(value) == word
 
 
 def test_an_age_keeps_a_tenth_below_a_minute() -> None:
-    assert [age(59.94), age(59.96), age(200)] == ["59.9 s", "1 min", "3 min 20 s"]
+    assert [format_age(59.94), format_age(59.96), format_age(200)] == ["59.9 s", "1 min", "3 min 20 s"]
 
 
 def test_a_limit_keeps_its_fraction() -> None:
-    assert [limit(300.0), limit(0.25), limit(1.5)] == ["5 min", "250 ms", "1.5 s"]
+    assert [format_limit(300.0), format_limit(0.25), format_limit(1.5)] == ["5 min", "250 ms", "1.5 s"]
 
 
 @pytest.mark.parametrize("columns", [1, 20, 60, 80, 200])
@@ -117,14 +127,14 @@ def test_a_limit_keeps_its_fraction() -> None:
 @pytest.mark.parametrize("waiters", [0, 1, 9, 64])
 def test_never_more_than_the_terminal_takes(columns: int, rows: int, waiters: int) -> None:
     outcomes = {f"reason_{number}": number for number in range(1, 20)}
-    lines = render(view_of(gate={"waiting": waiting(waiters)}, outcomes=outcomes), Look(columns, rows), 0.0)
+    lines = render(view_of(gate={"waiting": waiting(waiters)}, outcomes=outcomes), Display(columns, rows), 0.0)
     assert 1 <= len(lines) <= rows
     assert max(map(len, lines)) <= columns
 
 
 def test_what_is_left_out_is_told() -> None:
     outcomes = {f"reason_{number}": 100 - number for number in range(10)}
-    lines = render(view_of(gate={"waiting": waiting(64)}, outcomes=outcomes), Look(80, 30), 0.0)
+    lines = render(view_of(gate={"waiting": waiting(64)}, outcomes=outcomes), Display(80, 30), 0.0)
     shown = sum(line.lstrip().startswith("#") for line in lines)
     reasons = sum("reason_" in line for line in lines)
     rests = [line.strip() for line in lines if " more" in line]
@@ -155,7 +165,7 @@ def busy() -> View:
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (100, 40), (200, 50), (120, 30)])
 def test_the_whole_screen_is_used(columns: int, rows: int) -> None:
     """Everybody who waits is shown, and no more than three lines at the end are left over."""
-    lines = render(busy(), Look(columns, rows, ansi=True), 0.0)
+    lines = render(busy(), Display(columns, rows, ansi=True), 0.0)
     plain = [re.sub("\x1b[^m]*m", "", line) for line in lines]
     text = "\n".join(plain)
     assert all(f"#{place} " in text for place in range(1, 8))
@@ -165,21 +175,21 @@ def test_the_whole_screen_is_used(columns: int, rows: int) -> None:
 
 
 def test_bars_are_on_the_scale_of_the_longest() -> None:
-    lines = render(busy(), Look(80, 24), 0.0)
+    lines = render(busy(), Display(80, 24), 0.0)
     bars = [line.count("█") for line in lines if line.lstrip().startswith(("#", "foreground"))]
     assert bars[:4] == [10, 42, 21, 14], "2, 8, 4 and 2.7 s: the longest has the whole bar"
 
 
 def test_a_slot_whose_caller_left_says_so() -> None:
     view = view_of(gate={"in_use": 1, "holders": [holder() | {"settling": True}]})
-    assert any(line.split()[:3] == ["its", "caller", "left"] for line in render(view, Look(80, 24), 0.0))
+    assert any(line.split()[:3] == ["its", "caller", "left"] for line in render(view, Display(80, 24), 0.0))
 
 
 def test_the_history_is_the_servers() -> None:
     """Mean and 95th percentile of five minutes are there with the first answer."""
-    (line,) = [line for line in render(busy(), Look(80, 24), 0.0) if line.startswith("first word, deep")]
+    (line,) = [line for line in render(busy(), Display(80, 24), 0.0) if line.startswith("first word, deep")]
     assert line.split() == ["first", "word,", "deep", "1.5", "s", "4.2", "s", "120"]
-    (none,) = [line for line in render(busy(), Look(80, 24), 0.0) if line.startswith("first word, daily")]
+    (none,) = [line for line in render(busy(), Display(80, 24), 0.0) if line.startswith("first word, daily")]
     assert none.split() == ["first", "word,", "daily", "-", "-", "0"]
 
 
@@ -230,18 +240,18 @@ WEDGED = {"state": "wedged", "since_seconds": 184.0, "silent_ends": 2, "next_tri
     ],
 )
 def test_the_head_says_what_is_wrong(changes: dict[str, Any], word: str, reason: str) -> None:
-    first, second, *rest = render(view_of(**changes), Look(80, 24), 0.0)
+    first, second, *rest = render(view_of(**changes), Display(80, 24), 0.0)
     assert word in first
     assert second == reason
     assert ("daily 0 (stuck 3 min 4 s)" in "\n".join(rest)) is ("upstream" in changes)
-    alarm = render(view_of(**changes), Look(80, 24, ansi=True, colour=True), 0.0)[0]
+    alarm = render(view_of(**changes), Display(80, 24, ansi=True, colour=True), 0.0)[0]
     assert ("\x1b[1;7;31m" in alarm) is (word != "draining")
 
 
 def test_nothing_looks_as_if_it_were_so_while_nobody_answers() -> None:
     view = busy()
     view.fault = "does not answer (ConnectError)"
-    text = "\n".join(render(view, Look(80, 24), 7.0))
+    text = "\n".join(render(view, Display(80, 24), 7.0))
     assert "unreachable" in text
     assert "last answer 7 s ago" in text
     assert "first word, deep" in text, "what was stays"
@@ -251,7 +261,7 @@ def test_nothing_looks_as_if_it_were_so_while_nobody_answers() -> None:
 def test_help_explains_every_word() -> None:
     view = busy()
     view.shows_help = True
-    lines = render(view, Look(80, 24), 0.0)
+    lines = render(view, Display(80, 24), 0.0)
     assert max(map(len, lines[2:])) < 80, "no line is cut"
     for word in ("Answering", "Waiting", "wait ", "first word", "95 % in", "Ended", "q, Ctrl-C"):
         assert any(line.startswith(word) for line in lines), word
@@ -259,13 +269,13 @@ def test_help_explains_every_word() -> None:
 
 def test_it_leads_to_the_chat_where_there_is_one() -> None:
     view = view_of()
-    assert render(view, Look(80, 24), 0.0)[1] == "http://127.0.0.1:8790"
+    assert render(view, Display(80, 24), 0.0)[1] == "http://127.0.0.1:8790"
     view.has_chat = True
-    assert render(view, Look(80, 24), 0.0)[1] == "http://127.0.0.1:8790   chat http://127.0.0.1:8790/chat"
+    assert render(view, Display(80, 24), 0.0)[1] == "http://127.0.0.1:8790   chat http://127.0.0.1:8790/chat"
 
 
 def test_without_a_terminal_everything_is_shown() -> None:
-    text = "\n".join(render(view_of(gate={"waiting": waiting(64)}), Look(), 0.0))
+    text = "\n".join(render(view_of(gate={"waiting": waiting(64)}), Display(), 0.0))
     assert "#64" in text
     assert "\x1b" not in text
 
@@ -273,14 +283,14 @@ def test_without_a_terminal_everything_is_shown() -> None:
 def test_colours_can_be_left_out() -> None:
     """NO_COLOR leaves bold and dim."""
     view = view_of(draining=True)
-    coloured, plain = ("\n".join(render(view, Look(80, 24, ansi=True, colour=on), 0.0)) for on in (True, False))
+    coloured, plain = ("\n".join(render(view, Display(80, 24, ansi=True, colour=on), 0.0)) for on in (True, False))
     assert "\x1b[1;33m" in coloured
     assert "\x1b[1m" in plain
     assert "\x1b[1;3" not in plain
 
 
 def test_a_terminal_without_unicode() -> None:
-    lines = render(busy(), Look(80, 24, ansi=True, unicode=False), 0.0)
+    lines = render(busy(), Display(80, 24, ansi=True, unicode=False), 0.0)
     assert any("##" in line and ".." in line for line in lines)
     assert "\n".join(lines).isascii()
 
@@ -289,10 +299,10 @@ def test_counts_begin_anew_with_another_process() -> None:
     """It began later than the one before, by our clock: its uptime may be the longer one when nobody looked."""
     view = View("")
     for now, uptime, ok in ((100.0, 1.0, 50), (101.1, 2.0, 51)):
-        view.show(msgspec.convert(told(uptime_seconds=uptime, outcomes={"ok": ok}), Status), now)
-    assert view.opened == {"ok": 50}
-    view.show(msgspec.convert(told(uptime_seconds=20.0, outcomes={"ok": 2}), Status), 130.0)
-    line = next(line for line in render(view, Look(80, 24, ansi=True), 0.0) if line.startswith("  ok"))
+        view.store(msgspec.convert(told(uptime_seconds=uptime, outcomes={"ok": ok}), Status), now)
+    assert view.outcomes_at_open == {"ok": 50}
+    view.store(msgspec.convert(told(uptime_seconds=20.0, outcomes={"ok": 2}), Status), 130.0)
+    line = next(line for line in render(view, Display(80, 24, ansi=True), 0.0) if line.startswith("  ok"))
     assert line.split() == ["ok", "2", "+2"]
 
 

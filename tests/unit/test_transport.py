@@ -71,7 +71,7 @@ def joined() -> Iterator[tuple[TcpTransport, Heard, socket.socket]]:
         transport = TcpTransport(ReadPoller(asyncio.get_running_loop()), heard, *listener.getsockname())
         far, address = listener.accept()
         with far:
-            assert (transport.peer(), transport.local()) == (listener.getsockname(), address)
+            assert (transport.peer_address(), transport.own_address()) == (listener.getsockname(), address)
             transport.open()
             yield transport, heard, far
             transport.abort()
@@ -187,9 +187,9 @@ async def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         where = listener.getsockname()
     transport = TcpTransport(ReadPoller(asyncio.get_running_loop()), Heard(), *where)
-    assert transport.peer() is None
+    assert transport.peer_address() is None
     with pytest.raises(ConnectionRefusedError):
-        await transport.connected()
+        await transport.wait_connected()
     transport.abort()
 
 
@@ -199,7 +199,7 @@ async def test_an_abort_while_it_connects() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, socket.socket() as first:
         first.connect(listener.getsockname())
         transport = TcpTransport(ReadPoller(asyncio.get_running_loop()), Heard(), *listener.getsockname())
-        waiting = asyncio.ensure_future(transport.connected())
+        waiting = asyncio.ensure_future(transport.wait_connected())
         await asyncio.sleep(0)
         transport.abort()
         waiting.cancel()
@@ -314,15 +314,15 @@ async def test_a_turn_has_an_end_and_each_has_its_turn() -> None:
 @played
 async def test_what_is_unread_can_be_asked_for() -> None:
     with joined() as (transport, heard, far):
-        assert not transport.unread()
+        assert not transport.has_unread()
         far.send(b"x")
-        assert transport.unread()  # before any turn of the loop
+        assert transport.has_unread()  # before any turn of the loop
         await heard.until(lambda: heard.data == b"x")
-        assert not transport.unread()
+        assert not transport.has_unread()
         far.close()
-        assert transport.unread()  # the end counts
+        assert transport.has_unread()  # the end counts
         transport.abort()
-        assert not transport.unread()
+        assert not transport.has_unread()
 
 
 @pytest.mark.parametrize("is_reset", [False, True])

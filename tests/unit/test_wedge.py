@@ -68,7 +68,7 @@ def test_two_silent_ends_in_a_row() -> None:
 def test_an_event_between_them() -> None:
     guard = guarded()
     silenced(guard, 0.0, 94.0)
-    assert guard.hear(100.0)
+    assert guard.note_event(100.0)
     assert (guard.state, guard.is_live) == (LIVE, True)
     assert silenced(guard, 101.0, 195.0)
     assert (guard.state, guard.statistics(195.0).silent_ends) == (SUSPECT, 1)
@@ -76,7 +76,7 @@ def test_an_event_between_them() -> None:
 
 def test_each_time_it_hangs_is_counted() -> None:
     guard = wedged()
-    guard.hear(250.0)
+    guard.note_event(250.0)
     silenced(guard, 300.0, 400.0)
     assert silenced(guard, 400.0, 500.0)
     assert guard.statistics(500.0).wedges_total == 2
@@ -86,7 +86,7 @@ def test_a_request_that_was_sent_before_the_last_event_is_slow_not_unanswered() 
     """`deep` has no gate: one long answer may run beside requests that wait behind it."""
     guard = guarded()
     first, second = sent(guard, 0.0), sent(guard, 1.0)
-    assert not guard.hear(50.0)
+    assert not guard.note_event(50.0)
     assert not guard.leave(first, 94.0, silent=True)
     assert not guard.leave(second, 95.0, silent=True)
     assert (guard.state, guard.statistics(95.0).silent_ends_total) == (LIVE, 2)
@@ -130,7 +130,7 @@ def test_the_next_request_after_the_retry_time_is_the_trial() -> None:
     assert guard.retry_seconds(230.0) == 30.0
     assert guard.statistics(230.0)[:4] == (WEDGED, 30.0, 2, None)
     assert guard.send(trial, 231.0)
-    assert guard.hear(232.0)
+    assert guard.note_event(232.0)
     assert guard.state is LIVE
     assert guard.enter(232.0) is not None
     assert not guard.leave(trial, 240.0, silent=False)
@@ -167,7 +167,7 @@ def test_what_was_at_the_router_goes_on() -> None:
     guard = guarded()
     early = sent(guard, 150.0)
     wedged(guard, now=200.0)
-    assert guard.hear(210.0)
+    assert guard.note_event(210.0)
     assert guard.state is LIVE
     guard.leave(early, 220.0, silent=False)
     assert guard.state is LIVE
@@ -199,7 +199,7 @@ def test_a_trial_of_an_earlier_wedge_is_not_the_trial_of_this_one() -> None:
     early = sent(guard, 0.0)
     silenced(guard, 0.0, 94.0)
     old = sent(guard, 124.0)
-    guard.hear(125.0)
+    guard.note_event(125.0)
     silenced(guard, 126.0, 220.0)
     trial = sent(guard, 250.0)
     assert not guard.leave(old, 251.0, silent=False)
@@ -307,9 +307,9 @@ class Compared(WedgeGuard):
         else:
             assert statistics.next_trial_seconds is None
 
-    def _change(self, event: Event, now: float) -> bool:
+    def _apply(self, event: Event, now: float) -> bool:
         before = self._state
-        changed = super()._change(event, now)
+        changed = super()._apply(event, now)
         self.seen.add(self._state)
         self.changes[before, self._state] += 1
         return changed
@@ -332,9 +332,9 @@ class Compared(WedgeGuard):
             self.model.note("sent", self.numbers[passage], now)
         return allowed
 
-    def hear(self, now: float) -> bool:
+    def note_event(self, now: float) -> bool:
         before = self.state
-        changed = super().hear(now)
+        changed = super().note_event(now)
         self.model.note("heard", -1, now)
         self._agree(now, before, changed)
         return changed
