@@ -185,7 +185,7 @@ class Sanitizer:
         """Return the part of a delta that may pass now; None when it is empty, or only the beginning of a character."""
         if marked and self._seams is None:
             self._seams = Seams()
-        seams = self._seams if marked or self._seams else None  # None: nothing to join
+        seams = self._seams
         if seams is not None:
             joined = {name: seams.join(name, text, marked) for name, text in texts.items()}
             texts = {name: text for name, text in joined.items() if text}
@@ -275,6 +275,6 @@ def _is_loading(chunk: RouterChunk, received: RouterDelta) -> bool:
     """
     return (
         chunk.id is chunk.object is chunk.created is chunk.model is UNSET
-        and set() < received.texts().keys() <= THOUGHTS
+        and received.texts().keys() <= THOUGHTS
         and not received.tool_calls
     )

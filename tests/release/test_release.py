@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.environments import ROOT
+from tests.house.test_imports import PATHS, PURE
 from tests.release.__main__ import REPEATS, cut
-from tests.release.mutate import excuse, place
+from tests.release.mutate import EXCUSED, excuse, place
 
 FILES = ("pyproject.toml", "CHANGELOG.md", *REPEATS)
 
@@ -59,3 +63,22 @@ def test_a_mutant_has_a_place_and_perhaps_an_excuse() -> None:
     assert place("eidproxy.errors.x_rule__mutmut_12") == "errors:rule"
     assert excuse("wedge:Passage.__init__", "self.left = False => self.left = None") is not None
     assert excuse("wedge:Passage.__init__", "self.left = False => self.left = True") is None
+
+
+def functions(module: str) -> Iterator[str]:
+    """The functions of a module as `place` names them."""
+    for node in ast.parse(PATHS[module].read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            yield f"{module}:{node.name}"
+        elif isinstance(node, ast.ClassDef):
+            yield from (f"{module}:{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef))
+
+
+@pytest.mark.parametrize(("where", "what"), [(where, what) for where, what, _ in EXCUSED if where])
+def test_an_excuse_names_what_there_is(where: str, what: str) -> None:
+    """After a rename it would excuse nothing."""
+    module = where.partition(":")[0]
+    spots = [spot for each in PURE for spot in functions(each)]
+    assert any(re.match(where, spot) for spot in spots), where
+    source = PATHS[module].read_text("utf-8")
+    assert all(name in source for name in re.findall(r"(?<![\\\w])_\w{3,}", what)), what

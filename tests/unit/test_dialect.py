@@ -183,6 +183,13 @@ def test_what_is_no_chunk(data: bytes, kind: type[Exception]) -> None:
         decode_event(data)
 
 
+def test_the_texts_of_a_delta_have_the_names_that_callers_know() -> None:
+    said = RouterDelta(content="a", reasoning_content="b", reasoning="not this one", refusal="c")
+    assert said.texts() == {"content": "a", "reasoning_content": "b", "refusal": "c"}
+    assert RouterDelta(content="", reasoning="b").texts() == {"reasoning_content": "b"}
+    assert RouterDelta().texts() == {}
+
+
 def test_broken_unicode_is_mended_wherever_it_stands() -> None:
     chunk, data, marked = decode_event(b'{"choices":[{"delta":{"content":"a\xffb","tool_calls":[]}}]}')
     assert (chunk.choices or [])[0].delta == RouterDelta("a\ufffdb", tool_calls=[])
