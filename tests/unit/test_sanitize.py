@@ -339,6 +339,7 @@ def test_an_error_after_the_finish_reason_changes_nothing(data: bytes, reason: s
     sanitizer.read(event(finish_reason="length"))
     assert sanitizer.read(data) is None
     assert (sanitizer.finish_reason, sanitizer.failure, sanitizer.dropped) == ("length", None, {})
+    assert sanitizer.tokens == {}
     sanitizer.read(event({"content": "late"}))
     sanitizer.read(data)
     assert sanitizer.failure == reason
