@@ -88,7 +88,7 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
         port,
         settings.egress,
         api_key=router.api_key,
-        tls=ssl.create_default_context(cafile=router.ca_file) if secure else None,
+        tls=_tls_context(router.ca_file) if secure else None,
         connect_timeout_seconds=router.connect_timeout_seconds,
         write_timeout_seconds=router.write_timeout_seconds,
         # Replicas with a shared gate stay apart because a request's connection ends with its lease (decision 23).
@@ -112,6 +112,13 @@ def build_models(settings: Settings) -> dict[Mode, Model]:
         )
         for mode, own in ((Mode.DAILY, models.daily), (Mode.DEEP, models.deep))
     }
+
+
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """Return the terms of TLS with the router: the standard library's, and nothing is negotiated a second time."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.options |= ssl.OP_NO_RENEGOTIATION  # while one is open, no request could be written (RFC 9325, 3.5)
+    return context
 
 
 def gate_terms(settings: Settings) -> GateTerms:
@@ -139,7 +146,7 @@ def _report_store(log: Log, error: Exception | None) -> None:
 
 
 def _page_routes(chat: ChatSettings, gate: Gate, demo_routes: list[Route] | None) -> list[Route]:
-    """Return the routes of the pages. `more` is the demo's own page, which shows the others in frames."""
+    """Return the routes of the pages. `demo_routes` is the demo's own page, which shows the others in frames."""
     if not chat.enabled:
         return [live_route(has_chat=False)]
     config = {

@@ -47,7 +47,7 @@ _VALUES_A_PERMIT = 4  # values for each ticket: state, number, token, position
 
 
 def build_client(terms: GateTerms) -> Callable[["RedisGate"], StoreClient]:
-    """Return a function that builds the store's client for a gate; the gate's `answered` is called when a call ends."""
+    """Return a function that builds the store's client for a gate, whose `on_call_end` is called when a call ends."""
     address = gate_address(terms.url or "")
     tls = ssl.create_default_context(cafile=address.ca_file) if address.secure else None
     queue_terms = (

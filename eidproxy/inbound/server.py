@@ -39,7 +39,7 @@ class Process(Protocol):
         """Wait for running requests, at most `drain_seconds`, then until callers have read their answers."""
 
     def end(self) -> None:
-        """End running requests at once. Called at least once before `stopped`."""
+        """End running requests at once. Called at least once before `on_stopped`."""
 
     async def on_stopped(self) -> None:
         """Release what the application holds: the listeners are closed."""

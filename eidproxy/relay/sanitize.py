@@ -76,7 +76,7 @@ class Sanitizer:
         """`counts_unknown`: whether to count unknown fields, which costs more than reading an event."""
         self._request_id = request_id
         self._seams: Seams | None = None
-        """None until an event has a mark."""
+        """None until an event may have marks."""
         self._calls: ToolCalls | None = None
         self._has_counted_finish = not counts_unknown
         self.begun = False

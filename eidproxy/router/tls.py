@@ -1,8 +1,8 @@
 """TLS on a `TcpTransport`, with the standard library's TLS over memory buffers (DESIGN, 7 and 25).
 
 The loop's TLS transport closes its socket a turn after `abort`. Here the socket stays our own: it is closed when
-`abort` returns, its peer is checked before the first byte of TLS is sent, and one read of it is one call of the
-protocol.
+`abort` returns, its peer is checked before the first byte of TLS is sent, and the plain bytes of one read go to
+the protocol in one call.
 """
 
 import asyncio
@@ -12,8 +12,11 @@ from typing import cast
 
 from eidproxy.router.transport import ReadPoller, TcpTransport
 
-_PIECE_BYTES = 64 * 1024
-"""How much is decrypted in one call. A record has 16 KiB at most (RFC 8446, 5.1), and a read has four of them."""
+_PIECE_BYTES = 16 * 1024
+"""How much is decrypted in one call: the most that a record has (RFC 8446, 5.1)."""
+
+_MAX_REPLY_BYTES = 64 * 1024
+"""How much TLS may answer by itself to a peer that does not read. An honest one asks for new keys once in a while."""
 
 _RECORD_HEAD_BYTES = 5
 """Type, version and length of a record (RFC 8446, 5.1); the length is in the last two bytes."""
@@ -36,17 +39,24 @@ class TlsTransport(TcpTransport):
     ) -> None:
         """Begin to connect to an address literal; `server_name` is what the certificate must be for. Raises OSError."""
         self._tls = tls = _Tls(self, protocol, context, server_name)
-        super().__init__(read_poller, tls, address, port)
+        try:
+            super().__init__(read_poller, tls, address, port)
+        except BaseException:
+            tls.detach()
+            raise
 
     async def handshake(self) -> None:
         """Agree on keys with the connected peer and verify its certificate. Raises OSError (ssl.SSLError is one)."""
         # The request follows the handshake's last message; Nagle's algorithm would hold it until that is acknowledged.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._is_connecting = False
-        self._tls.handshake_ended = self._loop.create_future()
+        ended = self._tls.handshake_ended = self._loop.create_future()
         self.resume_reading()
         self._tls.continue_handshake()
-        await self._tls.handshake_ended
+        try:
+            await ended
+        finally:
+            del ended  # its exception's traceback holds this frame
 
     def open(self) -> None:
         """Give the transport to the protocol. Reading began with the handshake."""
@@ -69,7 +79,7 @@ class TlsTransport(TcpTransport):
             return
         try:
             self._tls.write(data)
-        except ssl.SSLError as error:  # the peer ended the session: reported in a callback, as `TcpTransport` does
+        except ssl.SSLError as error:  # reported in a callback: the caller of `write` expects none
             self._loop.call_soon(self._close_and_report, error)
 
     def send(self, data: bytes) -> None:
@@ -94,6 +104,7 @@ class _Tls(asyncio.Protocol):
         "_outgoing",
         "_record_head",
         "_record_rest_bytes",
+        "_reply_bytes",
         "_ssl_object",
         "_transport",
         "handshake_ended",
@@ -108,6 +119,7 @@ class _Tls(asyncio.Protocol):
         self._ssl_object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
         self._record_head = b""  # of a record, while it is not whole
         self._record_rest_bytes = 0  # of a record, behind its head
+        self._reply_bytes = 0  # sent by TLS itself since the peer last had read everything
         self.protocol = protocol
         self.handshake_ended: asyncio.Future[None] | None = None
         """The result of the handshake while it goes on; None before it and after it."""
@@ -123,17 +135,18 @@ class _Tls(asyncio.Protocol):
 
     def continue_handshake(self) -> bool:
         """Go on with the handshake as far as the bytes allow. Return whether it is done."""
-        error: ssl.SSLError | None = None
         try:
             self._ssl_object.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
             return False
-        except ssl.SSLError as failure:  # a certificate that does not verify, too
-            error = failure
-        self._flush()  # after a failure it is the alert that tells the peer why
-        self._end_handshake(error)
-        return error is None
+        except ssl.SSLError as error:  # a certificate that does not verify, too
+            self._flush()  # the alert that tells the peer why
+            self._end_handshake(error)
+            return False
+        self._flush()
+        self._end_handshake(None)
+        return True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send."""
@@ -158,7 +171,8 @@ class _Tls(asyncio.Protocol):
             pass
         except ssl.SSLError as failure:
             error = failure
-        self._flush()  # new keys, or an alert
+        if not self._flush_replies():
+            return
         if pieces:
             self.protocol.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if is_over and self._transport is not None:
@@ -199,6 +213,21 @@ class _Tls(asyncio.Protocol):
         data = self._outgoing.read()
         if data and self._transport is not None:
             self._transport.send(data)
+
+    def _flush_replies(self) -> bool:
+        """Send what TLS answers by itself: new keys, an alert. Close when a peer that reads nothing asks for too much.
+
+        Return whether the connection goes on.
+        """
+        transport, data = self._transport, self._outgoing.read()
+        if transport is None or not data:
+            return True
+        transport.send(data)
+        self._reply_bytes = self._reply_bytes + len(data) if transport.get_write_buffer_size() else 0
+        if self._reply_bytes <= _MAX_REPLY_BYTES:
+            return True
+        transport.close_and_report(ConnectionError("the router asks for TLS messages that it does not read"))
+        return False
 
     def _follow_records(self, data: bytes) -> None:
         """Note whether a record ends where these bytes end."""

@@ -164,7 +164,7 @@ class ReadPoller:
         self._unserved: deque[int] = deque()
         """Sockets that were reported and are not yet read: they come first in the next turn."""
         self._is_rest_scheduled = False
-        """Whether `_serve_rest` is scheduled for the next turn; until then nothing is read."""
+        """Whether `_read_rest` is scheduled for the next turn; until then Python reads nothing."""
         self._poller = (poller or default_poller)()
         self.shortcuts = self._poller.shortcuts
         # The loop calls the selector itself: where shortcuts pass on all that came, no Python runs for it.

@@ -292,13 +292,15 @@ class Exchange(asyncio.Protocol):
             self._report_end(None)
 
     def _parser_between_chunks(self) -> httptools.HttpResponseParser:
-        """Make the parser anew that `shortcut` gave up, in the state that it had: between two chunks of a body."""
+        """Make the parser anew that `shortcut` gave up: between two chunks of a body."""
         parser = self._parser = httptools.HttpResponseParser(self)
         known = self._transfer_coding, self._keeps_alive, self._field_bytes
-        self._is_over = True  # what this head calls must not count as a response
-        parser.feed_data(_CHUNKED_HEAD)
-        self._is_over = False
-        self._transfer_coding, self._keeps_alive, self._field_bytes = known
+        self._is_over, self._field_bytes = True, 0  # what this head calls must not count as a response
+        try:
+            parser.feed_data(_CHUNKED_HEAD)
+        finally:
+            self._is_over = False
+            self._transfer_coding, self._keeps_alive, self._field_bytes = known
         return parser
 
     def _align_next_read(self, data: bytes, last_bytes: int) -> None:
@@ -644,7 +646,7 @@ class Upstream:
                 await transport.handshake()
                 self._open(exchange, transport)
             except BaseException:
-                transport.abort()
+                exchange.abort()  # and drop what makes a cycle of the two
                 raise
         return exchange
 

@@ -235,6 +235,23 @@ def test_a_handshake_that_fails_raises(certificate: Certificate, how: str) -> No
     test()
 
 
+def test_a_handshake_that_cannot_begin_raises(certificate: Certificate) -> None:
+    """Where the system's policy leaves no version: before the peer has said a word."""
+
+    @played
+    async def test() -> None:
+        context = certificate.client()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        with Router(tls=certificate.server()) as router:
+            upstream = Upstream("127.0.0.1", router.port, EgressPolicy(), tls=context)
+            with pytest.raises(httpx.ConnectError):
+                await upstream.connect(upstream.dial())
+            assert upstream.reachable is False
+
+    test()
+
+
 def test_the_request_does_not_wait_for_an_acknowledgement(certificate: Certificate) -> None:
     """It follows the handshake's last message, which Nagle's algorithm would have acknowledged first: 40 ms."""
 
@@ -300,6 +317,26 @@ def test_a_connection_is_freed_where_it_ends(certificate: Certificate) -> None:
             assert not [each for each in gc.get_objects() if isinstance(each, TlsTransport)]
         finally:
             gc.enable()
+
+    test()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_connect_that_fails_is_freed_where_it_ends(certificate: Certificate, host: str) -> None:
+    @played
+    async def test() -> None:
+        with Router(tls=certificate.server()) as router:
+            upstream = Upstream(host, router.port, EgressPolicy(), tls=ssl.create_default_context())
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    with pytest.raises(httpx.ConnectError):
+                        await upstream.connect(upstream.dial())
+                await asyncio.sleep(0)
+                assert not [each for each in gc.get_objects() if isinstance(each, TlsTransport)]
+            finally:
+                gc.enable()
 
     test()
 
