@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from eidproxy.config import ChatSettings, Settings
+from eidproxy.egress import EgressBlocked
 from eidproxy.endpoints import (
     CHAT_API,
     CHAT_CONFIG,
@@ -42,7 +43,7 @@ from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.resolver import Resolver
 from eidproxy.router.shortcut import IS_BUILT
 from eidproxy.router.transport import SplicePoller
-from eidproxy.router.upstream import EgressBlocked, Upstream
+from eidproxy.router.upstream import Upstream
 from eidproxy.site import CHAT_POLICY, chat_routes, framed_by_own, live_route
 from eidproxy.status import (
     ROW_SECONDS,

@@ -159,6 +159,14 @@ class Decision(NamedTuple):
         return self.verdict is Verdict.PERMITTED
 
 
+class EgressBlocked(Exception):
+    """A name or an address leads somewhere that is not permitted."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.verdict)
+        self.decision = decision
+
+
 class EgressPolicy:
     """The addresses that may be dialled: inside `networks`, no metadata service, no carrier of another address."""
 

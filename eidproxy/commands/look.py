@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from eidproxy.egress import EgressBlocked
 from eidproxy.errors import reason_of_status
+from eidproxy.router.exchange import Exchange
 from eidproxy.router.reasons import reason_of_fault
-from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
+from eidproxy.router.response import ResponseHead
+from eidproxy.router.upstream import Upstream
 from eidproxy.vocabulary import Mode
 
 _LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\r|\n)")
@@ -171,21 +174,19 @@ class Router:
 
 
 class _Collector:
-    """A sink that keeps everything from an exchange. See `upstream.Sink`."""
+    """A sink that keeps everything from an exchange. See `exchange.Sink`."""
 
     def __init__(self) -> None:
         self.began_at = time.monotonic()
         self.status: int | None = None
-        self.media_type = b""
-        self.is_encoded = False
+        self.is_event_stream = False
         self.reads: list[Read] = []
         self.failure: str | None = None
         self.ended = asyncio.Event()
         self._size = 0
 
-    def upstream_head(self, status: int, content_type: bytes, encoded: bool, *_: object) -> None:
-        self.status, self.is_encoded = status, encoded
-        self.media_type = content_type.partition(b";")[0].strip().lower()
+    def upstream_head(self, head: ResponseHead) -> None:
+        self.status, self.is_event_stream = head.status, head.is_event_stream
 
     def upstream_body(self, data: bytes, *_: object) -> None:
         self.reads.append(Read(time.monotonic() - self.began_at, data))
@@ -208,7 +209,7 @@ class _Collector:
             return self.failure or "router_RemoteProtocolError"
         if self.status != 200:
             return reason_of_status(self.status, b"".join(read.data for read in self.reads))
-        if self.is_encoded or self.media_type != b"text/event-stream":
+        if not self.is_event_stream:
             return "upstream_protocol_error"
         if self.failure is None and any(event.is_error for event in Response(200, None, self.reads, 0.0).events):
             return "upstream_error"

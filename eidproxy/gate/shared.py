@@ -18,12 +18,12 @@ from functools import partial
 
 import httpx
 
+from eidproxy.egress import EgressBlocked
 from eidproxy.errors import Refusal
 from eidproxy.gate import GateStatistics, GateTerms, Holder, Permit, Waiter
 from eidproxy.gate.address import gate_address
 from eidproxy.gate.store_client import Call, GuardedConnection, Reply, StoreClient, addresses
 from eidproxy.metrics import Metrics
-from eidproxy.router.upstream import EgressBlocked
 from eidproxy.vocabulary import Priority, WaitOutcome
 
 CALL_SECONDS = 0.3

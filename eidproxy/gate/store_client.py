@@ -20,11 +20,10 @@ from redis.asyncio.connection import Connection
 from redis.exceptions import ConnectionError as StoreUnreachable
 from redis.exceptions import ResponseError
 
-from eidproxy.egress import Decision, EgressPolicy, Verdict, parse_literal
+from eidproxy.egress import Decision, EgressBlocked, EgressPolicy, Verdict, parse_literal
 from eidproxy.gate.address import GateAddress
 from eidproxy.keepalive import enable_keepalive
 from eidproxy.router.resolver import Resolver, canonical
-from eidproxy.router.upstream import EgressBlocked
 
 _KEYS = tuple(
     f"eidproxy:{{gate}}:{name}" for name in ("state", "holders", "leases", "foreground", "background", "tickets")

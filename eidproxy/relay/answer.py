@@ -34,10 +34,10 @@ class Answer:
         "_created",
         "_held_events",
         "_mode",
-        "_times",
         "connection",
         "splice",
         "stream",
+        "times",
     )
 
     def __init__(
@@ -46,7 +46,7 @@ class Answer:
         self.connection = connection
         self.stream = stream
         self.splice = splice
-        self._times = times
+        self.times = times
         self._mode = mode
         self._created = created
         self._held_events = b""
@@ -91,8 +91,8 @@ class Answer:
             connection.abort()
             return 499
         flush_seconds = None
-        if self._times.granted_at is not None:
-            flush_seconds = max(self._times.deadline_at - connection.loop.time(), _FLUSH_SECONDS)
+        if self.times.granted_at is not None:
+            flush_seconds = max(self.times.deadline_at - connection.loop.time(), _FLUSH_SECONDS)
         if refusal is not None and not (splice.is_open or self._held_events):
             connection.refuse(refusal, flush_seconds)
             return refusal.status
@@ -121,7 +121,7 @@ class Answer:
         connection.respond(200, headers, body, flush_seconds)
 
     def _server_timing(self) -> bytes:
-        times = self._times
+        times = self.times
         granted_at = times.granted_at or times.arrived_at
         first_event_at = times.first_event_at or granted_at
         waits = (granted_at - times.arrived_at, first_event_at - granted_at)

@@ -14,15 +14,8 @@ from typing import NamedTuple
 
 import httpx
 
-from eidproxy.errors import (
-    DEADLINES,
-    FINAL_STATUSES,
-    STREAM_ENDS,
-    Refusal,
-    RouterReason,
-    reason_of_status,
-    router_retry_seconds,
-)
+from eidproxy.egress import EgressBlocked
+from eidproxy.errors import FINAL_STATUSES, Refusal, RouterReason, reason_of_status, router_retry_seconds
 from eidproxy.gate import Gate, Permit
 from eidproxy.inbound.chat import ChatRequest
 from eidproxy.inbound.connection import Connection
@@ -34,26 +27,24 @@ from eidproxy.relay.completion import Completion
 from eidproxy.relay.progress import Progress
 from eidproxy.relay.settle import Settlement, Settlements
 from eidproxy.relay.silence import SilenceClock, SilenceLimits
-from eidproxy.relay.splice import ErrorBody, Splice
+from eidproxy.relay.splice import ErrorBody, ShortcutAttempts, Splice
 from eidproxy.relay.states import BY_STATUS, ENDS, GIVEN, PHASES, WHOLE, Cause, State
 from eidproxy.relay.stream import Stage, Stream
+from eidproxy.relay.tally import count_exchange
+from eidproxy.relay.watch import SilenceTimers, SilenceWatch
 from eidproxy.relay.wedge import Passage, WedgeGuard
+from eidproxy.router.exchange import Exchange
 from eidproxy.router.reasons import reason_of_fault
-from eidproxy.router.upstream import EgressBlocked, Exchange, Upstream
-from eidproxy.timeouts import TimeoutQueue, TimerHeap
-from eidproxy.vocabulary import Mode, Phase, Priority, SettleEnd, StreamEnd, Surface
+from eidproxy.router.response import ResponseHead
+from eidproxy.router.upstream import Upstream
+from eidproxy.timeouts import TimeoutQueue
+from eidproxy.vocabulary import Mode, Phase, Priority, SettleEnd, Surface
 
 _TAIL_SECONDS = 5.0
 """How long a router may be silent after a finish reason before the answer counts as whole (contract, 4)."""
 
 _REFUSAL_SECONDS = 5.0
 """Limit for reading the body of a router's error response: the status alone is enough for a reason."""
-
-_SHORTCUT_AFTER_CHUNKS = 3
-"""Chunks before the relay first tries a shortcut past the interpreter. A try that fails, or whose shortcut ends after a
-few chunks, doubles the number of chunks before the next try."""
-_MAX_SHORTCUT_BACKOFF = 10
-"""Bounds the wait for the next try to 3,072 chunks: beside so many the cost of a try is negligible."""
 
 _TCP_KEEPALIVE_AFTER_SECONDS = 3.0
 """Delay before TCP keep-alive is enabled on the router's socket; the kernel then needs up to 25 s to find a dead peer.
@@ -73,12 +64,9 @@ class RelayClocks:
     """The clocks of all requests: one timer of the loop for each kind."""
 
     def __init__(self, limits: RelayLimits) -> None:
-        silence = limits.silence
-        first_check = min(limits.keepalive_seconds, silence.read_timeout_seconds, silence.first_event_seconds)
-        self.deadline = TimeoutQueue(silence.deadline_seconds, Relay.on_wall_clock)
+        self.deadline = TimeoutQueue(limits.silence.deadline_seconds, Relay.on_wall_clock)
         self.tcp_keepalive = TimeoutQueue(_TCP_KEEPALIVE_AFTER_SECONDS, Relay.enable_tcp_keepalive)
-        self.silence = TimeoutQueue(first_check, Relay.check_silence)
-        self.later_checks = TimerHeap(Relay.check_silence)
+        self.silence = SilenceTimers(limits.silence, limits.keepalive_seconds)
         self.tail = TimeoutQueue(_TAIL_SECONDS, Relay.on_tail_silence, patient=True)
         self.refusal = TimeoutQueue(_REFUSAL_SECONDS, Relay.on_tail_silence, patient=True)
 
@@ -117,22 +105,17 @@ class Relay:
     __slots__ = (
         "_answer",
         "_exchange",
-        "_has_tried_aligning",
+        "_head",
         "_job",
-        "_loop",
-        "_next_check",
         "_passage",
         "_permit",
         "_progress",
         "_request",
-        "_retry_seconds",
         "_settlement",
-        "_shortcut_backoff",
-        "_silence",
         "_splice",
-        "_status",
         "_task",
         "_times",
+        "_watch",
         "connection",
         "mode",
         "services",
@@ -147,8 +130,7 @@ class Relay:
         self._request: ChatRequest | None = request
         """None once it is written to the router."""
         self._job = job
-        self._loop = connection.loop
-        self._times = Times(self._loop.time())
+        self._times = Times(connection.loop.time())
         counters = services.metrics.streams[mode]
         created = int(services.clock())
         completion = None if request.stream else Completion()
@@ -157,20 +139,16 @@ class Relay:
         self._answer = Answer(connection, stream, self._splice, self._times, mode, created)
         self._progress: Progress | None = None
         if job.sends_progress and request.stream:
-            self._progress = Progress(self._loop, self._answer.send_progress, self._queue_position)
+            self._progress = Progress(connection.loop, self._answer.send_progress, self._queue_position)
         self._permit: Permit | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._passage: Passage | None = None
-        self._silence: SilenceClock | None = None
+        self._watch: SilenceWatch | None = None
         """Set when the request is written."""
-        self._next_check: int | None = None
-        """The key of the next look at the router's silence; None before the first one."""
+        self._head: ResponseHead | None = None
+        """The head of the router's response."""
         self._settlement: Settlement | None = None
-        self._shortcut_backoff = 0
-        self._has_tried_aligning = False
-        self._status: int | None = None
-        self._retry_seconds: int | None = None
 
     @property
     def _guard(self) -> WedgeGuard:
@@ -181,6 +159,15 @@ class Relay:
         """Whether the request is not yet written to the router."""
         return self.state <= State.CONNECTING
 
+    @property
+    def awaits_router(self) -> bool:
+        """Whether silence of the router counts now: an answer is asked for, and no finish reason came."""
+        return self.state in (State.ASKED, State.STREAMING)
+
+    def _now(self) -> float:
+        """Return the loop's time."""
+        return self.connection.loop.time()
+
     # From the request to the connected router
 
     def start(self) -> None:
@@ -190,7 +177,7 @@ class Relay:
         connection = self.connection
         connection.handler = self
         try:
-            self._passage = self._guard.enter(self._loop.time())
+            self._passage = self._guard.enter(self._now())
             if self._passage is None:
                 raise self._wedged_refusal()
             if self.mode is Mode.DAILY:
@@ -205,7 +192,7 @@ class Relay:
                     return
             else:
                 self._on_position_change()
-            self._task = self._loop.create_task(self._run())
+            self._task = self.connection.loop.create_task(self._run())
             self._task.add_done_callback(self._on_task_done)
         except Exception as error:  # noqa: BLE001  # whatever was acquired above must be given back
             self._on_failure(error)
@@ -262,7 +249,7 @@ class Relay:
             self.fail("relay", error)
 
     def _wedged_refusal(self) -> Refusal:
-        return Refusal("upstream_wedged", retry_seconds=self._guard.retry_seconds(self._loop.time()))
+        return Refusal("upstream_wedged", retry_seconds=self._guard.retry_seconds(self._now()))
 
     def refuse_unsent(self) -> None:
         """Refuse the request because the model server hangs, unless it is already written to the router."""
@@ -273,7 +260,7 @@ class Relay:
         self.conclude(Cause.REFUSAL, reason)
 
     def _on_granted(self) -> None:
-        now = self._times.granted_at = self._loop.time()
+        now = self._times.granted_at = self._now()
         self._times.deadline_at = now + self.services.limits.silence.deadline_seconds
         self.services.clocks.deadline.start(self)
         self._enter(State.CONNECTING)
@@ -287,47 +274,46 @@ class Relay:
         message = services.upstream.request(request.body)
         if self._permit is not None and not self._permit.is_held():
             return  # after a standstill another request may hold the slot; `on_revoked` has concluded this one
-        now = self._splice.last_sent_at = self._loop.time()
+        now = self._splice.last_sent_at = self._now()
         if self._passage is None or not self._guard.send(self._passage, now):
             self.refuse_unsent()
             return
-        self._silence = SilenceClock(
+        clock = SilenceClock(
             services.limits.silence,
             len(request.body),
             generates_unseen=request.generates_unseen,
             sent_at=now,
             deadline_at=self._times.deadline_at,
         )
+        self._watch = SilenceWatch(self, services.clocks.silence, clock, self._answer, exchange)
         self._enter(State.ASKED)
         exchange.start(message, self._splice)
         if self.state is State.CONCLUDED:  # the router had hung up before the request was written
             return
         if self._splice.paused:
             exchange.pause()
-        services.clocks.silence.start(self)
+        self._watch.start()
         services.clocks.tcp_keepalive.start(self)
         if services.upstream.shortcuts is not None:
-            self._splice.shortcut_at_chunks = _SHORTCUT_AFTER_CHUNKS
+            self._splice.attempts = ShortcutAttempts(exchange, sends_progress=self._progress is not None)
 
     # What the router sends
 
-    def on_head(self, status: int, content_type: bytes, encoded: bool) -> None:
+    def on_head(self, head: ResponseHead) -> None:
         """Take the head of the router's response: conclude on a wrong one, read the body of an error."""
+        status = head.status
         if self._settlement is not None:
             if status != 200:
                 self._settlement.finish(SettleEnd.FIRST_EVENT)
             return
         self.services.metrics.responses[self.mode, f"{status // 100}xx"].inc()
-        self._status = status
+        self._head = head
         if status == 200:
-            media_type = content_type.partition(b";")[0].strip().lower()
-            if encoded or media_type != b"text/event-stream":
+            if not head.is_event_stream:
                 self.conclude(Cause.ROUTER_ERROR, "upstream_protocol_error")
         elif status < 400:  # the body of such a status holds no error to read
             self.conclude(Cause.ROUTER_ERROR, reason_of_status(status, b""))
         else:
-            if self._exchange is not None:
-                self._retry_seconds = router_retry_seconds(self._exchange.retry_after)
             self._splice.body = ErrorBody()
             self._enter(State.REFUSED)
             self.services.clocks.refusal.start(self)
@@ -352,8 +338,8 @@ class Relay:
             self.on_sign_of_life(now)
         if events:
             self._answer.send_events(events, now, is_first=is_first, is_last=stage is Stage.OVER)
-        if is_first and self._next_check is not None:
-            self.check_silence()  # it was set by the first-event allowance; from now on a check is due sooner
+        if is_first and self._watch is not None:
+            self._watch.on_first_event()
         if self._progress is not None:
             self._progress.report_stage(stage, now)
         if stage >= Stage.FINISHED and (has_new_events or has_new_comment):
@@ -367,8 +353,8 @@ class Relay:
     def _on_first_event(self, now: float) -> None:
         self._times.first_event_at = now
         metrics = self.services.metrics
-        if self._silence is not None:
-            metrics.allowance_used[self.mode].observe(self._silence.used_ratio(now))
+        if self._watch is not None:
+            metrics.allowance_used[self.mode].observe(self._watch.clock.used_ratio(now))
         self.on_sign_of_life(now)
         metrics.first_token[self.mode].observe(now - self.connection.began_at)
         if (
@@ -381,41 +367,16 @@ class Relay:
 
     def on_sign_of_life(self, now: float) -> None:
         """Note a data event: proof that the model server does not hang."""
-        if self._silence is not None:
-            self._silence.note_event(now)
+        if self._watch is not None:
+            self._watch.clock.note_event(now)
         if self._guard.note_event(now):
             self.services.on_upstream_state(self.mode)
-
-    def try_shortcut(self, data: bytes, now: float) -> None:
-        """Start a shortcut past the interpreter for the following events, while each has the form of one in `data`.
-
-        `Splice` calls this again after more chunks, whether or not a shortcut began (see `_SHORTCUT_AFTER_CHUNKS`).
-        """
-        splice, exchange, body = self._splice, self._exchange, self._splice.body
-        if exchange is None or isinstance(body, ErrorBody):
-            return
-        shortcut = exchange.shortcut(aligns=not self._has_tried_aligning)
-        self._has_tried_aligning = exchange.aligns_to_chunk
-        if exchange.aligns_to_chunk:
-            return  # `shortcut_at_chunks` stays, so this runs again after the next read, which should end with a chunk
-        if splice.chunks - splice.shortcut_at_chunks > _SHORTCUT_AFTER_CHUNKS << self._shortcut_backoff:
-            self._shortcut_backoff = 0
-        splice.shortcut_at_chunks = splice.chunks + (_SHORTCUT_AFTER_CHUNKS << self._shortcut_backoff)
-        self._shortcut_backoff = min(self._shortcut_backoff + 1, _MAX_SHORTCUT_BACKOFF)
-        caller = self.connection.free_transport()
-        if shortcut is None or caller is None or splice.paused or not self._guard.is_live:
-            return
-        if self._progress is not None and splice.stage is Stage.THINKING:
-            return  # progress chunks must be written between the events
-        template = body.template(data)
-        if template is not None:
-            shortcut.begin(caller, template, now, body.budget, splice.count_passed)
 
     def on_quiet_read(self, now: float) -> None:
         """Look for signs of life in a read with nothing for the caller: comments, empty events, part of an event."""
         splice = self._splice
         body = splice.body
-        if isinstance(body, ErrorBody) or self._silence is None:
+        if isinstance(body, ErrorBody) or self._watch is None:
             return
         if body.comment is not splice.noted_comment:
             self._note_comment(body.comment, now)
@@ -430,7 +391,7 @@ class Relay:
         A constant ping is none: routers send it while the model server hangs.
         """
         self._splice.noted_comment = comment
-        return self._silence is not None and self._silence.note_comment(comment, now)
+        return self._watch is not None and self._watch.clock.note_comment(comment, now)
 
     def _on_finish_reason(self, stream: Stream, is_over: bool) -> None:
         """Start the 5 s after which a silent router's answer counts as whole (contract, 4).
@@ -445,7 +406,8 @@ class Relay:
                 tail.start(self)
         elif self.state is State.FINISHED:
             self._enter(State.STREAMING)
-            self.check_silence()
+            if self._watch is not None:
+                self._watch.check()
 
     def on_end(self, error: httpx.TransportError | None) -> None:
         """Conclude by how the router's response ended: `error`, or None when it was whole or closed."""
@@ -472,19 +434,18 @@ class Relay:
     def pause(self) -> None:
         """Stop reading from the router until the caller, which reads too slowly, has caught up."""
         self._splice.paused = True
-        if self._silence is not None:
-            self._silence.pause()
+        if self._watch is not None:
+            self._watch.clock.pause()
         if self._exchange is not None:
             self._exchange.pause()
 
     def resume(self) -> None:
         """Read from the router again: the caller has caught up."""
         self._splice.paused = False
-        if self._silence is not None:
-            self._silence.resume(self._loop.time())
         if self._exchange is not None:
             self._exchange.resume()
-            self.check_silence()
+        if self._watch is not None:
+            self._watch.resume(self._now())
 
     # Clocks
 
@@ -501,40 +462,12 @@ class Relay:
         if self._exchange is not None:
             self._exchange.enable_tcp_keepalive()
 
-    def check_silence(self) -> None:
-        """Enforce the read timeout, send a keep-alive comment if one is due, and schedule the next check."""
-        self._stop_next_check()
-        exchange, splice, silence = self._exchange, self._splice, self._silence
-        if exchange is None or silence is None or self.state not in (State.ASKED, State.STREAMING):
-            return
-        exchange.end_shortcut()
-        now = self._loop.time()
-        if splice.heard_at:
-            silence.note_event(splice.heard_at)
-        due = silence.due_at
-        if now >= due:
-            extension = exchange.silence_extension(due, now, self.services.limits.silence.read_timeout_seconds)
-            if extension:
-                self._next_check = self.services.clocks.later_checks.start(self, now + extension)
-                return
-            reason = silence.reason(now)
-            if reason == "upstream_silent":  # 1e-9 puts it over 1: the allowance was exceeded
-                self.services.metrics.allowance_used[self.mode].observe(silence.used_ratio(now) + 1e-9)
-            self.conclude(Cause.SILENCE, reason)
-            return
-        keepalive = self.services.limits.keepalive_seconds
-        if splice.is_open:
-            if now >= splice.last_sent_at + keepalive:
-                self._answer.keep_alive(now)
-            due = min(due, splice.last_sent_at + keepalive)
-        due = min(due, self._times.deadline_at)  # finite, so that a timer is set: it tells `on_stage` that this has run
-        if due > now:
-            self._next_check = self.services.clocks.later_checks.start(self, due)
-
-    def _stop_next_check(self) -> None:
-        if self._next_check is not None:
-            self.services.clocks.later_checks.stop(self._next_check)
-            self._next_check = None
+    def on_silence(self, reason: str | None) -> None:
+        """Conclude: the router was silent for too long."""
+        if reason == "upstream_silent" and self._watch is not None:  # 1e-9 puts it over 1: the allowance was exceeded
+            used_ratio = self._watch.clock.used_ratio(self._now())
+            self.services.metrics.allowance_used[self.mode].observe(used_ratio + 1e-9)
+        self.conclude(Cause.SILENCE, reason)
 
     # The end
 
@@ -604,12 +537,16 @@ class Relay:
         return refusal or Refusal(reason or "internal_error")
 
     def _router_refusal(self) -> Refusal:
-        status = self._status or 0
-        body = self._splice.body
-        data = bytes(body.data) if isinstance(body, ErrorBody) else b""
-        reason = reason_of_status(status, data) or "upstream_protocol_error"
-        is_final = status in FINAL_STATUSES and reason != "context_too_long"
-        return Refusal(reason, retry_seconds=self._retry_seconds, is_final=is_final)
+        head, body = self._head, self._splice.body
+        if head is None:
+            return Refusal("upstream_protocol_error")
+        reason = reason_of_status(head.status, bytes(body.data) if isinstance(body, ErrorBody) else b"")
+        is_final = head.status in FINAL_STATUSES and reason != "context_too_long"
+        return Refusal(
+            reason or "upstream_protocol_error",
+            retry_seconds=router_retry_seconds(head.retry_after),
+            is_final=is_final,
+        )
 
     def _close_upstream(self, refusal: Refusal | None, is_silent: bool) -> None:
         """End the exchange with the router; reset its connection when the answer is not whole (contract, P6)."""
@@ -625,18 +562,18 @@ class Relay:
             self._exchange.abort(reset=True)
 
     def _is_silent_end(self, refusal: Refusal) -> bool:
-        if self._silence is None or isinstance(refusal.reason, RouterReason):
+        if self._watch is None or isinstance(refusal.reason, RouterReason):
             return False
-        if self._status not in (None, 200):  # a router that answers with an error status does not hang
-            return False
-        return self._silence.is_silent_end(refusal.reason, self._loop.time())
+        if self._head is not None and self._head.status != 200:
+            return False  # a router that answers with an error status does not hang
+        return self._watch.clock.is_silent_end(refusal.reason, self._now())
 
     def _exit_guard(self, is_silent: bool) -> None:
         """Leave the guard, before the slot is given on: else the next request gets a slot only to be refused."""
         upstream = self.services.upstream
         if is_silent and upstream.shortcuts is not None:  # the guard must know signs of life in C, now and from now on
             upstream.shortcuts.end()
-        if self._passage is not None and self._guard.leave(self._passage, self._loop.time(), silent=is_silent):
+        if self._passage is not None and self._guard.leave(self._passage, self._now(), silent=is_silent):
             self.services.on_upstream_state(self.mode)
 
     def _try_settle(self, state: State, refusal: Refusal, is_silent: bool) -> bool:
@@ -647,12 +584,12 @@ class Relay:
         log = self.services.log
 
         def close() -> None:
-            has_begun = self._silence is not None and self._silence.first_event_at is not None
+            has_begun = self._watch is not None and self._watch.clock.first_event_at is not None
             _run_step(log, self._close_upstream, refusal, False)
             _run_step(log, self._exit_guard, is_silent and not has_begun)
             self._break_cycles()
 
-        left = self._times.deadline_at - self._loop.time()
+        left = self._times.deadline_at - self._now()
         try:
             self._settlement = self.services.settlements.keep(self._permit, close, left)
             if self._settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
@@ -680,9 +617,10 @@ class Relay:
 
     def _cancel_timers(self) -> None:
         clocks = self.services.clocks
-        for clock in (clocks.deadline, clocks.tcp_keepalive, clocks.silence, clocks.tail, clocks.refusal):
+        for clock in (clocks.deadline, clocks.tcp_keepalive, clocks.tail, clocks.refusal):
             clock.stop(self)
-        self._stop_next_check()
+        if self._watch is not None:
+            self._watch.stop()
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -703,7 +641,7 @@ class Relay:
 
     def _record(self, refusal: Refusal | None, status: int) -> None:
         """Count the request and write its one log line."""
-        times, now, began_at = self._times, self._loop.time(), self.connection.began_at
+        times, now, began_at = self._times, self._now(), self.connection.began_at
         record = RequestRecord(
             request_id=self.connection.request_id,
             surface=self._job.surface,
@@ -720,32 +658,11 @@ class Relay:
             must_be_mended=refusal is not None and refusal.is_final,
         )
         self.services.metrics.count_request(record)
-        self._count_exchange(record.own_reason, record.reason is None, now)
+        stream = self._answer.stream
+        status_of_router = None if self._head is None else self._head.status
+        own_reason = None if record.reason is None else record.own_reason
+        count_exchange(self.services.metrics, self.mode, stream, times, status_of_router, own_reason, now)
         self.services.log.request(record)
-
-    def _count_exchange(self, reason: str, is_whole: bool, now: float) -> None:
-        """Count what the router did in this request. `reason` is a word of ours, or empty."""
-        metrics, mode, stream = self.services.metrics, self.mode, self._answer.stream
-        sanitizer = stream.sanitizer
-        for kind, count in sanitizer.dropped.items():
-            metrics.dropped[kind].inc(count)
-        for field, count in stream.stripped().items():
-            if count:
-                metrics.stripped[field].inc(count)
-        for token, count in sanitizer.tokens.items():
-            metrics.tokens[mode, token].inc(count)
-        if self._times.granted_at is not None:
-            metrics.deadline_margin[mode].observe(max(self._times.deadline_at - now, 0))
-            if self._status is None and reason != "egress_blocked":
-                metrics.responses[mode, "none"].inc()
-        if (clock := DEADLINES.get(reason)) is not None:
-            metrics.deadline_exceeded[mode, clock].inc()
-        if self._status == 200:
-            if is_whole:
-                end = StreamEnd.DONE if sanitizer.said_done else StreamEnd.NO_DONE
-            else:
-                end = STREAM_ENDS.get(reason, StreamEnd.UPSTREAM_ERROR)
-            metrics.stream_ends[mode, end].inc()
 
 
 def _run_step(log: Log, step: Callable[..., None], *given: object) -> None:

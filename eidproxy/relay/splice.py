@@ -8,10 +8,15 @@ from eidproxy.inbound.connection import Connection
 from eidproxy.metrics import StreamCounters
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
+from eidproxy.router.exchange import Exchange
+from eidproxy.router.response import ResponseHead
 from eidproxy.router.shortcut import Passed
 
-_NEVER = 1 << 62
-"""More chunks than any answer has, so `try_shortcut` is not called until the relay sets `shortcut_at_chunks`."""
+_SHORTCUT_AFTER_CHUNKS = 3
+"""Chunks before the first attempt at a shortcut past the interpreter. An attempt that fails, or whose shortcut ends
+after a few chunks, doubles the number of chunks before the next one."""
+_MAX_SHORTCUT_BACKOFF = 10
+"""Bounds the wait for the next attempt to 3,072 chunks: beside so many the cost of an attempt is negligible."""
 _FINISHED = Stage.FINISHED
 """See `stream._THINKING`."""
 _MAX_ERROR_BODY_BYTES = 64 * 1024
@@ -21,7 +26,7 @@ _MAX_ERROR_BODY_BYTES = 64 * 1024
 class Listener(Protocol):
     """The relay, as the splice calls it for everything but one more usual event."""
 
-    def on_head(self, status: int, content_type: bytes, encoded: bool) -> None:
+    def on_head(self, head: ResponseHead) -> None:
         """Take the head of the router's response."""
 
     def on_stage(self, events: bytes, now: float) -> None:
@@ -29,9 +34,6 @@ class Listener(Protocol):
 
     def on_quiet_read(self, now: float) -> None:
         """Look at a read that brought nothing for the caller."""
-
-    def try_shortcut(self, data: bytes, now: float) -> None:
-        """Try a shortcut past the interpreter after `shortcut_at_chunks` chunks; `data` is the last read."""
 
     def on_sign_of_life(self, now: float) -> None:
         """Note an event that came while the wedge guard is not live."""
@@ -62,6 +64,45 @@ class ErrorBody:
         return b""
 
 
+class ShortcutAttempts:
+    """The attempts of one stream to pass its events on past the interpreter: when to make one, and how."""
+
+    __slots__ = ("_backoff", "_exchange", "_has_aligned", "_sends_progress", "at_chunks")
+
+    def __init__(self, exchange: Exchange, *, sends_progress: bool) -> None:
+        self._exchange = exchange
+        self._sends_progress = sends_progress
+        self._backoff = 0
+        self._has_aligned = False
+        self.at_chunks = _SHORTCUT_AFTER_CHUNKS
+        """The number of chunks from which the next attempt is due."""
+
+    def make(self, splice: "Splice", data: bytes, now: float) -> None:
+        """Start a shortcut for the following events, while each has the form of one in `data`, the last read.
+
+        Whether or not one begins, the next attempt is due after more chunks.
+        """
+        exchange, body = self._exchange, splice.body
+        if isinstance(body, ErrorBody):
+            return
+        shortcut = exchange.shortcut(aligns=not self._has_aligned)
+        self._has_aligned = exchange.aligns_to_chunk
+        if exchange.aligns_to_chunk:
+            return  # `at_chunks` stays, so the next attempt is made after the next read, which should end with a chunk
+        if splice.chunks - self.at_chunks > _SHORTCUT_AFTER_CHUNKS << self._backoff:
+            self._backoff = 0
+        self.at_chunks = splice.chunks + (_SHORTCUT_AFTER_CHUNKS << self._backoff)
+        self._backoff = min(self._backoff + 1, _MAX_SHORTCUT_BACKOFF)
+        caller = splice.connection.free_transport()
+        if shortcut is None or caller is None or splice.paused or not splice.guard.is_live:
+            return
+        if self._sends_progress and splice.stage is Stage.THINKING:
+            return  # progress chunks must be written between the events
+        template = body.template(data)
+        if template is not None:
+            shortcut.begin(caller, template, now, body.budget, splice.count_passed)
+
+
 class Splice:
     """The path of each event from the router's body to the caller's answer.
 
@@ -69,6 +110,7 @@ class Splice:
     """
 
     __slots__ = (
+        "attempts",
         "body",
         "chunks",
         "connection",
@@ -82,7 +124,6 @@ class Splice:
         "paused",
         "relay",
         "sent_bytes",
-        "shortcut_at_chunks",
         "stage",
     )
 
@@ -109,15 +150,18 @@ class Splice:
         self.chunks = 0
         """How many chunks of the body are already counted in the metrics."""
         self.sent_bytes = 0
-        self.shortcut_at_chunks = _NEVER
-        """The number of chunks from which `try_shortcut` is called."""
+        self.attempts: ShortcutAttempts | None = None
+        """None where shortcuts are not available, and until the request is sent."""
 
-    def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
-        """See `upstream.Sink`."""
-        self.relay.on_head(status, content_type, encoded)
+    def upstream_head(self, head: ResponseHead) -> None:
+        """See `exchange.Sink`."""
+        try:
+            self.relay.on_head(head)
+        except Exception as error:  # noqa: BLE001  # no caller above this callback would handle it
+            self.relay.fail("relay", error)
 
     def upstream_body(self, data: bytes, now: float) -> None:
-        """See `upstream.Sink`."""
+        """See `exchange.Sink`."""
         try:
             body = self.body
             events = body.feed(data)
@@ -128,8 +172,8 @@ class Splice:
                 self.counters.intervals.observe(now - self.last_sent_at)
                 self.count(events, now)
                 self.guard.heard_at = now
-                if self.chunks >= self.shortcut_at_chunks:
-                    self.relay.try_shortcut(data, now)
+                if self.attempts is not None and self.chunks >= self.attempts.at_chunks:
+                    self.attempts.make(self, data, now)
                 self.connection.write_chunk(events)
                 if not self.guard.is_live:
                     self.relay.on_sign_of_life(now)
@@ -139,7 +183,7 @@ class Splice:
             self.relay.fail("relay", error)
 
     def upstream_end(self, error: httpx.TransportError | None) -> None:
-        """See `upstream.Sink`."""
+        """See `exchange.Sink`."""
         self.relay.on_end(error)
 
     def count(self, events: bytes, now: float) -> None:

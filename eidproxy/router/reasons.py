@@ -2,8 +2,8 @@
 
 import httpx
 
+from eidproxy.egress import EgressBlocked
 from eidproxy.errors import RULES
-from eidproxy.router.upstream import EgressBlocked
 
 
 def _row(reason: str) -> str:

@@ -29,8 +29,9 @@ from eidproxy.metrics import INTERVAL_BOUNDS, StreamCounters
 from eidproxy.relay.splice import Splice
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
+from eidproxy.router.exchange import Exchange
+from eidproxy.router.response import ResponseHead
 from eidproxy.router.transport import EpollPoller, Poller, ReadPoller, SplicePoller, TcpTransport
-from eidproxy.router.upstream import Exchange
 from tests.fuzz.mutation import broken
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -187,14 +188,17 @@ class _Relay:
         self.stream = Stream("fuzz", 1700000000, "daily")
         guard = WedgeGuard(2, 30.0, 0.0)
         self.splice = Splice(self, cast(Any, caller), self.stream, self.counters, guard)
-        self.splice.shortcut_at_chunks = 0
+        self.splice.attempts = cast(Any, self)
         self.exchange = exchange
         self.over: str | None = None
         self.passed = 0
         self._caller = caller
         self._loop = loop
 
-    def on_head(self, status: int, content_type: bytes, encoded: bool) -> None:
+    at_chunks = 0
+    """See `ShortcutAttempts`: here each chunk is followed by an attempt."""
+
+    def on_head(self, head: ResponseHead) -> None:
         """See `splice.Listener`."""
 
     def on_stage(self, events: bytes, now: float) -> None:
@@ -209,8 +213,8 @@ class _Relay:
     def on_quiet_read(self, now: float) -> None:
         """See `splice.Listener`."""
 
-    def try_shortcut(self, data: bytes, now: float) -> None:
-        """See `splice.Listener`."""
+    def make(self, splice: Splice, data: bytes, now: float) -> None:
+        """See `ShortcutAttempts`."""
         shortcut, caller = self.exchange.shortcut(aligns=True), self._caller.free_transport()
         template = None if shortcut is None or caller is None else self.stream.template(data)
         if shortcut is not None and caller is not None and template is not None:

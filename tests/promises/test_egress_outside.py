@@ -22,11 +22,11 @@ import httpx
 import pytest
 import uvloop
 
-from eidproxy.egress import EgressPolicy
+from eidproxy.egress import EgressBlocked, EgressPolicy
 from eidproxy.router import upstream
 from eidproxy.router.resolver import Resolver
 from eidproxy.router.transport import TcpTransport
-from eidproxy.router.upstream import EgressBlocked, Upstream
+from eidproxy.router.upstream import Upstream
 from tests.lab.callers import at_rest, check_refusal
 from tests.lab.client import CHAT, RawClient, ask, chat, request_bytes
 from tests.lab.cost import Beside

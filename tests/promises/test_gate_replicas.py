@@ -325,7 +325,7 @@ HALTING = """
 import os, signal, sys
 from eidproxy.gate.shared import RedisGate, RedisPermit
 from eidproxy.relay.relay import Relay
-from eidproxy.router.upstream import Exchange
+from eidproxy.router.exchange import Exchange
 
 def halt(condition, arguments):
     if os.path.exists({armed!r}) and condition(*arguments):

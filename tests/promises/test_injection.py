@@ -25,7 +25,7 @@ from eidproxy.gate import admission, local
 from eidproxy.inbound import connection
 from eidproxy.inbound.connection import Connection
 from eidproxy.relay import answer, chunk, completion, progress, relay, sanitize, splice, sse, stream
-from eidproxy.router import idle, transport, upstream
+from eidproxy.router import exchange, idle, response, transport, upstream
 from tests.lab.client import CHAT, chat, request_bytes
 from tests.lab.router import Router
 from tests.lab.script import Stall, status
@@ -45,7 +45,8 @@ PATH: list[type] = [
     *(
         connection.Connections,
         sse.EventParser,
-        upstream.Exchange,
+        exchange.Exchange,
+        response.ResponseParser,
         upstream.Upstream,
         transport.TcpTransport,
         timeouts.TimeoutQueue,

@@ -1,4 +1,4 @@
-"""upstream.Exchange: what a router's bytes are read as, however they are cut into reads."""
+"""Exchange and ResponseParser: what a router's bytes are read as, however they are cut into reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import httpx
 import pytest
 import uvloop
 
-from eidproxy.router.upstream import Exchange
+from eidproxy.router.exchange import Exchange
+from eidproxy.router.response import ResponseHead
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST = b"0\r\n\r\n"
@@ -40,9 +41,9 @@ class Told:
         self.parts: list[bytes] = []
         self.end: bool | str | None = None
 
-    def upstream_head(self, status: int, content_type: bytes, encoded: bool) -> None:
+    def upstream_head(self, head: ResponseHead) -> None:
         """The status is 200."""
-        assert (status, content_type, encoded) == (200, b"text/event-stream", False)
+        assert head == ResponseHead(200, is_event_stream=True, retry_after=b"")
 
     def upstream_body(self, data: bytes, now: float) -> None:
         """The clock is the loop's."""
@@ -183,43 +184,6 @@ def test_the_write_clock_runs_while_something_is_unsent(unsent: int, signals: tu
         return told
 
     assert uvloop.run(after()).end == end
-
-
-def test_a_silence_after_a_standstill_is_looked_at_again() -> None:
-    """What began in the turn that stood still began with an old time: it gets, once, as much as it is late."""
-
-    def test() -> None:
-        exchange, told = Exchange(asyncio.get_running_loop(), 1.0), Told()
-        exchange.connection_made(Nowhere())
-        exchange.start(b"", told)
-        assert exchange.silence_extension(1.0, 3.0, 10.0) == 2.0
-        exchange.last_read_at += 1.0  # a ping is no sign of life: the silence is the same
-        assert exchange.silence_extension(1.0, 5.0, 10.0) == 0.0
-        assert exchange.silence_extension(2.0, 22.0, 10.0) == 10.0  # it spoke: this is another
-        assert exchange.silence_extension(2.0, 32.0, 10.0) == 0.0
-        assert exchange.silence_extension(40.0, 40.0, 10.0) == 0.0
-
-
-class Pinged(Exchange):
-    """Something lies unread whenever one looks."""
-
-    def has_unread(self) -> bool:
-        return True
-
-
-def test_a_router_that_pings_for_ever_is_not_waited_for_for_ever() -> None:
-    """Its pings may lie unread at each look."""
-
-    def test() -> None:
-        exchange, told = Pinged(asyncio.get_running_loop(), 1.0), Told()
-        exchange.connection_made(Nowhere())
-        exchange.start(b"", told)
-        waits = [exchange.silence_extension(1.0, 1.0, 10.0) for _ in range(40)]
-        assert 1 <= len([wait for wait in waits if wait]) <= 20
-        assert waits[-1] == 0.0
-        assert exchange.silence_extension(2.0, 2.0, 10.0) > 0  # another silence
-
-    in_a_loop(test)
 
 
 @pytest.mark.parametrize("begun", [b"0\r\nX-Trailer: ", b"0\r\nX", b"5;"], ids=["value", "name", "size line"])

@@ -8,11 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from eidproxy.egress import Decision, Verdict
+from eidproxy.egress import Decision, EgressBlocked, Verdict
 from eidproxy.errors import RULES
 from eidproxy.router import upstream
 from eidproxy.router.reasons import REASONS, reason_of_fault
-from eidproxy.router.upstream import EgressBlocked
 
 
 def test_what_the_upstream_raises_has_a_row() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from eidproxy.config import SettingsError, load
-from eidproxy.egress import EgressPolicy
+from eidproxy.egress import EgressBlocked, EgressPolicy
 from eidproxy.errors import Refusal
 from eidproxy.gate import Gate, GateTerms, Permit
 from eidproxy.gate.address import gate_address
@@ -25,7 +25,6 @@ from eidproxy.gate.choice import build_gate
 from eidproxy.metrics import Metrics
 from eidproxy.relay.settle import Settlements
 from eidproxy.router.resolver import Resolver
-from eidproxy.router.upstream import EgressBlocked
 from eidproxy.vocabulary import AfterLeave, Priority, WaitOutcome
 from tests.gate.history import Span, judged, replayed
 from tests.gate.store import Store, recorded

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from redis.exceptions import ConnectionError as StoreUnreachable
 
-from eidproxy.egress import EgressPolicy
+from eidproxy.egress import EgressBlocked, EgressPolicy
 from eidproxy.gate import store_client
 from eidproxy.gate.address import GateAddress
 from eidproxy.gate.store_client import GuardedConnection, StoreClient, addresses
 from eidproxy.router.resolver import Resolver
-from eidproxy.router.upstream import EgressBlocked
 from tests.lab.loops import played
 from tests.lab.tools import free_port
 

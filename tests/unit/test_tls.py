@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from eidproxy.egress import EgressPolicy
+from eidproxy.egress import EgressBlocked, EgressPolicy
 from eidproxy.router.tls import TlsTransport
 from eidproxy.router.transport import ReadPoller
-from eidproxy.router.upstream import EgressBlocked, Upstream
+from eidproxy.router.upstream import Upstream
 from tests.lab.callers import at_rest, check_refusal
 from tests.lab.client import CHAT, RawClient, ask, chat, request_bytes
 from tests.lab.loops import played
