@@ -14,13 +14,15 @@ The map, in the order in which a request meets the parts:
         shared              the gate in a store (gate.lua); store_client: the connection to it; address: where that is
         choice              which of the two: what a gate of another kind is added to
     router/                 the router's side
-        upstream, resolver  an exchange and how to reach it; names; reasons: what its faults mean
+        upstream, resolver  how to reach it; names
+        exchange, response  one request on a connection; what comes back; reasons: what its faults mean
         transport, tls      over TCP, and with TLS; idle: connections that wait for the next request
         shortcut            events that go past the interpreter, by the extension in _splice.c
     relay/                  one request on its way
         relay, states       owns slot, connection and deadline; what may end it
+        upstream_request    the request once it is written; tally: what is counted of it
         splice, answer      joins body and answer; what the caller gets; progress tells it where it stands
-        silence, wedge      how long a router may say nothing; whether its model server hangs
+        silence, wedge      how long a router may say nothing; whether its model server hangs; watch: who checks
         settle              what is kept after a caller left
         stream, sse         one answer from bytes to bytes; event framing
         dialect, repair     what routers send, in any spelling; broken Unicode

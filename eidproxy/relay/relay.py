@@ -4,8 +4,8 @@ A `Relay` owns the slot, the upstream exchange and the deadline of one request, 
 `conclude`. After a caller left, a `Settlement` may keep some of them, and gives them back itself (see `settle`).
 Whatever ends a request (the answer, a fault, a clock, a departed caller, a drain) is a `Cause`; the table `ENDS` maps
 the request's state and the cause to the result, and only the first cause counts. A task exists only while the request
-waits for its slot or its connection. After that the relay runs in the callbacks of the upstream connection, so one
-event costs one callback: `Splice` frames, sanitizes and writes bytes in the callback that receives them.
+waits for its slot or its connection. After that an `UpstreamRequest` runs in the callbacks of the upstream connection,
+so one event costs one callback: `Splice` frames, sanitizes and writes bytes in the callback that receives them.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import httpx
 
 from eidproxy.egress import EgressBlocked
-from eidproxy.errors import FINAL_STATUSES, Refusal, RouterReason, reason_of_status, router_retry_seconds
+from eidproxy.errors import Refusal
 from eidproxy.gate import Gate, Permit
 from eidproxy.inbound.chat import ChatRequest
 from eidproxy.inbound.connection import Connection
@@ -25,32 +25,19 @@ from eidproxy.record import RequestRecord
 from eidproxy.relay.answer import Answer, Times, is_departure
 from eidproxy.relay.completion import Completion
 from eidproxy.relay.progress import Progress
-from eidproxy.relay.settle import Settlement, Settlements
+from eidproxy.relay.settle import Settlements
 from eidproxy.relay.silence import SilenceClock, SilenceLimits
-from eidproxy.relay.splice import ErrorBody, ShortcutAttempts, Splice
+from eidproxy.relay.splice import Splice
 from eidproxy.relay.states import BY_STATUS, ENDS, GIVEN, PHASES, WHOLE, Cause, State
-from eidproxy.relay.stream import Stage, Stream
+from eidproxy.relay.stream import Stream
 from eidproxy.relay.tally import count_exchange
-from eidproxy.relay.watch import SilenceTimers, SilenceWatch
+from eidproxy.relay.upstream_request import UpstreamClocks, UpstreamRequest
 from eidproxy.relay.wedge import Passage, WedgeGuard
 from eidproxy.router.exchange import Exchange
 from eidproxy.router.reasons import reason_of_fault
-from eidproxy.router.response import ResponseHead
 from eidproxy.router.upstream import Upstream
 from eidproxy.timeouts import TimeoutQueue
-from eidproxy.vocabulary import Mode, Phase, Priority, SettleEnd, Surface
-
-_TAIL_SECONDS = 5.0
-"""How long a router may be silent after a finish reason before the answer counts as whole (contract, 4)."""
-
-_REFUSAL_SECONDS = 5.0
-"""Limit for reading the body of a router's error response: the status alone is enough for a reason."""
-
-_TCP_KEEPALIVE_AFTER_SECONDS = 3.0
-"""Delay before TCP keep-alive is enabled on the router's socket; the kernel then needs up to 25 s to find a dead peer.
-
-Shorter requests never pay for it.
-"""
+from eidproxy.vocabulary import Mode, Phase, Priority, Surface
 
 
 class RelayLimits(NamedTuple):
@@ -61,14 +48,11 @@ class RelayLimits(NamedTuple):
 
 
 class RelayClocks:
-    """The clocks of all requests: one timer of the loop for each kind."""
+    """The clocks of all requests."""
 
     def __init__(self, limits: RelayLimits) -> None:
         self.deadline = TimeoutQueue(limits.silence.deadline_seconds, Relay.on_wall_clock)
-        self.tcp_keepalive = TimeoutQueue(_TCP_KEEPALIVE_AFTER_SECONDS, Relay.enable_tcp_keepalive)
-        self.silence = SilenceTimers(limits.silence, limits.keepalive_seconds)
-        self.tail = TimeoutQueue(_TAIL_SECONDS, Relay.on_tail_silence, patient=True)
-        self.refusal = TimeoutQueue(_REFUSAL_SECONDS, Relay.on_tail_silence, patient=True)
+        self.upstream = UpstreamClocks(limits.silence, limits.keepalive_seconds)
 
 
 class RelayServices(NamedTuple):
@@ -105,17 +89,14 @@ class Relay:
     __slots__ = (
         "_answer",
         "_exchange",
-        "_head",
         "_job",
         "_passage",
         "_permit",
         "_progress",
         "_request",
-        "_settlement",
-        "_splice",
+        "_sent",
         "_task",
         "_times",
-        "_watch",
         "connection",
         "mode",
         "services",
@@ -135,34 +116,27 @@ class Relay:
         created = int(services.clock())
         completion = None if request.stream else Completion()
         stream = Stream(connection.request_id, created, mode, completion, counts_unknown=counters.samples_unknown())
-        self._splice = Splice(self, connection, stream, counters, services.guards[mode])
-        self._answer = Answer(connection, stream, self._splice, self._times, mode, created)
+        splice = Splice(connection, stream, counters, services.guards[mode])
+        self._answer = Answer(connection, stream, splice, self._times, mode, created)
         self._progress: Progress | None = None
         if job.sends_progress and request.stream:
             self._progress = Progress(connection.loop, self._answer.send_progress, self._queue_position)
         self._permit: Permit | None = None
         self._exchange: Exchange | None = None
+        """The exchange with the router until the request is written."""
+        self._sent: UpstreamRequest | None = None
+        """The request at the router, once it is written."""
         self._task: asyncio.Task[None] | None = None
         self._passage: Passage | None = None
-        self._watch: SilenceWatch | None = None
-        """Set when the request is written."""
-        self._head: ResponseHead | None = None
-        """The head of the router's response."""
-        self._settlement: Settlement | None = None
 
     @property
     def _guard(self) -> WedgeGuard:
-        return self._splice.guard
+        return self._answer.splice.guard
 
     @property
     def is_unsent(self) -> bool:
         """Whether the request is not yet written to the router."""
         return self.state <= State.CONNECTING
-
-    @property
-    def awaits_router(self) -> bool:
-        """Whether silence of the router counts now: an answer is asked for, and no finish reason came."""
-        return self.state in (State.ASKED, State.STREAMING)
 
     def _now(self) -> float:
         """Return the loop's time."""
@@ -263,7 +237,7 @@ class Relay:
         now = self._times.granted_at = self._now()
         self._times.deadline_at = now + self.services.limits.silence.deadline_seconds
         self.services.clocks.deadline.start(self)
-        self._enter(State.CONNECTING)
+        self.enter(State.CONNECTING)
         if self._progress is not None:
             self._progress.report_upstream(now)
 
@@ -274,152 +248,27 @@ class Relay:
         message = services.upstream.request(request.body)
         if self._permit is not None and not self._permit.is_held():
             return  # after a standstill another request may hold the slot; `on_revoked` has concluded this one
-        now = self._splice.last_sent_at = self._now()
+        now = self._answer.splice.last_sent_at = self._now()
         if self._passage is None or not self._guard.send(self._passage, now):
             self.refuse_unsent()
             return
-        clock = SilenceClock(
+        silence = SilenceClock(
             services.limits.silence,
             len(request.body),
             generates_unseen=request.generates_unseen,
             sent_at=now,
             deadline_at=self._times.deadline_at,
         )
-        self._watch = SilenceWatch(self, services.clocks.silence, clock, self._answer, exchange)
-        self._enter(State.ASKED)
-        exchange.start(message, self._splice)
-        if self.state is State.CONCLUDED:  # the router had hung up before the request was written
-            return
-        if self._splice.paused:
-            exchange.pause()
-        self._watch.start()
-        services.clocks.tcp_keepalive.start(self)
-        if services.upstream.shortcuts is not None:
-            self._splice.attempts = ShortcutAttempts(exchange, sends_progress=self._progress is not None)
+        self._sent = UpstreamRequest(
+            self, services.clocks.upstream, services.metrics, exchange, self._answer, self._progress, silence
+        )
+        self._exchange = None
+        self.enter(State.ASKED)
+        self._sent.send(message, may_shortcut=services.upstream.shortcuts is not None)
 
-    # What the router sends
-
-    def on_head(self, head: ResponseHead) -> None:
-        """Take the head of the router's response: conclude on a wrong one, read the body of an error."""
-        status = head.status
-        if self._settlement is not None:
-            if status != 200:
-                self._settlement.finish(SettleEnd.FIRST_EVENT)
-            return
-        self.services.metrics.responses[self.mode, f"{status // 100}xx"].inc()
-        self._head = head
-        if status == 200:
-            if not head.is_event_stream:
-                self.conclude(Cause.ROUTER_ERROR, "upstream_protocol_error")
-        elif status < 400:  # the body of such a status holds no error to read
-            self.conclude(Cause.ROUTER_ERROR, reason_of_status(status, b""))
-        else:
-            self._splice.body = ErrorBody()
-            self._enter(State.REFUSED)
-            self.services.clocks.refusal.start(self)
-
-    def on_stage(self, events: bytes, now: float) -> None:
-        """Act on a new stage or on the end of the body, and send `events` to the caller."""
-        body, splice = self._splice.body, self._splice
-        if self._settlement is not None:
-            self._end_settlement(now)
-            return
-        splice.stage = stage = body.stage
-        if isinstance(body, ErrorBody):
-            self.conclude(Cause.ROUTER_CLOSED)
-            return
-        is_first = self.state is State.ASKED and body.sanitizer.begun
-        has_new_events = body.parsed_events != splice.noted_events
-        splice.noted_events = body.parsed_events
-        has_new_comment = body.comment is not splice.noted_comment and self._note_comment(body.comment, now)
-        if is_first:
-            self._on_first_event(now)
-        elif has_new_events and (body.sanitizer.begun or body.failure is not None):
-            self.on_sign_of_life(now)
-        if events:
-            self._answer.send_events(events, now, is_first=is_first, is_last=stage is Stage.OVER)
-        if is_first and self._watch is not None:
-            self._watch.on_first_event()
-        if self._progress is not None:
-            self._progress.report_stage(stage, now)
-        if stage >= Stage.FINISHED and (has_new_events or has_new_comment):
-            self._on_finish_reason(body, is_over=stage is Stage.OVER)
-        if stage is Stage.OVER:
-            if body.failure is not None:
-                self.conclude(Cause.ROUTER_ERROR, body.failure)
-            else:
-                self.conclude(Cause.ROUTER_DONE)
-
-    def _on_first_event(self, now: float) -> None:
-        self._times.first_event_at = now
-        metrics = self.services.metrics
-        if self._watch is not None:
-            metrics.allowance_used[self.mode].observe(self._watch.clock.used_ratio(now))
-        self.on_sign_of_life(now)
-        metrics.first_token[self.mode].observe(now - self.connection.began_at)
-        if (
-            self._exchange is not None
-            and self._exchange.first_byte_at is not None
-            and self._times.granted_at is not None
-        ):
-            metrics.first_byte[self.mode].observe(self._exchange.first_byte_at - self._times.granted_at)
-        self._enter(State.STREAMING)
-
-    def on_sign_of_life(self, now: float) -> None:
-        """Note a data event: proof that the model server does not hang."""
-        if self._watch is not None:
-            self._watch.clock.note_event(now)
-        if self._guard.note_event(now):
-            self.services.on_upstream_state(self.mode)
-
-    def on_quiet_read(self, now: float) -> None:
-        """Look for signs of life in a read with nothing for the caller: comments, empty events, part of an event."""
-        splice = self._splice
-        body = splice.body
-        if isinstance(body, ErrorBody) or self._watch is None:
-            return
-        if body.comment is not splice.noted_comment:
-            self._note_comment(body.comment, now)
-        if body.parsed_events != splice.noted_events:
-            splice.noted_events = body.parsed_events
-            if body.sanitizer.begun:
-                self.on_sign_of_life(now)
-
-    def _note_comment(self, comment: bytes, now: float) -> bool:
-        """Note a comment and return whether it is a sign of life.
-
-        A constant ping is none: routers send it while the model server hangs.
-        """
-        self._splice.noted_comment = comment
-        return self._watch is not None and self._watch.clock.note_comment(comment, now)
-
-    def _on_finish_reason(self, stream: Stream, is_over: bool) -> None:
-        """Start the 5 s after which a silent router's answer counts as whole (contract, 4).
-
-        Where text came after a finish reason, go back to streaming instead.
-        """
-        tail = self.services.clocks.tail
-        tail.stop(self)
-        if stream.sanitizer.is_trusted:
-            self._enter(State.FINISHED)
-            if not is_over:
-                tail.start(self)
-        elif self.state is State.FINISHED:
-            self._enter(State.STREAMING)
-            if self._watch is not None:
-                self._watch.check()
-
-    def on_end(self, error: httpx.TransportError | None) -> None:
-        """Conclude by how the router's response ended: `error`, or None when it was whole or closed."""
-        if self._settlement is not None:
-            self._settlement.finish(SettleEnd.FIRST_EVENT)
-            return
-        if error is not None:
-            self.conclude(Cause.ROUTER_BROKE, reason_of_fault(error))
-        elif self._answer.stream.sanitizer.finish_reason is not None and not (self._exchange and self._exchange.is_cut):
-            self.conclude(Cause.ROUTER_DONE)
-        else:
-            self.conclude(Cause.ROUTER_CLOSED)
+    def on_guard_change(self) -> None:
+        """Tell that the wedge guard changed its state."""
+        self.services.on_upstream_state(self.mode)
 
     # What the caller gets
 
@@ -433,43 +282,21 @@ class Relay:
 
     def pause(self) -> None:
         """Stop reading from the router until the caller, which reads too slowly, has caught up."""
-        self._splice.paused = True
-        if self._watch is not None:
-            self._watch.clock.pause()
-        if self._exchange is not None:
-            self._exchange.pause()
+        self._answer.splice.paused = True
+        if self._sent is not None:
+            self._sent.pause()
 
     def resume(self) -> None:
         """Read from the router again: the caller has caught up."""
-        self._splice.paused = False
-        if self._exchange is not None:
-            self._exchange.resume()
-        if self._watch is not None:
-            self._watch.resume(self._now())
+        self._answer.splice.paused = False
+        if self._sent is not None:
+            self._sent.resume()
 
-    # Clocks
+    # The end
 
     def on_wall_clock(self) -> None:
         """Conclude: the wall clock ran out."""
         self.conclude(Cause.WALL_CLOCK)
-
-    def on_tail_silence(self) -> None:
-        """Conclude: 5 s of silence passed after a finish reason, or 5 s since the head of an error response."""
-        self.conclude(Cause.SILENCE)
-
-    def enable_tcp_keepalive(self) -> None:
-        """Enable TCP keep-alive on the router's connection, to find a router that is gone without a FIN or reset."""
-        if self._exchange is not None:
-            self._exchange.enable_tcp_keepalive()
-
-    def on_silence(self, reason: str | None) -> None:
-        """Conclude: the router was silent for too long."""
-        if reason == "upstream_silent" and self._watch is not None:  # 1e-9 puts it over 1: the allowance was exceeded
-            used_ratio = self._watch.clock.used_ratio(self._now())
-            self.services.metrics.allowance_used[self.mode].observe(used_ratio + 1e-9)
-        self.conclude(Cause.SILENCE, reason)
-
-    # The end
 
     def on_disconnect(self) -> None:
         """Conclude: the caller left."""
@@ -501,7 +328,7 @@ class Relay:
         try:
             refusal = self._decide_refusal(state, cause, given, refusal)
             if refusal is not None:
-                is_silent = self._is_silent_end(refusal)
+                is_silent = self._sent is not None and self._sent.is_silent_end(refusal)
                 is_settling = self._try_settle(state, refusal, is_silent)
         except Exception as error:  # noqa: BLE001  # no fault may keep the slot
             self.services.log.fault("verdict", error)
@@ -521,7 +348,7 @@ class Relay:
             self.services.log.fault("answer", error)
             self.connection.abort()
         self._record(refusal, status)
-        if self._settlement is None:
+        if self._sent is None or self._sent.is_closed:
             self._break_cycles()
 
     def _decide_refusal(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
@@ -532,41 +359,16 @@ class Relay:
         if word == WHOLE:
             return None
         if word == BY_STATUS:
-            return self._router_refusal()
+            return Refusal("internal_error") if self._sent is None else self._sent.refusal()
         reason = given if word == GIVEN else word
         return refusal or Refusal(reason or "internal_error")
 
-    def _router_refusal(self) -> Refusal:
-        head, body = self._head, self._splice.body
-        if head is None:
-            return Refusal("upstream_protocol_error")
-        reason = reason_of_status(head.status, bytes(body.data) if isinstance(body, ErrorBody) else b"")
-        is_final = head.status in FINAL_STATUSES and reason != "context_too_long"
-        return Refusal(
-            reason or "upstream_protocol_error",
-            retry_seconds=router_retry_seconds(head.retry_after),
-            is_final=is_final,
-        )
-
     def _close_upstream(self, refusal: Refusal | None, is_silent: bool) -> None:
         """End the exchange with the router; reset its connection when the answer is not whole (contract, P6)."""
-        if self._exchange is None:
-            return
-        if refusal is None:
-            self.services.upstream.finish(self._exchange)
-            return
-        try:
-            if is_silent:
-                self._exchange.report_unanswered()
-        finally:
+        if self._sent is not None:
+            self._sent.close(self.services.upstream, is_whole=refusal is None, is_silent=is_silent)
+        elif self._exchange is not None:
             self._exchange.abort(reset=True)
-
-    def _is_silent_end(self, refusal: Refusal) -> bool:
-        if self._watch is None or isinstance(refusal.reason, RouterReason):
-            return False
-        if self._head is not None and self._head.status != 200:
-            return False  # a router that answers with an error status does not hang
-        return self._watch.clock.is_silent_end(refusal.reason, self._now())
 
     def _exit_guard(self, is_silent: bool) -> None:
         """Leave the guard, before the slot is given on: else the next request gets a slot only to be refused."""
@@ -574,41 +376,39 @@ class Relay:
         if is_silent and upstream.shortcuts is not None:  # the guard must know signs of life in C, now and from now on
             upstream.shortcuts.end()
         if self._passage is not None and self._guard.leave(self._passage, self._now(), silent=is_silent):
-            self.services.on_upstream_state(self.mode)
+            self.on_guard_change()
 
     def _try_settle(self, state: State, refusal: Refusal, is_silent: bool) -> bool:
         """Return whether a settlement keeps slot and router: the caller left while the server reads the prompt."""
-        if state is not State.ASKED or not is_departure(refusal.reason) or self._exchange is None:
+        sent = self._sent
+        if state is not State.ASKED or not is_departure(refusal.reason) or sent is None:
             return False
 
         log = self.services.log
 
         def close() -> None:
-            has_begun = self._watch is not None and self._watch.clock.first_event_at is not None
             _run_step(log, self._close_upstream, refusal, False)
-            _run_step(log, self._exit_guard, is_silent and not has_begun)
-            self._break_cycles()
+            _run_step(log, self._exit_guard, is_silent and not sent.has_begun)
+            if sent.settlement is not None:  # else `conclude` goes on, and does it
+                self._break_cycles()
 
         left = self._times.deadline_at - self._now()
         try:
-            self._settlement = self.services.settlements.keep(self._permit, close, left)
-            if self._settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
+            sent.settlement = self.services.settlements.keep(self._permit, close, left)
+            if sent.settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
                 self._exit_guard(is_silent)  # the next request is the trial, even while this one is kept
         except Exception as error:  # noqa: BLE001  # without a settlement `conclude` gives back everything
             self.services.log.fault("settle", error)
-        return self._settlement is not None
-
-    def _end_settlement(self, now: float) -> None:
-        """End the settlement at its first event: the prefill is over, so a close stops the server at its next token."""
-        self.on_sign_of_life(now)
-        if self._settlement is not None:
-            self._settlement.finish(SettleEnd.FIRST_EVENT)
+        return sent.settlement is not None
 
     def _break_cycles(self) -> None:
         """Break the reference cycles, so that the objects are freed here and not by the garbage collector."""
-        self._exchange = self._settlement = None
-        if hasattr(self._splice, "relay"):
-            del self._splice.relay
+        splice = self._answer.splice
+        if hasattr(splice, "listener"):
+            del splice.listener
+        if self._sent is not None:
+            self._sent.settlement = None
+        self._exchange = self._sent = None
 
     def _release_slot(self) -> None:
         if self._permit is not None:
@@ -616,11 +416,9 @@ class Relay:
             self._permit.on_revoked = None
 
     def _cancel_timers(self) -> None:
-        clocks = self.services.clocks
-        for clock in (clocks.deadline, clocks.tcp_keepalive, clocks.tail, clocks.refusal):
-            clock.stop(self)
-        if self._watch is not None:
-            self._watch.stop()
+        self.services.clocks.deadline.stop(self)
+        if self._sent is not None:
+            self._sent.stop_clocks()
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -631,7 +429,8 @@ class Relay:
         self.connection.handler = None
         self.services.running.discard(self)
 
-    def _enter(self, state: State) -> None:
+    def enter(self, state: State) -> None:
+        """Note the state, and the phase for the metrics."""
         before, after = PHASES[self.state], PHASES[state]
         if before is not after:
             in_progress = self.services.metrics.in_progress
@@ -653,13 +452,14 @@ class Relay:
             gate_wait=(times.granted_at or now) - times.arrived_at,
             first_event=None if times.first_event_at is None else times.first_event_at - began_at,
             chunks=self._answer.stream.chunks,
-            bytes=self._splice.sent_bytes,
+            bytes=self._answer.splice.sent_bytes,
             trace_id=self._job.trace_id,
             must_be_mended=refusal is not None and refusal.is_final,
         )
         self.services.metrics.count_request(record)
         stream = self._answer.stream
-        status_of_router = None if self._head is None else self._head.status
+        head = None if self._sent is None else self._sent.head
+        status_of_router = None if head is None else head.status
         own_reason = None if record.reason is None else record.own_reason
         count_exchange(self.services.metrics, self.mode, stream, times, status_of_router, own_reason, now)
         self.services.log.request(record)

@@ -24,7 +24,7 @@ _MAX_ERROR_BODY_BYTES = 64 * 1024
 
 
 class Listener(Protocol):
-    """The relay, as the splice calls it for everything but one more usual event."""
+    """What the splice calls for everything but one more usual event."""
 
     def on_head(self, head: ResponseHead) -> None:
         """Take the head of the router's response."""
@@ -119,18 +119,17 @@ class Splice:
         "heard_at",
         "is_open",
         "last_sent_at",
+        "listener",
         "noted_comment",
         "noted_events",
         "paused",
-        "relay",
         "sent_bytes",
         "stage",
     )
 
-    def __init__(
-        self, relay: Listener, connection: Connection, body: Stream, counters: StreamCounters, guard: WedgeGuard
-    ) -> None:
-        self.relay = relay
+    def __init__(self, connection: Connection, body: Stream, counters: StreamCounters, guard: WedgeGuard) -> None:
+        self.listener: Listener
+        """Set when the request is sent; before that nothing can come."""
         self.connection = connection
         self.counters = counters
         self.guard = guard
@@ -156,9 +155,9 @@ class Splice:
     def upstream_head(self, head: ResponseHead) -> None:
         """See `exchange.Sink`."""
         try:
-            self.relay.on_head(head)
+            self.listener.on_head(head)
         except Exception as error:  # noqa: BLE001  # no caller above this callback would handle it
-            self.relay.fail("relay", error)
+            self.listener.fail("relay", error)
 
     def upstream_body(self, data: bytes, now: float) -> None:
         """See `exchange.Sink`."""
@@ -167,7 +166,7 @@ class Splice:
             events = body.feed(data)
             stage = body.stage
             if stage is not self.stage or stage >= _FINISHED:
-                self.relay.on_stage(events, now)
+                self.listener.on_stage(events, now)
             elif events:
                 self.counters.intervals.observe(now - self.last_sent_at)
                 self.count(events, now)
@@ -176,15 +175,15 @@ class Splice:
                     self.attempts.make(self, data, now)
                 self.connection.write_chunk(events)
                 if not self.guard.is_live:
-                    self.relay.on_sign_of_life(now)
+                    self.listener.on_sign_of_life(now)
             else:
-                self.relay.on_quiet_read(now)
+                self.listener.on_quiet_read(now)
         except Exception as error:  # noqa: BLE001  # no caller above this callback would handle it
-            self.relay.fail("relay", error)
+            self.listener.fail("relay", error)
 
     def upstream_end(self, error: httpx.TransportError | None) -> None:
         """See `exchange.Sink`."""
-        self.relay.on_end(error)
+        self.listener.on_end(error)
 
     def count(self, events: bytes, now: float) -> None:
         """Count events that are sent to the caller."""

@@ -79,11 +79,6 @@ class SilenceWatch:
         self._timers.first.stop(self)
         self._stop_next_check()
 
-    def resume(self, now: float) -> None:
-        """Start the clock anew: the caller has caught up."""
-        self.clock.resume(now)
-        self.check()
-
     def on_first_event(self) -> None:
         """Check now if a check is scheduled by the first-event allowance: the next one is due sooner."""
         if self._next_check is not None:

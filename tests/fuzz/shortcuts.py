@@ -187,7 +187,8 @@ class _Relay:
         self.counters = StreamCounters()
         self.stream = Stream("fuzz", 1700000000, "daily")
         guard = WedgeGuard(2, 30.0, 0.0)
-        self.splice = Splice(self, cast(Any, caller), self.stream, self.counters, guard)
+        self.splice = Splice(cast(Any, caller), self.stream, self.counters, guard)
+        self.splice.listener = self
         self.splice.attempts = cast(Any, self)
         self.exchange = exchange
         self.over: str | None = None

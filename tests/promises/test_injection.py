@@ -24,7 +24,7 @@ from eidproxy.config import load
 from eidproxy.gate import admission, local
 from eidproxy.inbound import connection
 from eidproxy.inbound.connection import Connection
-from eidproxy.relay import answer, chunk, completion, progress, relay, sanitize, splice, sse, stream
+from eidproxy.relay import answer, chunk, completion, progress, relay, sanitize, splice, sse, stream, upstream_request
 from eidproxy.router import exchange, idle, response, transport, upstream
 from tests.lab.client import CHAT, chat, request_bytes
 from tests.lab.router import Router
@@ -38,6 +38,7 @@ PATH: list[type] = [
         metrics.StreamCounters,
         metrics.Metrics,
         relay.Relay,
+        upstream_request.UpstreamRequest,
         sanitize.Sanitizer,
         completion.Completion,
         connection.Connection,
