@@ -10,14 +10,14 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
 import pytest
 
 from eidproxy.egress import EgressBlocked, EgressPolicy
-from eidproxy.router.tls import TlsTransport
+from eidproxy.router.tls import _MAX_REPLY_BYTES, TlsTransport
 from eidproxy.router.transport import ReadPoller
 from eidproxy.router.upstream import Upstream
 from tests.lab.callers import at_rest, check_refusal
@@ -110,16 +110,26 @@ class Far:
 
 @contextmanager
 def dialled(
-    certificate: Certificate, heard: Heard, *, version: ssl.TLSVersion | None = None
+    certificate: Certificate,
+    heard: Heard,
+    *,
+    version: ssl.TLSVersion | None = None,
+    asks_for_certificates: bool = False,
+    kind: type[TlsTransport] = TlsTransport,
 ) -> Iterator[tuple[TlsTransport, Far]]:
     """A transport whose connection is there, before the handshake, and its peer."""
-    server = certificate.server()
+    server, client = certificate.server(), certificate.client()
     if version is not None:
         server.maximum_version = version
+    if asks_for_certificates:  # once the connection is there (RFC 8446, 4.6.2)
+        server.verify_mode = ssl.CERT_OPTIONAL
+        server.load_verify_locations(certificate.certificate)
+        client.load_cert_chain(*certificate)
+        server.post_handshake_auth = client.post_handshake_auth = True
     with socket.create_server(("127.0.0.1", 0)) as listener:
         poller = ReadPoller(asyncio.get_running_loop())
         address, port = listener.getsockname()
-        transport = TlsTransport(poller, heard, address, port, context=certificate.client(), server_name="localhost")
+        transport = kind(poller, heard, address, port, context=client, server_name="localhost")
         far = Far(server, listener)
         with far.socket:
             yield transport, far
@@ -260,6 +270,46 @@ def test_the_request_does_not_wait_for_an_acknowledgement(certificate: Certifica
         with dialled(certificate, Heard()) as (transport, far):
             await shaken(transport, far)
             assert transport._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    test()
+
+
+class Clogged(TlsTransport):
+    """A transport that counts every byte as unsent: its peer reads nothing."""
+
+    __slots__ = ()
+
+    def get_write_buffer_size(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [TlsTransport, Clogged])
+def test_replies_to_a_peer_that_reads_nothing_have_a_limit(certificate: Certificate, kind: type[TlsTransport]) -> None:
+    """A peer may ask for new keys or for a certificate at any time. What TLS answers by itself has no flow control."""
+
+    @played
+    async def test() -> None:
+        heard = Heard()
+        with dialled(certificate, heard, asks_for_certificates=True, kind=kind) as (transport, far):
+            await shaken(transport, far)
+            replied = 0
+            while replied <= 2 * _MAX_REPLY_BYTES:
+                with suppress(ssl.SSLError):  # the last reply is not whole yet
+                    far.object.verify_client_post_handshake()
+                    far.object.write(b".")
+                    far.flush()
+                data = await far.receive()
+                if not data:
+                    break
+                replied += len(data)
+                far.incoming.write(data)
+                with suppress(ssl.SSLWantReadError):
+                    far.object.read(1)
+            if kind is TlsTransport:
+                assert heard.words == ["made"]
+            else:
+                assert _MAX_REPLY_BYTES < replied < 2 * _MAX_REPLY_BYTES
+                assert heard.words == ["made", "ConnectionError"]
 
     test()
 
