@@ -9,7 +9,6 @@ needs no case of its own.
 
 from bisect import bisect_left, bisect_right
 from operator import attrgetter
-from typing import NamedTuple
 
 from eidproxy.vocabulary import Priority
 
@@ -25,13 +24,6 @@ class Ticket:
         self.arrived_at = arrived_at
         self.granted_at: float | None = None
         self.left = False
-
-
-class Admission(NamedTuple):
-    """The result of a request: its ticket (granted or waiting; None: the queue is full) and the ticket it displaced."""
-
-    ticket: Ticket | None
-    displaced: Ticket | None = None
 
 
 _by_number = attrgetter("number")
@@ -64,8 +56,11 @@ class AdmissionQueue:
         """Return the waiters of a class, in order of arrival. The caller must not change the list."""
         return self._foreground if priority is Priority.FOREGROUND else self._background
 
-    def request(self, priority: Priority, now: float) -> Admission:
-        """Ask for a slot. It is granted at once only when one is free and nobody waits, so that nobody is overtaken."""
+    def request(self, priority: Priority, now: float) -> tuple[Ticket | None, Ticket | None]:
+        """Ask for a slot. Return the ticket (granted or waiting; None: the queue is full) and the one it displaced.
+
+        A slot is granted at once only when one is free and nobody waits, so that nobody is overtaken.
+        """
         ticket = Ticket(self._arrivals, priority, now)
         displaced = None
         if len(self.holders) < self.capacity and not self.waiting:
@@ -73,14 +68,14 @@ class AdmissionQueue:
         elif self.waiting >= self.max_waiting:
             displaced = self._youngest_background(now) if priority is Priority.FOREGROUND else None
             if displaced is None:
-                return Admission(None)
+                return None, None
             self._background.pop()
             displaced.left = True
             self._foreground.append(ticket)
         else:
             self.line(priority).append(ticket)
         self._arrivals += 1
-        return Admission(ticket, displaced)
+        return ticket, displaced
 
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
         """Free what the ticket has and return the tickets that are granted now. Leaving twice does nothing."""

@@ -229,7 +229,7 @@ class Model(NamedTuple):
     max_prompt_bytes: int = 0
 
 
-class ChatRequest(NamedTuple):
+class ChatRequest(Struct, frozen=True, gc=False):
     """A valid request, as the bytes for the router: a waiting request must not keep a parsed tree in memory."""
 
     mode: Mode

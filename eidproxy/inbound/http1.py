@@ -11,7 +11,7 @@ step for each byte. So the work is linear for any bytes and does not depend on t
 `tests/unit/test_http1.py` counts it.
 """
 
-from typing import NamedTuple
+from msgspec import Struct
 
 from eidproxy.errors import Refusal
 
@@ -64,7 +64,7 @@ _EXTENSION_STEPS = (
 _EXTENSION_MAY_END = frozenset({_NAME_GOES_ON, _VALUE_GOES_ON, _ENDED})
 
 
-class RequestHead(NamedTuple):
+class RequestHead(Struct, frozen=True, gc=False):
     """A strictly valid request head.
 
     Names in `headers` are in lower case. `repeated` holds the names given more than once; their values are joined by

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import httpx
+from msgspec import Struct
 
 from eidproxy.egress import EgressBlocked
 from eidproxy.errors import Refusal
@@ -73,7 +74,7 @@ class RelayServices(NamedTuple):
     """Returns seconds since the epoch, for `created`."""
 
 
-class Job(NamedTuple):
+class Job(Struct, frozen=True, gc=False):
     """The properties of a request besides its body."""
 
     priority: Priority = Priority.FOREGROUND

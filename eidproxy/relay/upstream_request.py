@@ -284,8 +284,9 @@ class UpstreamRequest:
     def stop_clocks(self) -> None:
         """Stop all clocks."""
         self._watch.stop()
-        for clock in (self._clocks.tcp_keepalive, self._clocks.tail, self._clocks.refusal):
-            clock.stop(self)
+        self._clocks.tcp_keepalive.stop(self)
+        self._clocks.tail.stop(self)
+        self._clocks.refusal.stop(self)
 
     # The end
 

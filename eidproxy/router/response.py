@@ -1,9 +1,8 @@
 """The router's response, parsed as its bytes arrive: head, framing, and the bytes of the body."""
 
-from typing import NamedTuple
-
 import httptools
 import httpx
+from msgspec import Struct
 
 _MAX_HEAD_BYTES = 64 * 1024
 """Limit for a response head, and for a trailer. Four times a caller's limit, since routers add many headers.
@@ -18,7 +17,7 @@ _CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 """What a new parser is fed to be where chunks begin (see `ResponseParser.drop_parser`)."""
 
 
-class ResponseHead(NamedTuple):
+class ResponseHead(Struct, frozen=True, gc=False):
     """The head of the final response, as far as it matters."""
 
     status: int
