@@ -332,9 +332,9 @@ def run(reads: Sequence[bytes], poller: Callable[[], Poller], seed: int, moods: 
                 exchange.end_shortcut()
             elif mood < 0.1 and read_poller.shortcuts is not None:
                 read_poller.shortcuts.flush_counts()
+            line.until_resumed()
             if relay.over is not None:
                 break
-            line.until_resumed()
         line.far.close()
         line.caller.turn()
         line.until_read()
