@@ -26,7 +26,7 @@ The map, in the order in which a request meets the parts:
         dialect, repair     what routers send, in any spelling; broken Unicode
         sanitize            what may pass of it; tool_calls
         chunk, completion   the closed types that go out; the whole answer, without a stream
-    commands/               check, live_check and look, demo with its people, top, service
+    commands/               check, live_check and look, demo with its people, top and view, service
         flags, schema       settings as flags; the types as JSON Schema
     testing/                for the tests of apps: plugin (pytest's), running (the proxy), fake_router (the demo's too)
     egress                  where connections may lead
