@@ -5,7 +5,7 @@ The map, in the order in which a request meets the parts:
     cli, config             commands, settings
     app                     builds the parts and joins them; signals: what ends the process
     inbound/                a caller's side
-        server, connection  the process that serves; a caller's connection and its deadlines
+        server, connection  the process that serves; a caller's connection and its deadlines; listener: the sockets
         http1, chat         the request's edge, strictly; the closed request
     endpoints               what can be asked for
     surface, tokens, site   the chat surface; who may use it; what a browser loads
