@@ -2,7 +2,8 @@
 
 The map, in the order in which a request meets the parts:
 
-    cli, config             commands, settings
+    cli                     the commands
+    config/                 settings: the list of them; sources: where values come from; validation: what is wrong
     app                     builds the parts and joins them; signals: what ends the process
     inbound/                a caller's side
         server, connection  the process that serves; a caller's connection and its deadlines; listener: the sockets
