@@ -6,7 +6,8 @@ The map, in the order in which a request meets the parts:
     config/                 settings: the list of them; sources: where values come from; validation: what is wrong
     app                     builds the parts and joins them; signals: what ends the process
     inbound/                a caller's side
-        server, connection  the process that serves; a caller's connection and its deadlines; listener: the sockets
+        server, listener    the process that serves; its sockets
+        connection          a caller's connection; connections: all of them, their deadlines, the memory they share
         http1, chat         the request's edge, strictly; the closed request
     endpoints               what can be asked for
     surface, tokens, site   the chat surface; who may use it; what a browser loads
