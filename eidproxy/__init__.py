@@ -13,7 +13,8 @@ The map, in the order in which a request meets the parts:
     surface, tokens, site   the chat surface; who may use it; what a browser loads
     gate/                   the slots
         admission, local    the queue discipline; the gate in the process
-        shared              the gate in a store (gate.lua); store_client: the connection to it; address: where that is
+        shared              the gate in a store (gate.lua); shared_permit, shared_factory: what it knows of a request,
+                            how it is built; store_client: the connection to the store; address: where that is
         choice              which of the two: what a gate of another kind is added to
     router/                 the router's side
         upstream, resolver  an exchange and how to reach it; names; reasons: what its faults mean

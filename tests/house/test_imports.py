@@ -75,8 +75,10 @@ ALLOWED: dict[str, set[str]] = {
     "settle": {"gate", "metrics", "vocabulary"},
     "address": {"egress"},
     "store_client": {"address", "egress", "keepalive", "resolver", "upstream"},
-    "shared": {"address", "errors", "gate", "store_client", "metrics", "upstream", "vocabulary"},
-    "choice": {"address", "admission", "gate", "local", "metrics", "shared"},
+    "shared_permit": {"store_client", "vocabulary"},
+    "shared": {"errors", "gate", "shared_permit", "store_client", "metrics", "vocabulary"},
+    "shared_factory": {"address", "gate", "shared", "store_client", "metrics", "upstream"},
+    "choice": {"address", "admission", "gate", "local", "metrics", "shared_factory"},
     "progress": {"stream"},
     "states": {"errors", "vocabulary"},
     "splice": {"connection", "metrics", "shortcut", "stream", "wedge"},
@@ -271,7 +273,7 @@ ELSEWHERE = {
     **dict.fromkeys(("settings", "sources"), "test_config.py"),
     **dict.fromkeys(("answer", "splice", "states"), "test_relay.py"),
     **dict.fromkeys(("fake_router", "plugin", "running"), "test_testing.py"),
-    "choice": "test_shared.py",
+    **dict.fromkeys(("choice", "shared_factory", "shared_permit"), "test_shared.py"),
 }
 """Modules whose tests have another name."""
 
