@@ -2,16 +2,19 @@
 
 The map, in the order in which a request meets the parts:
 
-    cli, config             commands, settings
+    cli                     the commands
+    config/                 settings: the list of them; sources: where values come from; validation: what is wrong
     app                     builds the parts and joins them; signals: what ends the process
     inbound/                a caller's side
-        server, connection  the process that serves; a caller's connection and its deadlines
+        server, listener    the process that serves; its sockets
+        connection          a caller's connection; connections: all of them, their deadlines, the memory they share
         http1, chat         the request's edge, strictly; the closed request
     endpoints               what can be asked for
     surface, tokens, site   the chat surface; who may use it; what a browser loads
     gate/                   the slots
         admission, local    the queue discipline; the gate in the process
-        shared              the gate in a store (gate.lua); store_client: the connection to it; address: where that is
+        shared              the gate in a store (gate.lua); shared_permit, shared_factory: what it knows of a request,
+                            how it is built; store_client: the connection to the store; address: where that is
         choice              which of the two: what a gate of another kind is added to
     router/                 the router's side
         upstream, resolver  how to reach it; names
@@ -28,7 +31,7 @@ The map, in the order in which a request meets the parts:
         dialect, repair     what routers send, in any spelling; broken Unicode
         sanitize            what may pass of it; tool_calls
         chunk, completion   the closed types that go out; the whole answer, without a stream
-    commands/               check, live_check and look, demo with its people, top, service
+    commands/               check, live_check and look, demo with its people, top and view, service
         flags, schema       settings as flags; the types as JSON Schema
     testing/                for the tests of apps: plugin (pytest's), running (the proxy), fake_router (the demo's too)
     egress                  where connections may lead

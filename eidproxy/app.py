@@ -31,7 +31,7 @@ from eidproxy.gate import Gate, GateStatistics, GateTerms
 from eidproxy.gate.choice import build_gate
 from eidproxy.history import History
 from eidproxy.inbound.chat import Model
-from eidproxy.inbound.connection import Connections
+from eidproxy.inbound.connections import Connections
 from eidproxy.inbound.server import Server, connection_limit, spare_descriptors
 from eidproxy.logs import Event, Log
 from eidproxy.metrics import INTERVAL_BOUNDS, Metrics, start_loop_lag_sampler

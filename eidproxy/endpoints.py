@@ -20,7 +20,8 @@ from starlette.routing import Match, Route, Router
 
 from eidproxy.errors import Refusal
 from eidproxy.inbound.chat import Model, parse_chat_request
-from eidproxy.inbound.connection import Connection, State
+from eidproxy.inbound.connection import Connection
+from eidproxy.inbound.connections import State
 from eidproxy.inbound.http1 import RequestHead
 from eidproxy.logs import ERRORS, Refusals
 from eidproxy.metrics import Metrics

@@ -31,6 +31,8 @@ FILES = """
     unit/test_tokens
     unit/test_top
     unit/test_transport
+    unit/test_validation
+    unit/test_view
 """
 """Those that start eidproxy, or run a part of its shell, and take seconds."""
 

@@ -33,7 +33,7 @@ def build_gate(terms: GateTerms, metrics: Metrics, on_store_change: Callable[[Ex
         queue = AdmissionQueue(terms.capacity, terms.max_waiting, terms.aging_seconds)
         return LocalGate(queue, metrics, terms.wait_timeout_seconds, terms.max_hold_seconds)
     # Imported here, so that only a shared gate needs the client of its store (redis-py).
-    from eidproxy.gate.shared import build_shared_gate
+    from eidproxy.gate.shared_factory import build_shared_gate
 
     return build_shared_gate(terms, metrics, on_store_change)
 
@@ -42,7 +42,7 @@ async def check_gate(terms: GateTerms) -> tuple[list[str], str | None]:
     """Return what the gate is, and why it cannot serve now (None if it can)."""
     if terms.url is None:
         return ["in the process"], None
-    from eidproxy.gate.shared import check_store
+    from eidproxy.gate.shared_factory import check_store
 
     told, fault = await check_store(terms)
     return [f"shared, {line}" for line in told], fault

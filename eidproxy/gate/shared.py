@@ -12,17 +12,13 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-import ssl
 from collections.abc import Callable
 from functools import partial
 
-import httpx
-
-from eidproxy.egress import EgressBlocked
 from eidproxy.errors import Refusal
-from eidproxy.gate import GateStatistics, GateTerms, Holder, Permit, Waiter
-from eidproxy.gate.address import gate_address
-from eidproxy.gate.store_client import Call, GuardedConnection, Reply, StoreClient, addresses
+from eidproxy.gate import GateStatistics, Holder, Permit, Waiter
+from eidproxy.gate.shared_permit import RedisPermit
+from eidproxy.gate.store_client import Call, GuardedConnection, Reply, StoreClient
 from eidproxy.metrics import Metrics
 from eidproxy.vocabulary import Priority, WaitOutcome
 
@@ -39,70 +35,9 @@ _POLL_SECONDS = 0.5
 
 _CLOSE_SECONDS = 1.0
 """How long `aclose` waits for the store to confirm releases. Those it did not confirm end with their leases."""
-_RESOLVE_SECONDS = 5.0
-"""Time limit for resolving the store's name in `check`."""
 _LISTEN_AGAIN_SECONDS = 0.25
 """Delay before a broken subscription is made again. Meanwhile the rounds find what was published."""
 _VALUES_A_PERMIT = 4  # values for each ticket: state, number, token, position
-
-
-def build_client(terms: GateTerms) -> Callable[["RedisGate"], StoreClient]:
-    """Return a function that builds the store's client for a gate, whose `on_call_end` is called when a call ends."""
-    address = gate_address(terms.url or "")
-    tls = ssl.create_default_context(cafile=address.ca_file) if address.secure else None
-    queue_terms = (
-        round(terms.lease_seconds * 1e6),
-        terms.capacity,
-        terms.max_waiting,
-        round(terms.aging_seconds * 1e6),
-    )
-    return lambda gate: StoreClient(
-        address,
-        address.egress,
-        queue_terms,
-        call_seconds=call_seconds(terms.lease_seconds),
-        on_call_end=gate.on_call_end,
-        tls=tls,
-    )
-
-
-def build_shared_gate(
-    terms: GateTerms, metrics: Metrics, on_store_change: Callable[[Exception | None], None]
-) -> "RedisGate":
-    """Return a gate in the store that `terms.url` names. To be built inside a running loop."""
-    return RedisGate(
-        build_client(terms),
-        metrics,
-        capacity=terms.capacity,
-        max_waiting=terms.max_waiting,
-        lease_seconds=terms.lease_seconds,
-        wait_timeout_seconds=terms.wait_timeout_seconds,
-        max_hold_seconds=terms.max_hold_seconds,
-        on_availability_change=on_store_change,
-    )
-
-
-async def check_store(terms: GateTerms) -> tuple[list[str], str | None]:
-    """Return what would be dialled, and why the store cannot serve now (None if it can). For `check`."""
-    address = gate_address(terms.url or "")
-    if address.path is not None:
-        lines = [f"would open the socket {address.path}"]
-    else:
-        try:
-            async with asyncio.timeout(_RESOLVE_SECONDS):
-                found = await addresses(address)
-        except EgressBlocked as blocked:
-            return [], f"egress_blocked: {blocked.decision.address or address.host}: {blocked.decision.verdict}"
-        except (httpx.TransportError, TimeoutError):
-            return [], f"the name {address.host} cannot be resolved now"
-        lines = [f"would dial {dialled} port {address.port}" for dialled in found]
-    faults: list[Exception | None] = []
-    gate = build_shared_gate(terms, Metrics("check"), faults.append)
-    served = await gate.available()
-    await gate.aclose()
-    if served:
-        return [*lines, "the store serves"], None
-    return lines, f"gate_unavailable: the store does not serve ({type(faults[-1]).__name__ if faults else 'silent'})"
 
 
 class LeaseTerms:
@@ -119,68 +54,6 @@ class LeaseTerms:
 def call_seconds(lease_seconds: float) -> float:
     """Return the time limit of a call: shorter for a short lease, so that one slow call does not end it."""
     return min(CALL_SECONDS, lease_seconds / 4)
-
-
-class RedisPermit:
-    """A permit of `RedisGate`."""
-
-    __slots__ = (
-        "_gate",
-        "answer_timer",
-        "arrived_at",
-        "enter_call",
-        "grant_future",
-        "granted_at",
-        "id",
-        "lease_lost_at",
-        "lease_timer",
-        "number",
-        "on_position_change",
-        "on_revoked",
-        "position",
-        "priority",
-        "settling",
-        "token",
-        "wait_timer",
-        "watchdog_timer",
-    )
-
-    def __init__(self, gate: "RedisGate", number: str, priority: Priority, arrived_at: float) -> None:
-        self._gate = gate
-        self.id = number
-        self.priority = priority
-        self.arrived_at = arrived_at
-        self.granted_at: float | None = None
-        self.on_revoked: Callable[[str], None] | None = None
-        self.settling = False
-        self.on_position_change: Callable[[], None] | None = None
-        self.number = 0
-        """The server's order of arrival; 0 before its first answer."""
-        self.token = 0
-        """The fencing token; 0 before the grant."""
-        self.position = 0
-        self.enter_call: Call | None = None
-        self.grant_future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.answer_timer: asyncio.TimerHandle | None = None
-        self.wait_timer: asyncio.TimerHandle | None = None
-        self.lease_timer: asyncio.TimerHandle | None = None
-        self.lease_lost_at = 0.0  # stored here: uvloop's handle of a timer that is due at once has no time
-        self.watchdog_timer: asyncio.TimerHandle | None = None
-
-    granted_at_once = False
-
-    async def granted(self) -> None:
-        """See `Permit.granted`."""
-        await self.grant_future
-
-    def is_held(self) -> bool:
-        """See `Permit.is_held`."""
-        return self._gate.is_held(self)
-
-    def queue_position(self) -> tuple[int, float | None]:
-        """See `Permit.queue_position`. The position is 0 before the server's first answer."""
-        position = 0 if self.granted_at is not None else self.position
-        return position, self._gate.estimate_wait(position)
 
 
 class RedisGate:

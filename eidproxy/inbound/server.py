@@ -14,7 +14,8 @@ from typing import Any, Protocol, cast
 
 import uvicorn
 
-from eidproxy.inbound.connection import Connection, Connections, Service
+from eidproxy.inbound.connection import Connection, Service
+from eidproxy.inbound.connections import Connections
 from eidproxy.keepalive import enable_keepalive
 
 BACKLOG = 2048

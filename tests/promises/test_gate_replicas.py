@@ -323,7 +323,8 @@ MOMENTS = {
 
 HALTING = """
 import os, signal, sys
-from eidproxy.gate.shared import RedisGate, RedisPermit
+from eidproxy.gate.shared import RedisGate
+from eidproxy.gate.shared_permit import RedisPermit
 from eidproxy.relay.relay import Relay
 from eidproxy.router.exchange import Exchange
 

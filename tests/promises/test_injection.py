@@ -22,7 +22,7 @@ from eidproxy import app, endpoints, gate, logs, metrics, timeouts
 from eidproxy.app import Application
 from eidproxy.config import load
 from eidproxy.gate import admission, local
-from eidproxy.inbound import connection
+from eidproxy.inbound import connection, connections
 from eidproxy.inbound.connection import Connection
 from eidproxy.relay import answer, chunk, completion, progress, relay, sanitize, splice, sse, stream, upstream_request
 from eidproxy.router import exchange, idle, response, transport, upstream
@@ -44,7 +44,7 @@ PATH: list[type] = [
         connection.Connection,
     ),
     *(
-        connection.Connections,
+        connections.Connections,
         sse.EventParser,
         exchange.Exchange,
         response.ResponseParser,

@@ -80,9 +80,9 @@ def test_a_router_that_is_silent_all_the_same_is_found_out(router: Router) -> No
 
 LONG_TURN = """
 import time
-from eidproxy.inbound import connection
+from eidproxy.inbound import connections
 from eidproxy.endpoints import Endpoints
-connection._WAIT_SECONDS.update(dict.fromkeys(connection._WAIT_SECONDS, 1.0))
+connections.WAIT_SECONDS.update(dict.fromkeys(connections.WAIT_SECONDS, 1.0))
 admit = Endpoints.admit
 def admit_late(endpoints, head):
     if head.path == "/standstill":

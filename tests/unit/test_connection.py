@@ -11,8 +11,8 @@ import pytest
 import uvloop
 
 from eidproxy.errors import Refusal
-from eidproxy.inbound import connection as module
-from eidproxy.inbound.connection import Connection, Connections, State
+from eidproxy.inbound.connection import Connection
+from eidproxy.inbound.connections import MAX_LENT_BYTES, MAX_UNFINISHED_BYTES, Connections, State
 from eidproxy.inbound.http1 import RequestHead
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -336,8 +336,8 @@ def test_the_body_that_has_been_arriving_longest_makes_room() -> None:
         stage.connection.data_received(body_of(MIB))
         for _ in range(15):
             stage.connection.data_received(b"x" * 65_536)
-        assert connections.unfinished_bytes <= module.MAX_UNFINISHED_BYTES
-        assert connections.unfinished_bytes >= min((number + 1) * 15 * 65_536, module.MAX_UNFINISHED_BYTES - 2 * MIB)
+        assert connections.unfinished_bytes <= MAX_UNFINISHED_BYTES
+        assert connections.unfinished_bytes >= min((number + 1) * 15 * 65_536, MAX_UNFINISHED_BYTES - 2 * MIB)
     refused = [stage for stage in stages if stage.state is S.LINGERING]
     assert refused == stages[: len(refused)]  # in the order in which they began
     assert [stage.statuses() for stage in refused] == [[503]] * len(refused)
@@ -377,9 +377,9 @@ def test_slow_readers_share_what_is_lent() -> None:
         assert stage.transport.high == 65_536
         stage.transport.unsent = 70_000
         stage.connection.pause_writing()
-    assert connections.lent_bytes <= module.MAX_LENT_BYTES
+    assert connections.lent_bytes <= MAX_LENT_BYTES
     lenders = len(stages) - len(paused)
-    assert lenders == module.MAX_LENT_BYTES // (MIB - 65_536)
+    assert lenders == MAX_LENT_BYTES // (MIB - 65_536)
     assert paused == list(range(lenders, 200))
     # Who has a loan is paused when its whole buffer is full: the transport does not say so, so each write looks.
     first = stages[0]

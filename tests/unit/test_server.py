@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any, cast
 
-from eidproxy.inbound.connection import Connections
+from eidproxy.inbound.connections import Connections
 from eidproxy.inbound.server import Server
 from tests.lab.loops import played
 from tests.lab.tools import ROOT
