@@ -4,8 +4,8 @@
  * it does more: it reads, takes the chunks apart, finds in each event what stands before and after its text, and writes
  * the text with two other strings round it to the caller. Those four strings are a template that Python proved for this
  * one stream, with the types of the closed schema. Nothing is decided here. The events of a read are passed on together,
- * and an event that is not yet whole waits for its rest. From the first byte that is not chunk(event*)* in exactly these
- * bytes on, it is Python's turn: it gets all that was read and not passed on.
+ * and an event that is not yet whole waits for its rest; but where anything is not chunk(event*)* in exactly these
+ * bytes, none of them is: Python gets all that was read and not passed on.
  *
  * What is written goes to a duplicate of the caller's socket, so that whoever closes the other one, its number cannot be
  * somebody else's here. It goes there only while the loop's transport has nothing unsent, so that no byte overtakes
@@ -108,46 +108,47 @@ typedef struct {
     long long events, bytes_in;
 } Rebuilt;
 
-/* Rebuild the events of in[0..size) at done->end. 0: what follows the last of them is not as was proved. */
+/* Rebuild the events of in[0..size) at done->end. 0: something is not as was proved. */
 static int rebuild(const Leg *leg, const byte *in, size_t size, Rebuilt *done) {
     const byte *p = in, *end = in + size;
     size_t before = (size_t)PyBytes_GET_SIZE(leg->before), after = (size_t)PyBytes_GET_SIZE(leg->after);
-    size_t left = done->left;
+    size_t *left = &done->left;
+    *left = leg->left;
     while (p < end) {
-        if (!left) {  /* a size line (RFC 9112, 7.1); one with an extension is left to the parser, and so is the last */
+        if (!*left) {  /* a size line (RFC 9112, 7.1); one with an extension is left to the parser, and so is the last */
             const byte *q = p;
             size_t chunk = 0;
             for (; q < end && q - p <= MAX_SIZE_DIGITS && hex(*q) >= 0; q++) chunk = chunk * 16 + (size_t)hex(*q);
             if (q - p > MAX_SIZE_DIGITS || (q < end && (q == p || !chunk || *q != '\r'))) return 0;
             if (end - q < 2) break;
             if (q[1] != '\n') return 0;
-            left = chunk;
+            *left = chunk;
             p = q + 2;
             continue;
         }
-        size_t here = (size_t)(end - p) < left ? (size_t)(end - p) : left;
+        size_t here = (size_t)(end - p) < *left ? (size_t)(end - p) : *left;
         if (!begins(p, here, leg->before)) return 0;
         const byte *text = p + before, *quote = text;
         int found = here < before ? 0 : find_quote(&quote, p + here);
         if (found < 0 || (found && (quote == text || !begins(quote, (size_t)(p + here - quote), leg->after)))) return 0;
         if (!found || (size_t)(p + here - quote) < after) {
-            if (here == left) return 0;  /* an event over two chunks */
+            if (here == *left) return 0;  /* an event over two chunks */
             break;
         }
         const byte *next = quote + after;
-        left -= (size_t)(next - p);
-        if (!left) {
+        *left -= (size_t)(next - p);
+        done->bytes_in += next - p;
+        if (!*left) {
             if (end - next < 2 || next[0] != '\r' || next[1] != '\n') return 0;
             next += 2;
         }
-        done->bytes_in += quote + after - p;
         byte *out = put(done->end, leg->new_before);
         memcpy(out, text, (size_t)(quote - text));
         done->end = put(out + (quote - text), leg->new_after);
         done->events++;
         p = next;
-        done->used = (size_t)(p - in), done->left = left;
     }
+    done->used = (size_t)(p - in);
     return 1;
 }
 
@@ -184,10 +185,6 @@ static int send_chunk(Leg *leg, byte *begin, byte *end) {
     return done ? 0 : -1;
 }
 
-static Leg *leg_of(const Poller *self, long descriptor) {
-    return descriptor >= 0 && descriptor < self->legs_size ? self->legs[descriptor] : NULL;
-}
-
 /* Serve an armed socket that can be read. 1: Python has to; 0: it need not; -1: an exception is set. */
 static int serve(Poller *self, int descriptor, double now) {
     Leg *leg = self->legs[descriptor];
@@ -216,19 +213,23 @@ static int serve(Poller *self, int descriptor, double now) {
         self->out_size = wanted;
     }
     byte *begin = self->out + FRAMING / 2;
-    Rebuilt done = {.end = begin, .left = leg->left};
-    int hands_over = leg->budget < size || !rebuild(leg, self->in, size, &done) || size - done.used > MAX_REST;
+    Rebuilt done = {.end = begin};
+    if (leg->budget < size || !rebuild(leg, self->in, size, &done) || size - done.used > MAX_REST)
+        return keep(leg, self->in, size, 1);
     if (keep(leg, self->in + done.used, size - done.used, 0)) return -1;
-    leg->handed = hands_over, leg->left = done.left;
+    leg->handed = 0, leg->left = done.left;
     leg->budget -= (size_t)done.bytes_in, leg->bytes_in += done.bytes_in;
-    if (!done.events) return hands_over;
+    if (!done.events) return 0;
     int i = 0;
     double gap = now - leg->passed_at;
     while (i < self->bounds_size && gap > self->bounds[i]) i++;
     leg->counts[i]++, leg->seconds += gap, leg->passed_at = now;
     leg->events += done.events, leg->bytes_out += done.end - begin;
-    /* A write that pauses the router has disarmed the socket: then it is nobody's turn. */
-    return send_chunk(leg, begin, done.end) ? -1 : hands_over && leg_of(self, descriptor);
+    return send_chunk(leg, begin, done.end);
+}
+
+static Leg *leg_of(const Poller *self, long descriptor) {
+    return descriptor >= 0 && descriptor < self->legs_size ? self->legs[descriptor] : NULL;
 }
 
 /* Take a leg out and close its descriptor, so that the caller's connection can end whatever fails after that. */

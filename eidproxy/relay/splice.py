@@ -15,9 +15,6 @@ from eidproxy.router.shortcut import Passed
 _SHORTCUT_AFTER_CHUNKS = 3
 """Chunks before the first attempt at a shortcut past the interpreter. An attempt that fails, or whose shortcut ends
 after a few chunks, doubles the number of chunks before the next one."""
-_FIRST_READ_BYTES = 4096
-"""Limit for the first read of an answer. A fast router may have sent hundreds of events by then, and each that is read
-before a shortcut begins goes through Python. A short answer fits in."""
 _MAX_SHORTCUT_BACKOFF = 10
 """Bounds the wait for the next attempt to 3,072 chunks: beside so many the cost of an attempt is negligible."""
 _FINISHED = Stage.FINISHED
@@ -79,7 +76,6 @@ class ShortcutAttempts:
         self._has_aligned = False
         self.at_chunks = _SHORTCUT_AFTER_CHUNKS
         """The number of chunks from which the next attempt is due."""
-        exchange.limit_next_read(_FIRST_READ_BYTES)
 
     def make(self, splice: "Splice", data: bytes, now: float) -> None:
         """Start a shortcut for the following events, while each has the form of one in `data`, the last read.

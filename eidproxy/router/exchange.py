@@ -126,11 +126,6 @@ class Exchange(asyncio.Protocol):
             return False
         return self._transport.has_unread()
 
-    def limit_next_read(self, max_bytes: int) -> None:
-        """See `TcpTransport.limit_next_read`."""
-        if self._transport is not None:
-            self._transport.limit_next_read(max_bytes)
-
     def shortcut(self, *, aligns: bool) -> Shortcut | None:
         """Return the connection's shortcut past the interpreter; None without one, or if the next byte begins no chunk.
 
@@ -218,15 +213,16 @@ class Exchange(asyncio.Protocol):
 
         Does nothing when `data` does not hold the chunk's size line.
         """
+        shortcut = None if self._transport is None else self._transport.shortcut()
         before = data[: len(data) - last_bytes]
         begin = before.rfind(b"\n", 0, -2) + 1
-        if self._transport is None or self._response.has_chunk_ended or not begin or before[-2:] != b"\r\n":
+        if shortcut is None or self._response.has_chunk_ended or not begin or before[-2:] != b"\r\n":
             return
         size = before[begin:-2]
         if _CHUNK_SIZE.fullmatch(size):
             rest = int(size, 16) - last_bytes + 2  # with the chunk's CRLF
             if 0 < rest <= READ_BYTES:
-                self._transport.limit_next_read(rest)
+                shortcut.next_read_bytes = rest
 
     def eof_received(self) -> None:
         """End the response where the router closed its side: the end of a body without a length, or a cut."""

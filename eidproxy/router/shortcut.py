@@ -70,7 +70,7 @@ class Shortcuts:
 class Shortcut:
     """The way past the interpreter for one connection to the router. It may run many times, with gaps."""
 
-    __slots__ = ("_descriptor", "_error", "_pending", "_read_soon", "_report_counts", "_shortcuts")
+    __slots__ = ("_descriptor", "_error", "_pending", "_read_soon", "_report_counts", "_shortcuts", "next_read_bytes")
 
     def __init__(self, shortcuts: Shortcuts, descriptor: int, read_soon: Callable[[], None]) -> None:
         """`read_soon` schedules a call of `read`: the selector does not report bytes that were already read."""
@@ -82,6 +82,8 @@ class Shortcut:
         self._error = 0
         self._pending = b""
         """Bytes read and not passed on. The rest of a chunk that was passed on in part has a size line of its own."""
+        self.next_read_bytes = READ_BYTES
+        """The most bytes that the next read of the socket in Python may take."""
 
     def begin(
         self,
@@ -125,7 +127,7 @@ class Shortcut:
                 if self.has_pending:
                     self._read_soon()
 
-    def read(self, max_bytes: int) -> bytes:
+    def read(self) -> bytes:
         """End the shortcut and return the bytes that it took and did not pass on, else those of a read of the socket.
 
         Raises OSError, also for an error that C met.
@@ -138,7 +140,8 @@ class Shortcut:
         if self._pending:
             taken, self._pending = self._pending, b""
             return taken
-        return os.read(self._descriptor, max_bytes)
+        limit, self.next_read_bytes = self.next_read_bytes, READ_BYTES
+        return os.read(self._descriptor, limit)
 
     def _disarm(self) -> None:
         try:

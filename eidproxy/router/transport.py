@@ -241,7 +241,6 @@ class TcpTransport(asyncio.Transport):
         "_is_connecting",
         "_is_reading",
         "_loop",
-        "_next_read_bytes",
         "_protocol",
         "_read_poller",
         "_shortcut",
@@ -265,7 +264,6 @@ class TcpTransport(asyncio.Transport):
         self._is_connecting = True
         self._unsent: bytes | bytearray = b""
         self._shortcut: Shortcut | None = None
-        self._next_read_bytes = READ_BYTES
         try:
             if not _NONBLOCK:
                 sock.setblocking(False)
@@ -307,13 +305,6 @@ class TcpTransport(asyncio.Transport):
         if self._shortcut is None and self._read_poller.shortcuts is not None and self._is_reading:
             self._shortcut = Shortcut(self._read_poller.shortcuts, self._descriptor, self._read_soon)
         return self._shortcut
-
-    def limit_next_read(self, max_bytes: int) -> None:
-        """Take at most so many bytes with the next read, and twice as many with each one after it.
-
-        What is left in the socket may go past the interpreter.
-        """
-        self._next_read_bytes = max_bytes
 
     def end_shortcut(self) -> None:
         """See `Shortcut.end`."""
@@ -434,11 +425,8 @@ class TcpTransport(asyncio.Transport):
     def read(self, descriptor: int) -> None:
         """Read from this transport's `descriptor` and pass the bytes, the end or the error to the protocol."""
         shortcut = self._shortcut
-        max_bytes = self._next_read_bytes
-        if max_bytes < READ_BYTES:
-            self._next_read_bytes = min(2 * max_bytes, READ_BYTES)
         try:
-            data = os.read(descriptor, max_bytes) if shortcut is None else shortcut.read(max_bytes)
+            data = os.read(descriptor, READ_BYTES) if shortcut is None else shortcut.read()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
