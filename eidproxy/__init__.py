@@ -17,7 +17,7 @@ The map, in the order in which a request meets the parts:
                             how it is built; store_client: the connection to the store; address: where that is
         choice              which of the two: what a gate of another kind is added to
     router/                 the router's side
-        upstream, resolver  how to reach it; names
+        upstream, resolver  how to reach it; names; hints: what an operator can do where it is not reached
         exchange, response  one request on a connection; what comes back; reasons: what its faults mean
         transport, tls      over TCP, and with TLS; idle: connections that wait for the next request
         shortcut            events that go past the interpreter, by the extension in _splice.c
@@ -36,8 +36,8 @@ The map, in the order in which a request meets the parts:
     testing/                for the tests of apps: plugin (pytest's), running (the proxy), fake_router (the demo's too)
     egress                  where connections may lead
     errors, vocabulary      the table of reasons; the closed sets
-    metrics, logs, record   what is counted and written of a request; status, history: what `/status` tells
-    timeouts, keepalive     many waits, one timer; TCP's own; hints: what an operator can do
+    monitoring/             for operators: metrics, logs and the record of a request; status, history: what `/status` tells
+    timeouts, keepalive     many waits, one timer; TCP's own
 
 Pure (values in, values out; no I/O, no clock): vocabulary, repair, errors, http1, chat, sse, chunk, dialect,
 tool_calls, sanitize, completion, stream, admission, silence, wedge, egress, hints.

@@ -29,12 +29,22 @@ from eidproxy.endpoints import (
 )
 from eidproxy.gate import Gate, GateStatistics, GateTerms
 from eidproxy.gate.choice import build_gate
-from eidproxy.history import History
 from eidproxy.inbound.chat import Model
 from eidproxy.inbound.connections import Connections
 from eidproxy.inbound.server import Server, connection_limit, spare_descriptors
-from eidproxy.logs import Event, Log
-from eidproxy.metrics import INTERVAL_BOUNDS, Metrics, start_loop_lag_sampler
+from eidproxy.monitoring.history import History
+from eidproxy.monitoring.logs import Event, Log
+from eidproxy.monitoring.metrics import INTERVAL_BOUNDS, Metrics, start_loop_lag_sampler
+from eidproxy.monitoring.status import (
+    ROW_SECONDS,
+    Deadlines,
+    GateStatus,
+    HolderStatus,
+    RouterStatus,
+    Status,
+    UpstreamStatus,
+    WaiterStatus,
+)
 from eidproxy.relay.relay import Relay, RelayClocks, RelayLimits, RelayServices
 from eidproxy.relay.settle import Settlements
 from eidproxy.relay.silence import SilenceLimits
@@ -45,16 +55,6 @@ from eidproxy.router.shortcut import IS_BUILT
 from eidproxy.router.transport import SplicePoller
 from eidproxy.router.upstream import Upstream
 from eidproxy.site import CHAT_POLICY, chat_routes, framed_by_own, live_route
-from eidproxy.status import (
-    ROW_SECONDS,
-    Deadlines,
-    GateStatus,
-    HolderStatus,
-    RouterStatus,
-    Status,
-    UpstreamStatus,
-    WaiterStatus,
-)
 from eidproxy.surface import ChatSurface, unreadable_files
 from eidproxy.vocabulary import Mode, Phase, Priority, UpstreamState, WaitOutcome
 

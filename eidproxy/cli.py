@@ -113,7 +113,7 @@ async def run(settings: Settings, sockets: list[socket.socket]) -> None:
 
 def harden() -> None:
     """Take away what could tell or redirect: core dumps hold prompts, libraries print, variables lead astray."""
-    from eidproxy.logs import silence_libraries
+    from eidproxy.monitoring.logs import silence_libraries
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for name in _HIJACKERS:

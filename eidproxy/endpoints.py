@@ -23,12 +23,12 @@ from eidproxy.inbound.chat import Model, parse_chat_request
 from eidproxy.inbound.connection import Connection
 from eidproxy.inbound.connections import State
 from eidproxy.inbound.http1 import RequestHead
-from eidproxy.logs import ERRORS, Refusals
-from eidproxy.metrics import Metrics
-from eidproxy.record import RequestRecord
+from eidproxy.monitoring.logs import ERRORS, Refusals
+from eidproxy.monitoring.metrics import Metrics
+from eidproxy.monitoring.record import RequestRecord
+from eidproxy.monitoring.status import Status
 from eidproxy.relay.relay import Job, Relay, RelayServices
 from eidproxy.site import for_browser
-from eidproxy.status import Status
 from eidproxy.surface import ChatSurface
 from eidproxy.tokens import bearer_token
 from eidproxy.vocabulary import NO_MODE, Mode, Priority, Surface

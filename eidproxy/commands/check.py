@@ -19,7 +19,7 @@ from eidproxy.commands.look import is_eidproxy, request_models
 from eidproxy.config import ChatSettings, Loaded, Settings, contradictions, describe_settings, refusal_text
 from eidproxy.egress import EgressBlocked
 from eidproxy.gate.choice import check_gate
-from eidproxy.hints import Hint
+from eidproxy.router.hints import Hint
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.upstream import Upstream
 from eidproxy.surface import unreadable_files

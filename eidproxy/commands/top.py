@@ -23,8 +23,8 @@ import msgspec
 
 from eidproxy.commands.view import Display, View, render
 from eidproxy.config import Settings
+from eidproxy.monitoring.status import Status
 from eidproxy.signals import stop_signals
-from eidproxy.status import Status
 
 _PATIENCE_SECONDS = 5.0
 """Time limit for one request to the proxy."""

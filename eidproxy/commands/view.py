@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from eidproxy.status import ROWS, GateStatus, Spread, Status
+from eidproxy.monitoring.status import ROWS, GateStatus, Spread, Status
 
 _LATE_SHARE = 0.9
 """Fraction of a deadline after which an age is shown as late."""

@@ -10,7 +10,7 @@ from eidproxy.gate import Gate, GateTerms
 from eidproxy.gate.address import gate_address
 from eidproxy.gate.admission import AdmissionQueue
 from eidproxy.gate.local import LocalGate
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 
 
 def url_faults(url: str) -> Iterator[str]:

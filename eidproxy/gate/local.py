@@ -6,7 +6,7 @@ from collections.abc import Callable
 from eidproxy.errors import Refusal
 from eidproxy.gate import GateStatistics, Holder, HoldEstimate, Permit, Waiter
 from eidproxy.gate.admission import AdmissionQueue, Ticket
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.timeouts import TimeoutQueue
 from eidproxy.vocabulary import Priority, WaitOutcome
 

@@ -19,7 +19,7 @@ from eidproxy.errors import Refusal
 from eidproxy.gate import GateStatistics, Holder, Permit, Waiter
 from eidproxy.gate.shared_permit import RedisPermit
 from eidproxy.gate.store_client import Call, GuardedConnection, Reply, StoreClient
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.vocabulary import Priority, WaitOutcome
 
 CALL_SECONDS = 0.3

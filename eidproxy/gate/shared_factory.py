@@ -11,7 +11,7 @@ from eidproxy.gate import GateTerms
 from eidproxy.gate.address import gate_address
 from eidproxy.gate.shared import RedisGate, call_seconds
 from eidproxy.gate.store_client import StoreClient, addresses
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 
 _RESOLVE_SECONDS = 5.0
 """Time limit for resolving the store's name in `check`."""

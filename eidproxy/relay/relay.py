@@ -20,9 +20,9 @@ from eidproxy.errors import Refusal
 from eidproxy.gate import Gate, Permit
 from eidproxy.inbound.chat import ChatRequest
 from eidproxy.inbound.connection import Connection
-from eidproxy.logs import Event, Log
-from eidproxy.metrics import Metrics
-from eidproxy.record import RequestRecord
+from eidproxy.monitoring.logs import Event, Log
+from eidproxy.monitoring.metrics import Metrics
+from eidproxy.monitoring.record import RequestRecord
 from eidproxy.relay.answer import Answer, Times, is_departure
 from eidproxy.relay.completion import Completion
 from eidproxy.relay.progress import Progress

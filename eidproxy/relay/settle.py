@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from eidproxy.gate import Gate, Permit
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.vocabulary import AfterLeave, SettleEnd
 
 

@@ -5,7 +5,7 @@ from typing import Protocol
 import httpx
 
 from eidproxy.inbound.connection import Connection
-from eidproxy.metrics import StreamCounters
+from eidproxy.monitoring.metrics import StreamCounters
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
 from eidproxy.router.exchange import Exchange

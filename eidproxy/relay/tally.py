@@ -1,7 +1,7 @@
 """What the router did in one request, counted for the metrics when the request ends."""
 
 from eidproxy.errors import DEADLINES, STREAM_ENDS
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.relay.answer import Times
 from eidproxy.relay.stream import Stream
 from eidproxy.vocabulary import Mode, StreamEnd

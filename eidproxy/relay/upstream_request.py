@@ -9,7 +9,7 @@ from typing import Protocol
 import httpx
 
 from eidproxy.errors import FINAL_STATUSES, Refusal, RouterReason, reason_of_status, router_retry_seconds
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.relay.answer import Answer
 from eidproxy.relay.progress import Progress
 from eidproxy.relay.settle import Settlement

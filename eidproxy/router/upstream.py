@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from eidproxy.egress import Decision, EgressBlocked, EgressPolicy, Verdict, parse_literal
-from eidproxy.hints import Hint, find_hint
 from eidproxy.router.exchange import Exchange
+from eidproxy.router.hints import Hint, find_hint
 from eidproxy.router.idle import IdleConnections
 from eidproxy.router.resolver import Resolver, canonical
 from eidproxy.router.tls import TlsTransport

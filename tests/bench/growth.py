@@ -17,7 +17,7 @@ import uvloop
 
 from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.gate.local import LocalGate
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.vocabulary import Priority
 from tests.bench.__main__ import Scenario, measure, peers, started
 from tests.lab.tools import free_port

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 
 import httpx
 
-from eidproxy.metrics import INTERVAL_BOUNDS, StreamCounters
+from eidproxy.monitoring.metrics import INTERVAL_BOUNDS, StreamCounters
 from eidproxy.relay.splice import Splice
 from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard

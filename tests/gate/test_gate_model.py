@@ -23,7 +23,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from eidproxy.errors import Refusal
 from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.gate.local import LocalGate, LocalPermit
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.vocabulary import Priority
 from tests.lab.tools import size
 

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 import uvloop
 
-from eidproxy import app, endpoints, gate, logs, metrics, timeouts
+from eidproxy import app, endpoints, gate, timeouts
 from eidproxy.app import Application
 from eidproxy.config import load
 from eidproxy.gate import admission, local
 from eidproxy.inbound import connection, connections
 from eidproxy.inbound.connection import Connection
+from eidproxy.monitoring import logs, metrics
 from eidproxy.relay import answer, chunk, completion, progress, relay, sanitize, splice, sse, stream, upstream_request
 from eidproxy.router import exchange, idle, response, transport, upstream
 from tests.lab.client import CHAT, chat, request_bytes

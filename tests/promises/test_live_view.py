@@ -19,9 +19,9 @@ import pytest
 from msgspec import Struct, structs
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
 
-from eidproxy import status as answer_types
+from eidproxy.monitoring import status as answer_types
+from eidproxy.monitoring.status import ROWS, Status
 from eidproxy.site import live_view
-from eidproxy.status import ROWS, Status
 from tests.lab import tools
 from tests.lab.browser import chromium
 from tests.lab.client import CHAT, RawClient, ask, chat, request_bytes

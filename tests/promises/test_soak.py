@@ -16,7 +16,7 @@ def test_a_short_soak(seed: int) -> None:
 
 LEAKS = """
 import os
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 count_request = Metrics.count_request
 Metrics.count_request = lambda *request: (os.open("/dev/null", os.O_RDONLY), count_request(*request))[1]
 """

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 from eidproxy.endpoints import build_pages
-from eidproxy.metrics import Metrics
-from eidproxy.status import Status
+from eidproxy.monitoring.metrics import Metrics
+from eidproxy.monitoring.status import Status
 
 
 def test_the_text_of_metrics_is_kept_for_a_second() -> None:

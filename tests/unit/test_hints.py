@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eidproxy.hints import Hint, find_hint
+from eidproxy.router.hints import Hint, find_hint
 from tests.lab.proxy import Proxy
 from tests.lab.tools import until
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from eidproxy.history import History, quantile
-from eidproxy.metrics import Distribution
-from eidproxy.status import ROWS, Spread
+from eidproxy.monitoring.history import History, quantile
+from eidproxy.monitoring.metrics import Distribution
+from eidproxy.monitoring.status import ROWS, Spread
 from tests.lab.client import CHAT, RawClient, ask, chat, request_bytes
 from tests.lab.proxy import Proxy
 from tests.lab.router import Router

@@ -10,7 +10,7 @@ from eidproxy.errors import Refusal
 from eidproxy.gate import Holder, Waiter
 from eidproxy.gate.admission import AdmissionQueue
 from eidproxy.gate.local import LocalGate
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.vocabulary import Priority, WaitOutcome
 from tests.lab.loops import played_virtually
 

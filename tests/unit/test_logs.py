@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from eidproxy.logs import ConsoleRenderer, Event, LineWriter, Log, Refusals, silence_libraries
-from eidproxy.record import RequestRecord
+from eidproxy.monitoring.logs import ConsoleRenderer, Event, LineWriter, Log, Refusals, silence_libraries
+from eidproxy.monitoring.record import RequestRecord
 from eidproxy.vocabulary import Priority, Surface
 from tests.lab.client import ANSWER_CANARY, CHAT, PROMPT_CANARY, ask, chat
 from tests.lab.proxy import Proxy

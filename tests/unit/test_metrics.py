@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from eidproxy.errors import METRIC_REASONS
-from eidproxy.metrics import Distribution, Metrics, StreamCounters, start_loop_lag_sampler
-from eidproxy.record import RequestRecord
+from eidproxy.monitoring.metrics import Distribution, Metrics, StreamCounters, start_loop_lag_sampler
+from eidproxy.monitoring.record import RequestRecord
 from eidproxy.vocabulary import NO_MODE, Mode, Outcome, Phase, Priority, Surface, WaitOutcome
 from tests.lab.proxy import Sample, parse_metrics
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eidproxy.errors import RouterReason
-from eidproxy.record import RequestRecord
+from eidproxy.monitoring.record import RequestRecord
 from eidproxy.vocabulary import Mode, Outcome, Surface
 
 

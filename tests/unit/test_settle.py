@@ -15,7 +15,7 @@ from eidproxy.errors import Refusal
 from eidproxy.gate import Permit
 from eidproxy.gate.admission import AdmissionQueue
 from eidproxy.gate.local import LocalGate, LocalPermit
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.relay.settle import Settlement, Settlements
 from eidproxy.vocabulary import AfterLeave, Priority, SettleEnd
 from tests.lab.loops import played_virtually

@@ -22,7 +22,7 @@ from eidproxy.gate import Gate, GateTerms, Permit
 from eidproxy.gate.address import gate_address
 from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.gate.choice import build_gate
-from eidproxy.metrics import Metrics
+from eidproxy.monitoring.metrics import Metrics
 from eidproxy.relay.settle import Settlements
 from eidproxy.router.resolver import Resolver
 from eidproxy.vocabulary import AfterLeave, Priority, WaitOutcome

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from eidproxy.metrics import INTERVAL_BOUNDS
+from eidproxy.monitoring.metrics import INTERVAL_BOUNDS
 from eidproxy.relay.chunk import Frames, Template
 from eidproxy.relay.splice import Splice
 from eidproxy.router.shortcut import IS_BUILT, Passed, Shortcut, Shortcuts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from eidproxy.status import (
+from eidproxy.monitoring.status import (
     Deadlines,
     GateStatus,
     HistoryRow,

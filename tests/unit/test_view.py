@@ -18,7 +18,7 @@ from eidproxy.commands.view import (
     format_measured,
     render,
 )
-from eidproxy.status import ROWS, Status
+from eidproxy.monitoring.status import ROWS, Status
 
 LIVE = {"state": "live", "since_seconds": 900.0, "silent_ends": 0, "next_trial_seconds": None}
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
-from eidproxy.metrics import Distribution
-from eidproxy.status import ROWS, HistoryRow, Spread
+from eidproxy.monitoring.metrics import Distribution
+from eidproxy.monitoring.status import ROWS, HistoryRow, Spread
 
 
 class _Snapshot(NamedTuple):

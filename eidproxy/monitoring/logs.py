@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from eidproxy.record import RequestRecord
+from eidproxy.monitoring.record import RequestRecord
 from eidproxy.vocabulary import Outcome
 
 _encode = msgspec.json.Encoder().encode

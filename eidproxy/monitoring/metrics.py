@@ -24,7 +24,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from eidproxy.errors import CLIENT_GONE, METRIC_REASONS
-from eidproxy.record import RequestRecord
+from eidproxy.monitoring.record import RequestRecord
 from eidproxy.vocabulary import (
     NO_MODE,
     RESPONSE_CODES,
