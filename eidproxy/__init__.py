@@ -36,7 +36,7 @@ The map, in the order in which a request meets the parts:
     testing/                for the tests of apps: plugin (pytest's), running (the proxy), fake_router (the demo's too)
     egress                  where connections may lead
     errors, vocabulary      the table of reasons; the closed sets
-    monitoring/             for operators: metrics, logs and the record of a request; status, history: what `/status` tells
+    monitoring/             for operators: metrics, logs; the record of a request; status, history: what `/status` tells
     timeouts, keepalive     many waits, one timer; TCP's own
 
 Pure (values in, values out; no I/O, no clock): vocabulary, repair, errors, http1, chat, sse, chunk, dialect,

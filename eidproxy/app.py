@@ -45,7 +45,7 @@ from eidproxy.monitoring.status import (
     UpstreamStatus,
     WaiterStatus,
 )
-from eidproxy.relay.relay import Relay, RelayClocks, RelayLimits, RelayServices
+from eidproxy.relay.relay import Relay, RelayLimits, RelayServices, RelayTimers
 from eidproxy.relay.settle import Settlements
 from eidproxy.relay.silence import SilenceLimits
 from eidproxy.relay.wedge import GuardStatistics, WedgeGuard
@@ -224,12 +224,12 @@ class Application:
             metrics=self.metrics,
             log=self.log,
             limits=limits,
-            clocks=RelayClocks(limits),
+            timers=RelayTimers(limits),
             guards=self.guards,
             settlements=self.settlements,
             on_upstream_state=self._on_upstream_state,
             running=self.running,
-            clock=time.time,
+            epoch_seconds=time.time,
         )
         pages = build_pages(
             metrics=self.metrics,

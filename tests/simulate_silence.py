@@ -154,7 +154,7 @@ class House:
     def _start(self, job: Job) -> None:
         now = self.timeline.now
         assert job.passage is not None
-        if not self.guard.send(job.passage, now):
+        if not self.guard.try_send(job.passage, now):
             self.conclude(job, "upstream_wedged")
             return
         job.sent_at = now

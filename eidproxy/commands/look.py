@@ -170,7 +170,7 @@ class Router:
     async def ask(self, mode: Mode, question: dict[str, Any]) -> Response:
         """Ask for a stream, and read it to its end."""
         body = json.dumps({"model": self._aliases[mode], "stream": True, **question}).encode()
-        return await exchange_bytes(self._upstream, self._upstream.request(body), self._patience_seconds)
+        return await exchange_bytes(self._upstream, self._upstream.request_bytes(body), self._patience_seconds)
 
 
 class _Collector:

@@ -97,7 +97,7 @@ class Answer:
             connection.refuse(refusal, flush_seconds)
             return refusal.status
         stream = self.stream
-        rest = stream.close() if stream.sanitizer.begun else b""
+        rest = stream.close() if stream.sanitizer.has_begun else b""
         if stream.completion is not None and refusal is None:
             self._end_whole(stream.completion, flush_seconds)
             return 200

@@ -10,6 +10,7 @@ so one event costs one callback: `Splice` frames, sanitizes and writes bytes in 
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import httpx
@@ -32,7 +33,7 @@ from eidproxy.relay.splice import Splice
 from eidproxy.relay.states import BY_STATUS, ENDS, GIVEN, PHASES, WHOLE, Cause, State
 from eidproxy.relay.stream import Stream
 from eidproxy.relay.tally import count_exchange
-from eidproxy.relay.upstream_request import UpstreamClocks, UpstreamRequest
+from eidproxy.relay.upstream_request import UpstreamRequest, UpstreamTimers
 from eidproxy.relay.wedge import Passage, WedgeGuard
 from eidproxy.router.exchange import Exchange
 from eidproxy.router.reasons import reason_of_fault
@@ -42,18 +43,18 @@ from eidproxy.vocabulary import Mode, Phase, Priority, Surface
 
 
 class RelayLimits(NamedTuple):
-    """The clocks of one request."""
+    """The limits of one request."""
 
     silence: SilenceLimits
     keepalive_seconds: float
 
 
-class RelayClocks:
-    """The clocks of all requests."""
+class RelayTimers:
+    """The timers of all requests: one timer of the loop for each kind."""
 
     def __init__(self, limits: RelayLimits) -> None:
         self.deadline = TimeoutQueue(limits.silence.deadline_seconds, Relay.on_wall_clock)
-        self.upstream = UpstreamClocks(limits.silence, limits.keepalive_seconds)
+        self.upstream = UpstreamTimers(limits.silence, limits.keepalive_seconds)
 
 
 class RelayServices(NamedTuple):
@@ -64,14 +65,14 @@ class RelayServices(NamedTuple):
     metrics: Metrics
     log: Log
     limits: RelayLimits
-    clocks: RelayClocks
+    timers: RelayTimers
     guards: dict[Mode, WedgeGuard]
     settlements: Settlements
     on_upstream_state: Callable[[Mode], None]
     """Called when the guard of a mode changes its state."""
     running: "set[Relay]"
-    clock: Callable[[], float]
-    """Returns seconds since the epoch, for `created`."""
+    epoch_seconds: Callable[[], float]
+    """Returns the seconds since the epoch, for `created`."""
 
 
 class Job(Struct, frozen=True, gc=False):
@@ -95,9 +96,9 @@ class Relay:
         "_permit",
         "_progress",
         "_request",
-        "_sent",
         "_task",
         "_times",
+        "_upstream_request",
         "connection",
         "mode",
         "services",
@@ -114,7 +115,7 @@ class Relay:
         self._job = job
         self._times = Times(connection.loop.time())
         counters = services.metrics.streams[mode]
-        created = int(services.clock())
+        created = int(services.epoch_seconds())
         completion = None if request.stream else Completion()
         stream = Stream(connection.request_id, created, mode, completion, counts_unknown=counters.samples_unknown())
         splice = Splice(connection, stream, counters, services.guards[mode])
@@ -125,7 +126,7 @@ class Relay:
         self._permit: Permit | None = None
         self._exchange: Exchange | None = None
         """The exchange with the router until the request is written."""
-        self._sent: UpstreamRequest | None = None
+        self._upstream_request: UpstreamRequest | None = None
         """The request at the router, once it is written."""
         self._task: asyncio.Task[None] | None = None
         self._passage: Passage | None = None
@@ -163,7 +164,7 @@ class Relay:
             if self._progress is not None:
                 self._answer.begin()
             if self._permit is None or self._permit.granted_at_once:
-                if self._reach_router():
+                if self._send_at_once():
                     return
             else:
                 self._on_position_change()
@@ -172,15 +173,15 @@ class Relay:
         except Exception as error:  # noqa: BLE001  # whatever was acquired above must be given back
             self._on_failure(error)
 
-    def _reach_router(self) -> bool:
-        """Begin to connect, now that the slot is granted; send the request if the connection is there at once.
+    def _send_at_once(self) -> bool:
+        """Begin to connect, now that the slot is granted, and send the request if the connection is there at once.
 
         A router on the same machine accepts at once. Return whether nothing is left to wait for.
         """
         self._on_granted()
         upstream = self.services.upstream
         exchange = self._exchange = upstream.take_kept() or upstream.dial()
-        if exchange is None or exchange.dialling is not None:
+        if exchange is None or exchange.dialling is not None:  # a look-up comes first, or it still connects
             return False
         self._send(exchange)
         return True
@@ -190,7 +191,7 @@ class Relay:
         try:
             if self._times.granted_at is None and self._permit is not None:
                 await self._permit.granted()
-                if self._reach_router():
+                if self._send_at_once():
                     return
             exchange = await self.services.upstream.connect(self._exchange)
             if self.state is State.CONCLUDED:  # by a callback that ran between the connect and here
@@ -202,7 +203,7 @@ class Relay:
             self._on_failure(error)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        """Conclude a request whose task was cancelled from outside, perhaps before its first step."""
+        """Conclude a request whose task ended without that: cancelled from outside, perhaps before its first step."""
         self._task = None
         if self.is_unsent:
             error = None if task.cancelled() else task.exception()
@@ -237,7 +238,7 @@ class Relay:
     def _on_granted(self) -> None:
         now = self._times.granted_at = self._now()
         self._times.deadline_at = now + self.services.limits.silence.deadline_seconds
-        self.services.clocks.deadline.start(self)
+        self.services.timers.deadline.start(self)
         self.enter(State.CONNECTING)
         if self._progress is not None:
             self._progress.report_upstream(now)
@@ -246,11 +247,13 @@ class Relay:
         request, self._request = self._request, None
         assert request is not None  # noqa: S101  # a relay sends once
         services = self.services
-        message = services.upstream.request(request.body)
+        message = services.upstream.request_bytes(request.body)
         if self._permit is not None and not self._permit.is_held():
-            return  # after a standstill another request may hold the slot; `on_revoked` has concluded this one
-        now = self._answer.splice.last_sent_at = self._now()
-        if self._passage is None or not self._guard.send(self._passage, now):
+            # After a standstill another request may hold the slot. `is_held` has then called `on_revoked`, which
+            # concluded this one.
+            return
+        now = self._answer.splice.last_sent_at = self._now()  # keep-alive comments count from here
+        if self._passage is None or not self._guard.try_send(self._passage, now):
             self.refuse_unsent()
             return
         silence = SilenceClock(
@@ -260,12 +263,12 @@ class Relay:
             sent_at=now,
             deadline_at=self._times.deadline_at,
         )
-        self._sent = UpstreamRequest(
-            self, services.clocks.upstream, services.metrics, exchange, self._answer, self._progress, silence
+        self._upstream_request = UpstreamRequest(
+            self, services.timers.upstream, services.metrics, exchange, self._answer, self._progress, silence
         )
         self._exchange = None
         self.enter(State.ASKED)
-        self._sent.send(message, may_shortcut=services.upstream.shortcuts is not None)
+        self._upstream_request.send(message, may_shortcut=services.upstream.shortcuts is not None)
 
     def on_guard_change(self) -> None:
         """Tell that the wedge guard changed its state."""
@@ -284,14 +287,14 @@ class Relay:
     def pause(self) -> None:
         """Stop reading from the router until the caller, which reads too slowly, has caught up."""
         self._answer.splice.paused = True
-        if self._sent is not None:
-            self._sent.pause()
+        if self._upstream_request is not None:
+            self._upstream_request.pause()
 
     def resume(self) -> None:
         """Read from the router again: the caller has caught up."""
         self._answer.splice.paused = False
-        if self._sent is not None:
-            self._sent.resume()
+        if self._upstream_request is not None:
+            self._upstream_request.resume()
 
     # The end
 
@@ -325,19 +328,19 @@ class Relay:
         if self.state is State.CONCLUDED:
             return
         state, self.state = self.state, State.CONCLUDED
-        is_silent = is_settling = False
+        is_silent_end = is_settling = False
         try:
             refusal = self._decide_refusal(state, cause, given, refusal)
             if refusal is not None:
-                is_silent = self._sent is not None and self._sent.is_silent_end(refusal)
-                is_settling = self._try_settle(state, refusal, is_silent)
+                is_silent_end = self._upstream_request is not None and self._upstream_request.judge_silent_end(refusal)
+                is_settling = self._try_settle(state, refusal, is_silent_end)
         except Exception as error:  # noqa: BLE001  # no fault may keep the slot
             self.services.log.fault("verdict", error)
             refusal = refusal or Refusal("internal_error")
         log = self.services.log
         if not is_settling:
-            _run_step(log, self._close_upstream, refusal, is_silent)
-            _run_step(log, self._exit_guard, is_silent)
+            _run_step(log, self._close_upstream, refusal, is_silent_end)
+            _run_step(log, self._exit_guard, is_silent_end)
             _run_step(log, self._release_slot)
         _run_step(log, self._cancel_timers)
         _run_step(log, self._detach)
@@ -349,67 +352,70 @@ class Relay:
             self.services.log.fault("answer", error)
             self.connection.abort()
         self._record(refusal, status)
-        if self._sent is None or self._sent.is_closed:
+        if self._upstream_request is None or self._upstream_request.is_closed:
             self._break_cycles()
 
     def _decide_refusal(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
         """Return the error for the caller, or None for a whole answer."""
+        # In any state: where text came after the finish reason, the state is STREAMING again (DESIGN, 58).
         if cause is Cause.ROUTER_DONE and self._answer.stream.sanitizer.finish_reason is not None:
             return None
-        word = ENDS[state].get(cause, GIVEN)
-        if word == WHOLE:
+        outcome = ENDS[state].get(cause, GIVEN)
+        if outcome == WHOLE:
             return None
-        if word == BY_STATUS:
-            return Refusal("internal_error") if self._sent is None else self._sent.refusal()
-        reason = given if word == GIVEN else word
+        if outcome == BY_STATUS and self._upstream_request is not None:
+            return self._upstream_request.refusal_by_status()
+        reason = given if outcome in (GIVEN, BY_STATUS) else outcome
         return refusal or Refusal(reason or "internal_error")
 
-    def _close_upstream(self, refusal: Refusal | None, is_silent: bool) -> None:
+    def _close_upstream(self, refusal: Refusal | None, is_silent_end: bool) -> None:
         """End the exchange with the router; reset its connection when the answer is not whole (contract, P6)."""
-        if self._sent is not None:
-            self._sent.close(self.services.upstream, is_whole=refusal is None, is_silent=is_silent)
+        if self._upstream_request is not None:
+            self._upstream_request.close(self.services.upstream, is_whole=refusal is None, is_silent_end=is_silent_end)
         elif self._exchange is not None:
             self._exchange.abort(reset=True)
 
-    def _exit_guard(self, is_silent: bool) -> None:
+    def _exit_guard(self, is_silent_end: bool) -> None:
         """Leave the guard, before the slot is given on: else the next request gets a slot only to be refused."""
         upstream = self.services.upstream
-        if is_silent and upstream.shortcuts is not None:  # the guard must know signs of life in C, now and from now on
+        if is_silent_end and upstream.shortcuts is not None:
+            # Shortcuts pass events on unseen by the guard. It must judge by all that came, and see what comes next.
             upstream.shortcuts.end()
-        if self._passage is not None and self._guard.leave(self._passage, self._now(), silent=is_silent):
+        if self._passage is not None and self._guard.leave(self._passage, self._now(), silent=is_silent_end):
             self.on_guard_change()
 
-    def _try_settle(self, state: State, refusal: Refusal, is_silent: bool) -> bool:
+    def _try_settle(self, state: State, refusal: Refusal, is_silent_end: bool) -> bool:
         """Return whether a settlement keeps slot and router: the caller left while the server reads the prompt."""
-        sent = self._sent
+        sent = self._upstream_request
         if state is not State.ASKED or not is_departure(refusal.reason) or sent is None:
             return False
 
-        log = self.services.log
-
-        def close() -> None:
-            _run_step(log, self._close_upstream, refusal, False)
-            _run_step(log, self._exit_guard, is_silent and not sent.has_begun)
-            if sent.settlement is not None:  # else `conclude` goes on, and does it
-                self._break_cycles()
-
-        left = self._times.deadline_at - self._now()
+        seconds_left = self._times.deadline_at - self._now()
+        close = partial(self._close_settled, sent, refusal, is_silent_end)
         try:
-            sent.settlement = self.services.settlements.keep(self._permit, close, left)
+            sent.settlement = self.services.settlements.keep(self._permit, close, seconds_left)
             if sent.settlement is not None and self._passage is not None and self._guard.is_trial(self._passage):
-                self._exit_guard(is_silent)  # the next request is the trial, even while this one is kept
+                self._exit_guard(is_silent_end)  # the next request is the trial, even while this one is kept
         except Exception as error:  # noqa: BLE001  # without a settlement `conclude` gives back everything
             self.services.log.fault("settle", error)
         return sent.settlement is not None
+
+    def _close_settled(self, sent: UpstreamRequest, refusal: Refusal, is_silent_end: bool) -> None:
+        """Close the router's connection of a departed caller: at once, within `keep`, or when the settlement ends."""
+        log = self.services.log
+        _run_step(log, self._close_upstream, refusal, False)
+        _run_step(log, self._exit_guard, is_silent_end and not sent.has_begun)
+        if sent.settlement is not None:  # else this runs within `keep`, and `conclude` does the rest
+            self._break_cycles()
 
     def _break_cycles(self) -> None:
         """Break the reference cycles, so that the objects are freed here and not by the garbage collector."""
         splice = self._answer.splice
         if hasattr(splice, "listener"):
             del splice.listener
-        if self._sent is not None:
-            self._sent.settlement = None
-        self._exchange = self._sent = None
+        if self._upstream_request is not None:
+            self._upstream_request.settlement = None
+        self._exchange = self._upstream_request = None
 
     def _release_slot(self) -> None:
         if self._permit is not None:
@@ -417,9 +423,9 @@ class Relay:
             self._permit.on_revoked = None
 
     def _cancel_timers(self) -> None:
-        self.services.clocks.deadline.stop(self)
-        if self._sent is not None:
-            self._sent.stop_clocks()
+        self.services.timers.deadline.stop(self)
+        if self._upstream_request is not None:
+            self._upstream_request.stop_timers()
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -459,16 +465,16 @@ class Relay:
         )
         self.services.metrics.count_request(record)
         stream = self._answer.stream
-        head = None if self._sent is None else self._sent.head
+        head = None if self._upstream_request is None else self._upstream_request.head
         status_of_router = None if head is None else head.status
         own_reason = None if record.reason is None else record.own_reason
         count_exchange(self.services.metrics, self.mode, stream, times, status_of_router, own_reason, now)
         self.services.log.request(record)
 
 
-def _run_step(log: Log, step: Callable[..., None], *given: object) -> None:
+def _run_step(log: Log, step: Callable[..., None], *arguments: object) -> None:
     """Run one step of `conclude`; log a failure, since the steps after it must run too."""
     try:
-        step(*given)
+        step(*arguments)
     except Exception as error:  # noqa: BLE001
         log.fault("conclude", error)

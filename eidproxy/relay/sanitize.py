@@ -62,11 +62,11 @@ class Sanitizer:
         "_request_id",
         "_seams",
         "_usages",
-        "begun",
         "continued_after_finish",
         "dropped",
         "failure",
         "finish_reason",
+        "has_begun",
         "has_text",
         "said_done",
         "tokens",
@@ -79,7 +79,7 @@ class Sanitizer:
         """None until an event may have marks."""
         self._calls: ToolCalls | None = None
         self._has_counted_finish = not counts_unknown
-        self.begun = False
+        self.has_begun = False
         """Whether a good event came: one with text, reasoning, a refusal, a call or a finish reason."""
         self.has_text = False
         """Whether text, a refusal or a call came, not reasoning alone."""
@@ -100,14 +100,14 @@ class Sanitizer:
         return {Stripped.MODEL: self._models, Stripped.USAGE: self._usages, Stripped.OTHER: self._others}
 
     @property
-    def is_trusted(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the answer is whole, whatever follows: no error, clock or cut turns it into an error."""
         return self.finish_reason is not None and not self.continued_after_finish
 
     @property
     def is_plain(self) -> bool:
         """Whether `Frames.rebuild` may replace `read`: in the middle of a stream, with no incomplete character."""
-        return self.begun and self.finish_reason is None and not self._seams
+        return self.has_begun and self.finish_reason is None and not self._seams
 
     def read(self, data: bytes) -> Delta | None:
         """Read one event's data and return the part that may pass, or None.
@@ -125,7 +125,7 @@ class Sanitizer:
             return self._read_chunk(chunk, data, marked)
         except TooManyItems:
             self.drop(Dropped.TOO_LARGE)
-            if not self.is_trusted:
+            if not self.is_finished:
                 self.failure = "upstream_protocol_error"
             return None
         except NotObject:
@@ -146,7 +146,7 @@ class Sanitizer:
             return None
         word = choice.finish_reason.strip().lower() if choice.finish_reason else ""
         is_failing = word in _FAILURE_REASONS or (choice.error is not UNSET and says_something(choice.error))
-        if is_failing and not self.begun:
+        if is_failing and not self.has_begun:
             self._fail(data, in_choice=True)
             return None
         received = _choose_delta(chunk, choice)
@@ -161,13 +161,13 @@ class Sanitizer:
         reason = _FINISH_REASONS.get(word, "stop")
         if reason is not None:
             self._finish(reason, data)
-        if not self.begun and (has_content or reason is not None):
+        if not self.has_begun and (has_content or reason is not None):
             return self._begin(delta, data)
         return delta
 
     def _begin(self, delta: Delta | None, data: bytes) -> Delta:
         """Note the first good event and give it the role. No other has one, since SDKs join repeated strings."""
-        self.begun = True
+        self.has_begun = True
         if not self._has_counted_finish:
             self._count_unknown_fields(data)
         delta = delta or Delta(content="")
@@ -237,8 +237,8 @@ class Sanitizer:
             self.tokens = {_PROMPT: counts[0], _COMPLETION: counts[1]}
 
     def _fail(self, data: bytes, in_choice: bool = False) -> None:
-        if not self.is_trusted:
-            self.failure = reason_in_event(data, begun=self.begun, in_choice=in_choice)
+        if not self.is_finished:
+            self.failure = reason_in_event(data, begun=self.has_begun, in_choice=in_choice)
 
     def drop(self, kind: Dropped) -> None:
         """Count an event of which nothing passes."""

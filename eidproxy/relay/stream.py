@@ -163,7 +163,7 @@ class Stream:
             return Stage.OVER
         if sanitizer.finish_reason is not None:
             return Stage.FINISHED
-        if not sanitizer.begun:
+        if not sanitizer.has_begun:
             return Stage.WAITING
         return Stage.SPEAKING if sanitizer.has_text else Stage.THINKING
 

@@ -1,7 +1,7 @@
 """One request at the router, from its first byte written: the head, the events and the silences of the answer.
 
 Until then the request waits in `Relay`, which also owns its end: here each thing that ends a request is reported as a
-`Cause`. Everything runs in the callbacks of the upstream connection and of the clocks.
+`Cause`. Everything runs in the callbacks of the upstream connection and of the timers.
 """
 
 from typing import Protocol
@@ -28,7 +28,7 @@ from eidproxy.vocabulary import Mode, SettleEnd
 _TAIL_SECONDS = 5.0
 """How long a router may be silent after a finish reason before the answer counts as whole (contract, 4)."""
 
-_REFUSAL_SECONDS = 5.0
+_ERROR_BODY_SECONDS = 5.0
 """Limit for reading the body of a router's error response: the status alone is enough for a reason."""
 
 _TCP_KEEPALIVE_AFTER_SECONDS = 3.0
@@ -38,15 +38,15 @@ Shorter requests never pay for it.
 """
 
 
-class UpstreamClocks:
-    """The clocks of all requests at the router: one timer of the loop for each kind."""
+class UpstreamTimers:
+    """The timers of all requests at the router: one timer of the loop for each kind."""
 
     def __init__(self, limits: SilenceLimits, keepalive_seconds: float) -> None:
         """To be built inside a running loop."""
         self.silence = SilenceTimers(limits, keepalive_seconds)
         self.tcp_keepalive = TimeoutQueue(_TCP_KEEPALIVE_AFTER_SECONDS, UpstreamRequest.enable_tcp_keepalive)
         self.tail = TimeoutQueue(_TAIL_SECONDS, UpstreamRequest.on_tail_silence, patient=True)
-        self.refusal = TimeoutQueue(_REFUSAL_SECONDS, UpstreamRequest.on_tail_silence, patient=True)
+        self.error_body = TimeoutQueue(_ERROR_BODY_SECONDS, UpstreamRequest.on_error_body_limit, patient=True)
 
 
 class Owner(Protocol):
@@ -73,11 +73,11 @@ class UpstreamRequest:
 
     __slots__ = (
         "_answer",
-        "_clocks",
         "_exchange",
         "_metrics",
         "_progress",
         "_relay",
+        "_timers",
         "_watch",
         "head",
         "is_closed",
@@ -87,7 +87,7 @@ class UpstreamRequest:
     def __init__(
         self,
         relay: Owner,
-        clocks: UpstreamClocks,
+        timers: UpstreamTimers,
         metrics: Metrics,
         exchange: Exchange,
         answer: Answer,
@@ -95,12 +95,12 @@ class UpstreamRequest:
         silence: SilenceClock,
     ) -> None:
         self._relay = relay
-        self._clocks = clocks
+        self._timers = timers
         self._metrics = metrics
         self._exchange = exchange
         self._answer = answer
         self._progress = progress
-        self._watch = SilenceWatch(self, clocks.silence, silence, answer, exchange)
+        self._watch = SilenceWatch(self, timers.silence, silence, answer, exchange)
         self.head: ResponseHead | None = None
         """The head of the router's response."""
         self.is_closed = False
@@ -122,7 +122,7 @@ class UpstreamRequest:
         if splice.paused:
             exchange.pause()
         self._watch.start()
-        self._clocks.tcp_keepalive.start(self)
+        self._timers.tcp_keepalive.start(self)
         if may_shortcut:
             splice.attempts = ShortcutAttempts(exchange, sends_progress=self._progress is not None)
 
@@ -145,10 +145,10 @@ class UpstreamRequest:
         else:
             self._answer.splice.body = ErrorBody()
             self._relay.enter(State.REFUSED)
-            self._clocks.refusal.start(self)
+            self._timers.error_body.start(self)
 
     def on_stage(self, events: bytes, now: float) -> None:
-        """Act on a new stage or on the end of the body, and send `events` to the caller."""
+        """Act on a new stage, on the end of the body, and on each read after a finish reason; send `events`."""
         relay, splice = self._relay, self._answer.splice
         body = splice.body
         if self.settlement is not None:
@@ -157,21 +157,21 @@ class UpstreamRequest:
             self.settlement.finish(SettleEnd.FIRST_EVENT)
             return
         splice.stage = stage = body.stage
-        if isinstance(body, ErrorBody):
+        if isinstance(body, ErrorBody):  # it is as long as it may be: as if the router had ended it here
             relay.conclude(Cause.ROUTER_CLOSED)
             return
-        is_first = relay.state is State.ASKED and body.sanitizer.begun
+        is_first = relay.state is State.ASKED and body.sanitizer.has_begun
         has_new_events = body.parsed_events != splice.noted_events
         splice.noted_events = body.parsed_events
         has_new_comment = body.comment is not splice.noted_comment and self._note_comment(body.comment, now)
         if is_first:
             self._on_first_event(now)
-        elif has_new_events and (body.sanitizer.begun or body.failure is not None):
+        elif has_new_events and (body.sanitizer.has_begun or body.failure is not None):
             self.on_sign_of_life(now)
         if events:
             self._answer.send_events(events, now, is_first=is_first, is_last=stage is Stage.OVER)
         if is_first:
-            self._watch.on_first_event()
+            self._watch.on_first_event()  # after the event is sent: its next check counts from there
         if self._progress is not None:
             self._progress.report_stage(stage, now)
         if stage >= Stage.FINISHED and (has_new_events or has_new_comment):
@@ -208,7 +208,7 @@ class UpstreamRequest:
             self._note_comment(body.comment, now)
         if body.parsed_events != splice.noted_events:
             splice.noted_events = body.parsed_events
-            if body.sanitizer.begun:
+            if body.sanitizer.has_begun:
                 self.on_sign_of_life(now)
 
     def _note_comment(self, comment: bytes, now: float) -> bool:
@@ -224,11 +224,11 @@ class UpstreamRequest:
 
         Where text came after a finish reason, go back to streaming instead.
         """
-        self._clocks.tail.stop(self)
-        if stream.sanitizer.is_trusted:
+        self._timers.tail.stop(self)
+        if stream.sanitizer.is_finished:
             self._relay.enter(State.FINISHED)
             if not is_over:
-                self._clocks.tail.start(self)
+                self._timers.tail.start(self)
         elif self._relay.state is State.FINISHED:
             self._relay.enter(State.STREAMING)
             self._watch.check()
@@ -248,7 +248,7 @@ class UpstreamRequest:
         """End the request because of a fault of our own."""
         self._relay.fail(where, error)
 
-    # Pauses and clocks
+    # Pauses and timers
 
     def pause(self) -> None:
         """Read no more from the router: the caller reads too slowly."""
@@ -274,23 +274,27 @@ class UpstreamRequest:
         self._relay.conclude(Cause.SILENCE, reason)
 
     def on_tail_silence(self) -> None:
-        """Conclude: 5 s of silence passed after a finish reason, or 5 s since the head of an error response."""
+        """Conclude: 5 s of silence passed after a finish reason."""
+        self._relay.conclude(Cause.SILENCE)
+
+    def on_error_body_limit(self) -> None:
+        """Conclude: 5 s passed since the head of an error response, and its body is not whole."""
         self._relay.conclude(Cause.SILENCE)
 
     def enable_tcp_keepalive(self) -> None:
         """Enable TCP keep-alive on the router's connection, to find a router that is gone without a FIN or reset."""
         self._exchange.enable_tcp_keepalive()
 
-    def stop_clocks(self) -> None:
-        """Stop all clocks."""
+    def stop_timers(self) -> None:
+        """Stop all timers."""
         self._watch.stop()
-        self._clocks.tcp_keepalive.stop(self)
-        self._clocks.tail.stop(self)
-        self._clocks.refusal.stop(self)
+        self._timers.tcp_keepalive.stop(self)
+        self._timers.tail.stop(self)
+        self._timers.error_body.stop(self)
 
     # The end
 
-    def refusal(self) -> Refusal:
+    def refusal_by_status(self) -> Refusal:
         """Return the refusal that follows from the router's error status and its body."""
         head, body = self.head, self._answer.splice.body
         if head is None:
@@ -303,7 +307,7 @@ class UpstreamRequest:
             is_final=is_final,
         )
 
-    def is_silent_end(self, refusal: Refusal) -> bool:
+    def judge_silent_end(self, refusal: Refusal) -> bool:
         """Return whether a request that ends now in this way is evidence that the model server hangs."""
         if isinstance(refusal.reason, RouterReason):
             return False
@@ -311,14 +315,14 @@ class UpstreamRequest:
             return False  # a router that answers with an error status does not hang
         return self._watch.clock.is_silent_end(refusal.reason, self._answer.connection.loop.time())
 
-    def close(self, upstream: Upstream, *, is_whole: bool, is_silent: bool) -> None:
+    def close(self, upstream: Upstream, *, is_whole: bool, is_silent_end: bool) -> None:
         """End the exchange with the router; reset its connection when the answer is not whole (contract, P6)."""
         self.is_closed = True
         if is_whole:
             upstream.finish(self._exchange)
             return
         try:
-            if is_silent:
+            if is_silent_end:
                 self._exchange.report_unanswered()
         finally:
             self._exchange.abort(reset=True)

@@ -17,7 +17,7 @@ _MAX_UNREAD_CHECKS = 20
 
 
 class Watched(Protocol):
-    """The relay, as the watch calls it."""
+    """The request at the router, as its watch calls it."""
 
     @property
     def awaits_router(self) -> bool:
@@ -48,46 +48,49 @@ class SilenceWatch:
         "_exchange",
         "_extended_due",
         "_next_check",
-        "_relay",
+        "_request",
         "_timers",
         "_unread_checks",
         "clock",
     )
 
     def __init__(
-        self, relay: Watched, timers: SilenceTimers, clock: SilenceClock, answer: Answer, exchange: Exchange
+        self, request: Watched, timers: SilenceTimers, clock: SilenceClock, answer: Answer, exchange: Exchange
     ) -> None:
-        self._relay: Watched | None = relay
+        self._request: Watched | None = request
         self._timers = timers
         self.clock = clock
         self._answer = answer
         self._exchange = exchange
         self._next_check: int | None = None
         """The key of the next check's timer; None before the first check."""
+        # When a silence ran out stands for the silence itself: another one runs out at another time.
         self._checked_due: float | None = None
+        """The silence that `_unread_checks` counts for."""
         self._unread_checks = 0
         self._extended_due: float | None = None
+        """The silence that was extended last."""
 
     def start(self) -> None:
         """Schedule the first check. After `stop` this does nothing."""
-        if self._relay is not None:
+        if self._request is not None:
             self._timers.first.start(self)
 
     def stop(self) -> None:
-        """Check no more. The clock stays."""
-        self._relay = None
+        """Check no more. What `clock` knows stays."""
+        self._request = None
         self._timers.first.stop(self)
         self._stop_next_check()
 
     def on_first_event(self) -> None:
-        """Check now if a check is scheduled by the first-event allowance: the next one is due sooner."""
+        """Check now if a check has scheduled the next one by the first-event allowance: it is due sooner now."""
         if self._next_check is not None:
             self.check()
 
     def check(self) -> None:
         """Enforce the read timeout, send a keep-alive comment if one is due, and schedule the next check."""
         self._stop_next_check()
-        if self._relay is None or not self._relay.awaits_router:
+        if self._request is None or not self._request.awaits_router:
             return
         self._exchange.end_shortcut()
         answer, clock, splice = self._answer, self.clock, self._answer.splice
@@ -100,14 +103,14 @@ class SilenceWatch:
             if extension:
                 self._next_check = self._timers.later.start(self, now + extension)
             else:
-                self._relay.on_silence(clock.reason(now))
+                self._request.on_silence(clock.reason(now))
             return
         keepalive_seconds = self._timers.keepalive_seconds
         if splice.is_open:
             if now >= splice.last_sent_at + keepalive_seconds:
                 answer.keep_alive(now)
             due = min(due, splice.last_sent_at + keepalive_seconds)
-        due = min(due, answer.times.deadline_at)  # finite, so that a timer is set: it tells `on_first_event` of this
+        due = min(due, answer.times.deadline_at)  # finite, so that a timer is always set: see `on_first_event`
         if due > now:
             self._next_check = self._timers.later.start(self, due)
 
@@ -115,8 +118,9 @@ class SilenceWatch:
         """Return how many seconds more to wait before a silence that ran out at `due` ends the request; 0 for none.
 
         After a standstill timers run before reads, so the router may have sent something: unread bytes are read first,
-        but not without end, since they may be pings that are no sign of life. A wait that began in the turn that stood
-        still began with an old time, so each silence is extended once by as much as the clock is late (DESIGN, 39).
+        but not without end, since they may be pings that are no sign of life. If the loop stood still when a silence
+        began, its beginning was noted too early, so each silence is extended once, by as much as this check is late
+        (DESIGN, 39).
         """
         if self._checked_due != due:
             self._checked_due, self._unread_checks = due, 0

@@ -95,9 +95,9 @@ class Passage:
 class WedgeGuard:
     """The guard of one mode.
 
-    A request calls `enter` before it asks for a slot, `send` right before it is written to the router and `leave` when
-    its connection to the router is closed, or when it ends without one. Each data event calls `note_event`, or, while
-    `is_live`, may set `heard_at` instead.
+    A request calls `enter` before it asks for a slot, `try_send` right before it is written to the router, and `leave`
+    when its connection to the router is closed, or when it ends without one. Each data event calls `note_event`, or,
+    while `is_live`, may set `heard_at` instead.
     """
 
     def __init__(self, wedge_after: int, retry_seconds: float, now: float) -> None:
@@ -131,7 +131,7 @@ class WedgeGuard:
         self._apply(Event.ASKED_WHEN_DUE, now)
         return self._trial
 
-    def send(self, passage: Passage, now: float) -> bool:
+    def try_send(self, passage: Passage, now: float) -> bool:
         """Note that a request is about to be written. Return False to refuse it after all, with `upstream_wedged`."""
         if not self.is_live and self.state is UpstreamState.WEDGED and passage is not self._trial:
             return False

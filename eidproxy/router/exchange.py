@@ -16,6 +16,8 @@ from eidproxy.router.shortcut import READ_BYTES, Shortcut
 from eidproxy.router.transport import TcpTransport
 from eidproxy.timeouts import PatientTimer
 
+_MAX_SIZE_LINE_BYTES = 10
+"""More than the size line of any read has."""
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,6}")
 
 
@@ -173,13 +175,9 @@ class Exchange(asyncio.Protocol):
         if sink is None:
             return
         now = self._loop.time()
-        if self._is_between_chunks and len(data) > 5:
-            # The usual read is one whole chunk, with the size line that most servers write. The parser need not see
-            # it: it is between two chunks before and after. The last chunk is empty and has 5 bytes (RFC 9112, 7.1).
-            body_at = data.find(b"\r\n", 1, 10) + 2
-            if data[:body_at] == b"%x\r\n" % (len(data) - body_at - 2) and data[-2:] == b"\r\n":
-                sink.upstream_body(data[body_at:-2], now)
-                return
+        if self._is_between_chunks and (body := _body_of_one_chunk(data)):
+            sink.upstream_body(body, now)  # the parser need not see it: it is between two chunks before and after
+            return
         if self.first_byte_at is None:
             self.first_byte_at = now
         response, fault = self._response, None
@@ -272,3 +270,14 @@ class Exchange(asyncio.Protocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+
+def _body_of_one_chunk(data: bytes) -> bytes:
+    """Return the body if the bytes are one whole chunk, as the usual read is; else nothing.
+
+    The size line must be as most servers write it. The last chunk has no body (RFC 9112, 7.1).
+    """
+    body_at = data.find(b"\r\n", 1, _MAX_SIZE_LINE_BYTES) + 2
+    if data[:body_at] == b"%x\r\n" % (len(data) - body_at - 2) and data[-2:] == b"\r\n":
+        return data[body_at:-2]
+    return b""

@@ -35,6 +35,7 @@ class ResponseParser:
         "_content_type",
         "_field_bytes",
         "_has_length",
+        "_ignores_callbacks",
         "_interim_heads",
         "_is_encoded",
         "_parser",
@@ -121,7 +122,7 @@ class ResponseParser:
         parser = self._parser = httptools.HttpResponseParser(self)
         if self.has_head:  # it was dropped between two chunks: bring the new one to this place
             known = self._transfer_coding, self.keeps_alive, self._field_bytes
-            self.is_whole, self._field_bytes = True, 0  # what this head calls must not count as a response
+            self.is_whole, self._field_bytes = True, 0  # so that the callbacks take this head for no response
             try:
                 parser.feed_data(_CHUNKED_HEAD)
             finally:
@@ -177,9 +178,10 @@ class ResponseParser:
         if status < 100 or status > 599:
             raise httptools.HttpParserError("no such status")
         self.has_head = True
-        # With HTTP/1.0 chunks count as faulty framing, so the connection is closed after them (RFC 9112, 6.1).
-        is_chunked = coding is not None and self._parser.get_http_version() == "1.1"
-        self.keeps_alive = is_chunked and self._parser.should_keep_alive()
+        # Streams come in chunks: what has a length is an error, after which the connection is closed. With HTTP/1.0
+        # chunks count as faulty framing (RFC 9112, 6.1).
+        is_stream = coding is not None and self._parser.get_http_version() == "1.1"
+        self.keeps_alive = is_stream and self._parser.should_keep_alive()
         media_type = self._content_type.partition(b";")[0].strip().lower()
         is_event_stream = media_type == b"text/event-stream" and not self._is_encoded
         self.head = ResponseHead(status, is_event_stream, self._retry_after)

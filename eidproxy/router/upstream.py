@@ -74,7 +74,7 @@ class Upstream:
         """Why the router was not reachable at the last attempt, if that is known."""
         self._check_task: asyncio.Task[None] | None = None
 
-    def request(self, body: bytes) -> bytes:
+    def request_bytes(self, body: bytes) -> bytes:
         """Return the request for a body: a constant head, the length and the body."""
         head = self._keeping_head if self._idle.seconds else self._closing_head
         return b"%b%d\r\n\r\n%b" % (head, len(body), body)

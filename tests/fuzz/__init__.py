@@ -53,7 +53,7 @@ def run(pieces: Iterable[bytes], limit: int = MAX_EVENT_BYTES, completion: Compl
         if stream.stage is Stage.OVER:
             break
     sanitizer = stream.sanitizer
-    if sanitizer.begun:
+    if sanitizer.has_begun:
         output += stream.close()
     stripped = stream.stripped()
     return Result(

@@ -106,15 +106,15 @@ def test_the_role_stands_in_the_first_chunk_and_in_no_other() -> None:
 def test_an_event_that_says_nothing_is_no_first_event(data: bytes) -> None:
     sanitizer = Sanitizer("r")
     assert sanitizer.read(data) is None
-    assert not sanitizer.begun
+    assert not sanitizer.has_begun
     assert passes(event({"reasoning": "a"}), sanitizer) == {"role": "assistant", "reasoning_content": "a"}
-    assert sanitizer.begun
+    assert sanitizer.has_begun
 
 
 def test_a_finish_reason_is_a_first_event() -> None:
     sanitizer = Sanitizer("r")
     assert passes(event({"role": "assistant"}, finish_reason="stop"), sanitizer) == {"role": "assistant", "content": ""}
-    assert sanitizer.begun
+    assert sanitizer.has_begun
 
 
 def test_the_beginning_of_a_character_is_a_first_event() -> None:
@@ -139,7 +139,7 @@ def test_a_character_in_two_events_is_one_in_every_text(field: str, passed: str)
     spelled = b'{"id":1,"choices":[{"delta":{"%b":"%b"}}]}'
     sanitizer = Sanitizer("r")
     sanitizer.read(spelled % (field.encode(), b"\xec"))
-    assert sanitizer.begun
+    assert sanitizer.has_begun
     assert passes(spelled % (field.encode(), b"\x8b\x9c.\xec"), sanitizer) == {passed: "시."}
     assert msgspec.to_builtins(sanitizer.close()) == {passed: "\ufffd"}
 
@@ -172,7 +172,7 @@ def test_the_loading_state_of_llama_swap_is_left_out() -> None:
     sanitizer = Sanitizer("r")
     loading = json.dumps({"choices": [{"delta": LOADING}]}).encode()
     assert sanitizer.read(loading) is None
-    assert not sanitizer.begun
+    assert not sanitizer.has_begun
     assert passes(event({"content": "a"}), sanitizer) == {"role": "assistant", "content": "a"}
     assert sanitizer.read(loading) is None
     assert sanitizer.dropped == {}
@@ -201,7 +201,7 @@ def test_finish_reasons_are_kept_back(word: str) -> None:
     sanitizer = begun()
     assert passes(event({"content": "a"}, finish_reason=word), sanitizer) == {"content": "a"}
     assert sanitizer.finish_reason == word
-    assert sanitizer.is_trusted
+    assert sanitizer.is_finished
 
 
 @pytest.mark.parametrize("word", [None, "", "null", "NULL", " ", 5, True, []])
@@ -209,7 +209,7 @@ def test_what_is_no_finish_reason(word: Any) -> None:
     sanitizer = begun()
     assert passes(event({"content": "a"}, finish_reason=word), sanitizer) == {"content": "a"}
     assert sanitizer.finish_reason is None
-    assert not sanitizer.is_trusted
+    assert not sanitizer.is_finished
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_words_for_a_failure(word: str) -> None:
     assert sanitizer.failure == "upstream_error"
     sanitizer = Sanitizer("r")
     assert sanitizer.read(event({"content": "canary"}, finish_reason=word)) is None  # so that it is a real status
-    assert (sanitizer.failure, sanitizer.begun) == ("upstream_error", False)
+    assert (sanitizer.failure, sanitizer.has_begun) == ("upstream_error", False)
 
 
 def test_of_several_finish_reasons_the_last_one_counts() -> None:
@@ -247,12 +247,12 @@ def test_after_text_that_came_late_a_finish_reason_is_not_trusted() -> None:
     sanitizer = begun()
     sanitizer.read(event(finish_reason="stop"))
     assert passes(event({}, usage={}), sanitizer) is None
-    assert sanitizer.is_trusted
+    assert sanitizer.is_finished
     assert passes(event({"content": "a"}), sanitizer) == {"content": "a"}
     assert sanitizer.continued_after_finish
-    assert not sanitizer.is_trusted
+    assert not sanitizer.is_finished
     sanitizer.read(event(finish_reason="stop"))
-    assert not sanitizer.is_trusted
+    assert not sanitizer.is_finished
 
 
 @pytest.mark.parametrize("delta", [{"reasoning": "a"}, {"refusal": "a"}, {"tool_calls": [{"function": {"name": "f"}}]}])
@@ -269,7 +269,7 @@ def test_done(data: bytes) -> None:
     assert sanitizer.read(data) is None
     assert sanitizer.said_done
     assert sanitizer.dropped == {}
-    assert not sanitizer.is_trusted
+    assert not sanitizer.is_finished
 
 
 def test_what_waits_for_the_rest_of_a_character_is_told_at_the_end() -> None:

@@ -32,7 +32,7 @@ def sent(guard: WedgeGuard, now: float) -> Passage:
     """A request that is at the router."""
     passage = guard.enter(now)
     assert passage is not None
-    assert guard.send(passage, now)
+    assert guard.try_send(passage, now)
     return passage
 
 
@@ -129,7 +129,7 @@ def test_the_next_request_after_the_retry_time_is_the_trial() -> None:
     assert guard.enter(230.0) is None
     assert guard.retry_seconds(230.0) == 30.0
     assert guard.statistics(230.0)[:4] == (WEDGED, 30.0, 2, None)
-    assert guard.send(trial, 231.0)
+    assert guard.try_send(trial, 231.0)
     assert guard.note_event(232.0)
     assert guard.state is LIVE
     assert guard.enter(232.0) is not None
@@ -186,12 +186,12 @@ def test_what_was_let_in_and_not_sent_is_stopped() -> None:
     waiting = guard.enter(100.0)
     assert waiting is not None
     wedged(guard, now=200.0)
-    assert not guard.send(waiting, 200.0)
+    assert not guard.try_send(waiting, 200.0)
     guard.leave(waiting, 200.0, silent=False)
     trial = guard.enter(230.0)
     assert trial is not None
-    assert not guard.send(waiting, 230.0)
-    assert guard.send(trial, 230.0)
+    assert not guard.try_send(waiting, 230.0)
+    assert guard.try_send(trial, 230.0)
 
 
 def test_a_trial_of_an_earlier_wedge_is_not_the_trial_of_this_one() -> None:
@@ -324,9 +324,9 @@ class Compared(WedgeGuard):
         self._agree(now, before, None)
         return passage
 
-    def send(self, passage: Passage, now: float) -> bool:
+    def try_send(self, passage: Passage, now: float) -> bool:
         wanted = self.model.lets_send(self.numbers[passage])
-        allowed = super().send(passage, now)
+        allowed = super().try_send(passage, now)
         assert allowed == wanted
         if allowed:
             self.model.note("sent", self.numbers[passage], now)
@@ -366,8 +366,8 @@ class Leaking(Compared):
             self.numbers[passage] = len(self.numbers)
         return passage
 
-    def send(self, passage: Passage, now: float) -> bool:
-        return WedgeGuard.send(self, passage, now)
+    def try_send(self, passage: Passage, now: float) -> bool:
+        return WedgeGuard.try_send(self, passage, now)
 
 
 class Stuck(Exception):
