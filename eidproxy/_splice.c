@@ -1,15 +1,15 @@
-/* The events of a stream that are all alike, passed on without the interpreter (DESIGN, 73).
+/* Pass on the uniform events of a stream without the interpreter (DESIGN, 73).
  *
- * A `Poller` asks the epoll of `transport.EpollPoller` which of the router's sockets can be read. For a socket that is armed
- * it does more: it reads, takes the chunks apart, finds in each event what stands before and after its text, and writes
- * the text with two other strings round it to the caller. Those four strings are a template that Python proved for this
- * one stream, with the types of the closed schema. Nothing is decided here. The events of a read are passed on together,
- * and an event that is not yet whole waits for its rest; but where anything is not chunk(event*)* in exactly these
- * bytes, none of them is: Python gets all that was read and not passed on.
+ * A `Poller` asks the epoll of `transport.EpollPoller` which of the router's sockets are readable. For an armed socket it
+ * also reads, splits the chunks, finds the bytes before and after the text in each event, and writes the text to the
+ * caller between two other strings. These four strings are a template that Python has proved for this one stream, with
+ * the types of the closed schema. This file makes no decision of its own. It passes on the events of one read together;
+ * an incomplete event waits for the rest. If any byte does not match chunk(event*)* with exactly these strings, it passes
+ * on none of them, and Python gets everything that was read and not passed on.
  *
- * What is written goes to a duplicate of the caller's socket, so that whoever closes the other one, its number cannot be
- * somebody else's here. It goes there only while the loop's transport has nothing unsent, so that no byte overtakes
- * another.
+ * It writes to a duplicate of the caller's socket: if the original is closed, the number of the duplicate still belongs
+ * to the same connection. It writes only while the loop's transport has no unsent bytes, so that the order of the bytes
+ * is kept.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -22,9 +22,9 @@
 #define READ_BYTES 65536  /* as in shortcut.py */
 #define MAX_READY 64      /* as _MAX_READY_SOCKETS in transport.py */
 #define MAX_BOUNDS 32
-#define MAX_REST 4096     /* what waits for more is looked at anew each time: a longer one is left to the parser */
-#define MAX_SIZE_DIGITS 6 /* of a chunk: more is left to the parser */
-#define FRAMING 24        /* a chunk's size line and its end */
+#define MAX_REST 4096     /* an incomplete event is scanned again at each read: a longer one is left to the parser */
+#define MAX_SIZE_DIGITS 6 /* of a chunk size; a longer one is left to the parser */
+#define FRAMING 24        /* bytes for a chunk's size line and its end */
 
 typedef unsigned char byte;
 
@@ -32,15 +32,15 @@ typedef struct {
     PyObject *transport, *before, *after, *new_before, *new_after;
     PyObject *get_unsent; /* the transport's get_write_buffer_size, bound */
     int caller;           /* a duplicate of the caller's socket */
-    int handed;           /* it is Python's turn; nothing is read here any more */
-    int error;            /* errno that reading gave: the kernel tells it once */
-    size_t left;          /* of the chunk at hand, from `rest` on; 0: a size line comes next */
-    byte *rest;           /* read, and the beginning of something that is not yet whole */
+    int handed;           /* Python reads this socket from now on */
+    int error;            /* errno of the read: the kernel reports it once */
+    size_t left;          /* bytes left of the current chunk, from `rest` on; 0: a size line comes next */
+    byte *rest;           /* bytes read that are the beginning of an incomplete event or size line */
     size_t rest_size;
-    size_t budget;        /* how many more bytes the answer may have */
-    long long events, bytes_in, bytes_out;  /* since `take`; in: those of the events themselves */
+    size_t budget;        /* bytes that the answer may still have */
+    long long events, bytes_in, bytes_out;  /* since `take`; bytes_in counts events without framing */
     double passed_at, seconds;
-    unsigned counts[];    /* one more than there are bounds */
+    unsigned counts[];    /* one more than `bounds_size` */
 } Leg;
 
 typedef struct {
@@ -63,8 +63,8 @@ static void fill_kinds(void) {
                    : c == '"' ? QUOTE : c == '\\' ? ESCAPE : c < 0x80 ? PLAIN : c < 0xE0 ? TWO : c < 0xF0 ? THREE : FOUR;
 }
 
-/* Go over the characters of a JSON string to its closing quote (RFC 8259, 7). 1: *at is there. 0: the string is not
- * whole. -1: it has what our encoder would not write: bytes that are not UTF-8 (RFC 3629, 4), control bytes, \u or \/. */
+/* Find the closing quote of a JSON string (RFC 8259, 7). 1: *at is at the quote. 0: the string is incomplete. -1: it has
+ * bytes that our encoder would not write: invalid UTF-8 (RFC 3629, 4), control bytes, \u or \/. */
 static int find_quote(const byte **at, const byte *end) {
     const byte *p = *at;
     while (p < end) {
@@ -87,7 +87,7 @@ static int find_quote(const byte **at, const byte *end) {
     return 0;
 }
 
-/* Whether in[0..size) can be the beginning of, or begins with, these bytes. */
+/* Return whether in[0..size) begins with these bytes, or is a prefix of them. */
 static int begins(const byte *in, size_t size, PyObject *with) {
     size_t wanted = (size_t)PyBytes_GET_SIZE(with);
     return !memcmp(in, PyBytes_AS_STRING(with), size < wanted ? size : wanted);
@@ -103,19 +103,19 @@ static int hex(byte c) {
 }
 
 typedef struct {
-    byte *end;            /* of what was written */
-    size_t used, left;    /* bytes that are done with; bytes to come of the chunk at hand */
+    byte *end;            /* of the rebuilt events */
+    size_t used, left;    /* input bytes consumed; bytes left of the current chunk */
     long long events, bytes_in;
 } Rebuilt;
 
-/* Rebuild the events of in[0..size) at done->end. 0: something is not as was proved. */
+/* Rebuild the events of in[0..size) at done->end. 0: some bytes do not match the template. */
 static int rebuild(const Leg *leg, const byte *in, size_t size, Rebuilt *done) {
     const byte *p = in, *end = in + size;
     size_t before = (size_t)PyBytes_GET_SIZE(leg->before), after = (size_t)PyBytes_GET_SIZE(leg->after);
     size_t *left = &done->left;
     *left = leg->left;
     while (p < end) {
-        if (!*left) {  /* a size line (RFC 9112, 7.1); one with an extension is left to the parser, and so is the last */
+        if (!*left) {  /* a size line (RFC 9112, 7.1); one with an extension and the last one are left to the parser */
             const byte *q = p;
             size_t chunk = 0;
             for (; q < end && q - p <= MAX_SIZE_DIGITS && hex(*q) >= 0; q++) chunk = chunk * 16 + (size_t)hex(*q);
@@ -132,7 +132,7 @@ static int rebuild(const Leg *leg, const byte *in, size_t size, Rebuilt *done) {
         int found = here < before ? 0 : find_quote(&quote, p + here);
         if (found < 0 || (found && (quote == text || !begins(quote, (size_t)(p + here - quote), leg->after)))) return 0;
         if (!found || (size_t)(p + here - quote) < after) {
-            if (here == *left) return 0;  /* an event over two chunks */
+            if (here == *left) return 0;  /* the event spans two chunks */
             break;
         }
         const byte *next = quote + after;
@@ -152,7 +152,7 @@ static int rebuild(const Leg *leg, const byte *in, size_t size, Rebuilt *done) {
     return 1;
 }
 
-/* Keep what is read and not passed on. Returns `answer`, or -1 with an exception. */
+/* Keep the bytes that were read and not passed on. Returns `answer`, or -1 with an exception set. */
 static int keep(Leg *leg, const byte *data, size_t size, int answer) {
     byte *rest = size > leg->rest_size ? realloc(leg->rest, size) : leg->rest;
     if (size && !rest) return PyErr_NoMemory(), -1;
@@ -162,30 +162,30 @@ static int keep(Leg *leg, const byte *data, size_t size, int answer) {
     return answer;
 }
 
-/* How many bytes the events of a read can become, with the framing round them. */
+/* Return an upper bound of the bytes that the events of a read become, including the framing. */
 static size_t most(const Leg *leg, size_t size) {
     size_t event = (size_t)(PyBytes_GET_SIZE(leg->before) + PyBytes_GET_SIZE(leg->after)) + 1;
     size_t rebuilt = (size_t)(PyBytes_GET_SIZE(leg->new_before) + PyBytes_GET_SIZE(leg->new_after));
     return size + (size / event + 1) * rebuilt + FRAMING;
 }
 
-/* Send one chunk; what the kernel does not take goes to the transport. -1: an exception is set. */
+/* Send one chunk; bytes that the kernel does not accept go to the transport. -1: an exception is set. */
 static int send_chunk(Leg *leg, byte *begin, byte *end) {
     size_t size = (size_t)(end - begin);
     for (*--begin = '\n', *--begin = '\r'; size; size >>= 4) *--begin = (byte)"0123456789abcdef"[size & 15];
     memcpy(end, "\r\n", 2);
     size_t all = (size_t)(end + 2 - begin);
     ssize_t sent = send(leg->caller, begin, all, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent < 0) sent = 0;  /* the loop will find out why, and tell */
+    if (sent < 0) sent = 0;  /* the loop finds out why, and reports it */
     if ((size_t)sent == all) return 0;
     PyObject *unsent = PyBytes_FromStringAndSize((char *)begin + sent, (Py_ssize_t)all - sent);
-    PyObject *transport = Py_NewRef(leg->transport);  /* it may pause the router, which disarms and frees the leg */
+    PyObject *transport = Py_NewRef(leg->transport);  /* writing may pause the router, which frees the leg */
     PyObject *done = unsent ? PyObject_CallMethodOneArg(transport, s_write, unsent) : NULL;
     Py_XDECREF(unsent), Py_DECREF(transport), Py_XDECREF(done);
     return done ? 0 : -1;
 }
 
-/* Serve an armed socket that can be read. 1: Python has to; 0: it need not; -1: an exception is set. */
+/* Serve an armed socket that is readable. 1: Python must read it; 0: done; -1: an exception is set. */
 static int serve(Poller *self, int descriptor, double now) {
     Leg *leg = self->legs[descriptor];
     if (leg->handed) return 1;
@@ -232,7 +232,7 @@ static Leg *leg_of(const Poller *self, long descriptor) {
     return descriptor >= 0 && descriptor < self->legs_size ? self->legs[descriptor] : NULL;
 }
 
-/* Take a leg out and close its descriptor, so that the caller's connection can end whatever fails after that. */
+/* Remove a leg and close its descriptor, so that the caller's connection can end even if a later step fails. */
 static Leg *take_out(Poller *self, long descriptor) {
     Leg *leg = leg_of(self, descriptor);
     if (!leg) return NULL;
@@ -249,7 +249,7 @@ static void let_go(Leg *leg) {
     for (size_t i = 0; i < sizeof held / sizeof *held; i++) Py_DECREF(held[i]);
 }
 
-/* The descriptors that Python has to read, or None. */
+/* Return the descriptors that Python must read, or None. */
 static PyObject *ready_at(Poller *self, double now) {
     struct epoll_event events[MAX_READY];
     int n = epoll_wait(self->epoll, events, MAX_READY, 0);
@@ -257,7 +257,7 @@ static PyObject *ready_at(Poller *self, double now) {
     int mine[MAX_READY], count = 0;
     for (int i = 0; i < n; i++) {
         int descriptor = events[i].data.fd, is_mine = leg_of(self, descriptor) ? serve(self, descriptor, now) : 1;
-        if (is_mine < 0) {  /* what was read may be lost: the answer must not go on as if it were not */
+        if (is_mine < 0) {  /* bytes may be lost, so the answer must not continue */
             Leg *leg = leg_of(self, descriptor);
             if (leg) leg->handed = 1, leg->error = EIO;
             PyErr_WriteUnraisable((PyObject *)self);
@@ -272,7 +272,7 @@ static PyObject *ready_at(Poller *self, double now) {
     return ready;
 }
 
-/* serve(clock, found, unserved): found(those that Python has to read), unless there are none, or some are unserved. */
+/* serve(clock, found, unserved): call found(descriptors that Python must read), if there are any and none is unserved. */
 static PyObject *poller_serve(Poller *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 3) return PyErr_SetString(PyExc_TypeError, "serve(clock, found, unserved)"), NULL;
     if (PyObject_Size(args[2])) return PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
@@ -339,7 +339,7 @@ static PyObject *poller_take(Poller *self, PyObject *given) {
 static PyObject *poller_disarm(Poller *self, PyObject *given) {
     Leg *leg = take_out(self, PyLong_AsLong(given));
     if (!leg) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    char line[FRAMING];  /* what is to come of a chunk gets a size line of its own */
+    char line[FRAMING];  /* the rest of a chunk gets a size line of its own */
     int size = leg->left ? snprintf(line, sizeof line, "%zx\r\n", leg->left) : 0;
     PyObject *rest = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((size_t)size + leg->rest_size));
     if (rest) memcpy(PyBytes_AS_STRING(rest), line, (size_t)size);
@@ -349,7 +349,7 @@ static PyObject *poller_disarm(Poller *self, PyObject *given) {
     return answer;
 }
 
-/* Whoever arms a socket disarms it, so no reference is left but in a process that ends. */
+/* Every armed socket is disarmed later, so references are left only when the process ends. */
 static void poller_dealloc(Poller *self) {
     for (int i = 0; i < self->legs_size; i++)
         if (self->legs[i]) let_go(take_out(self, i));
@@ -358,7 +358,7 @@ static void poller_dealloc(Poller *self) {
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-/* Poller(epoll, bounds, max_armed): the descriptor of an epoll that outlives this; seconds; how many sockets. */
+/* Poller(epoll, bounds, max_armed): descriptor of an epoll that outlives the Poller; seconds; maximum of armed sockets. */
 static PyObject *poller_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(words)) {
     PyObject *bounds;
     int epoll, max_armed;

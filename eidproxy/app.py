@@ -76,8 +76,8 @@ _FLUSH_SECONDS = 1.0
 def why_not_accelerated(settings: Settings) -> str | None:
     """Return why usual events do not bypass the interpreter, or None when they do."""
     if settings.stream.accelerator == "off":
-        return "it is switched off"
-    return None if IS_BUILT else "it was not built: that takes Linux, a C compiler and Python's headers"
+        return "stream.accelerator is off"
+    return None if IS_BUILT else "it was not built; building needs Linux, a C compiler and Python's headers"
 
 
 def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upstream:

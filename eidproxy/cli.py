@@ -50,12 +50,12 @@ def cli() -> None:
 
 
 @cli.command(cls=SettingsCommand)
-@click.option("--workers", type=int, default=1, metavar="N", help="must be 1: the gate lives in the process")
+@click.option("--workers", type=int, default=1, metavar="N", help="must be 1, since the gate is inside the process")
 @setting_flags
 def serve(config: Path | None, workers: int, **flags: str | None) -> None:
-    """Serve until a signal; a second one ends at once."""
+    """Serve until SIGTERM or Ctrl-C; a second signal stops at once."""
     if workers != 1:
-        click.echo("eidproxy: one process has the gate: run one worker, or replicas with gate.url", err=True)
+        click.echo("eidproxy: --workers must be 1; for more processes, run replicas with gate.url", err=True)
         sys.exit(EX_CONFIG)
     settings = _load_or_exit(config, flags).settings
     harden()
@@ -91,7 +91,7 @@ def banner(settings: Settings, sockets: list[socket.socket]) -> str:
         ("models", f"daily = {settings.models.daily.alias}, deep = {settings.models.deep.alias}"),
         ("gate", f"{gate.capacity} at once, {gate.max_waiting} waiting{', shared' if gate.url else ''}"),
         (
-            "clocks",
+            "timeouts",
             f"{settings.stream.deadline_seconds:g} s for an answer, {gate.wait_timeout_seconds:g} s in the queue",
         ),
         ("chat", chat),
@@ -126,20 +126,20 @@ _PORT_TRIES = 20
 
 
 @cli.command()
-@click.option("--once", is_flag=True, help="exit after the show")
-@click.option("--open", "open_browser", is_flag=True, help="open the browser at the chat with the live view beside it")
+@click.option("--once", is_flag=True, help="exit after the demonstration")
+@click.option("--open", "open_browser", is_flag=True, help="open the chat and the live view in the browser")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8790,
     show_default=True,
     metavar="PORT",
-    help="where to listen; a port that is taken is stepped over",
+    help="port to listen on; if it is in use, the next free port",
 )
 def demo(once: bool, open_browser: bool, port: int) -> None:
-    """See it work: an embedded router, three people who ask, a page.
+    """Run a demonstration with an embedded router and a web page.
 
-    It shows an answer, the gate, refusals and a model that hangs, then serves until Ctrl-C.
+    It shows an answer, the gate, refusals and a model that hangs. Then three simulated people keep asking until Ctrl-C.
     """
     from eidproxy.commands.demo import demo as show
 
@@ -161,18 +161,18 @@ def _free_listener(wanted: int) -> socket.socket:
             fault = error.strerror
             continue
         if port != wanted:
-            click.echo(f"Port {wanted} is taken, so this is {port}.")
+            click.echo(f"Port {wanted} is in use; using {port} instead.")
         return listener
-    click.echo(f"eidproxy: cannot listen on port {wanted} or one of the next: {fault}", err=True)
+    click.echo(f"eidproxy: cannot listen on port {wanted} or the next ones: {fault}; choose another", err=True)
     sys.exit(1)
 
 
 @cli.command(cls=SettingsCommand, shows_settings=False)
-@click.option("--all", "everything", is_flag=True, help="show every setting, not only those that differ")
-@click.option("--live", is_flag=True, help="ask the router: at most 7 short requests, 100 tokens")
-@click.option("--measure", is_flag=True, help="with --live: time a prompt of 2,000 tokens too (3 more requests)")
+@click.option("--all", "everything", is_flag=True, help="show all settings, not only changed ones")
+@click.option("--live", is_flag=True, help="test the router with at most 7 short requests and 100 tokens")
+@click.option("--measure", is_flag=True, help="with --live, also time a prompt of 2,000 tokens (3 more requests)")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-@click.option("--public-url", metavar="URL", help="try the stream through the edge in front, too")
+@click.option("--public-url", metavar="URL", help="also test the stream through the edge in front")
 @setting_flags
 def check(
     config: Path | None,
@@ -183,17 +183,17 @@ def check(
     public_url: str | None,
     **flags: str | None,
 ) -> None:
-    """Show the settings that differ, and whether they would work.
+    """Show the settings that differ from the default, and test them.
 
-    Settings that keep their default are left out. What would be dialled is dialled, and each line says what to do.
+    It connects to the router. Each finding says what to do.
 
-    With --live the router is asked, through the eidproxy that runs here if one does. No answer is printed, nor any
-    name of a model.
+    With --live it also sends requests, through the eidproxy that runs here if there is one. It prints no answer and no
+    model name.
 
-    Exit 0, 1 when something would fail, 78 when the settings are wrong.
+    Exit status: 0, 1 if something would fail, 78 if the settings are wrong.
     """
     if (measure and not live) or (live and (everything or public_url is not None)):
-        raise click.UsageError("--measure goes with --live; --all and --public-url go without it")
+        raise click.UsageError("--measure needs --live; --all and --public-url cannot be used with --live")
     loaded = _load_or_exit(config, flags)
     if live:
         from eidproxy.commands.live_check import live_check
@@ -208,30 +208,28 @@ def check(
 
 @cli.command()
 @click.option(
-    "--once", is_flag=True, help="print plain text once and exit; the default where the output is no terminal"
+    "--once", is_flag=True, help="print once as plain text and exit; the default if the output is not a terminal"
 )
-@click.option(
-    "--url", metavar="URL", help="where eidproxy listens, if not at server.host and server.port, or server.uds"
-)
+@click.option("--url", metavar="URL", help="URL of eidproxy; default: the listener in the settings")
 @click.option(
     "--interval",
     type=click.FloatRange(0.2, 3600),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="time between two updates",
+    help="seconds between two updates",
 )
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings file, TOML")
 def top(once: bool, url: str | None, interval: float, config: Path | None) -> None:
     """Show the live view in the terminal until Ctrl-C or q.
 
-    The API key, when one is set, is taken from EIDPROXY_SERVER_API_KEY or EIDPROXY_SERVER_API_KEY_FILE.
+    If the server needs an API key, set EIDPROXY_SERVER_API_KEY or EIDPROXY_SERVER_API_KEY_FILE.
     """
     from eidproxy.commands.top import TopError, connect, is_base_url, is_drawable, show_once, watch
 
     if url is not None and not is_base_url(url):
         raise click.BadParameter(
-            "must be http:// or https:// and a host, perhaps with a port and a path", param_hint="--url"
+            "must be http:// or https:// with a host, optionally a port and a path", param_hint="--url"
         )
     # `top` does not use the router, so none need be set: this URL only makes the settings valid.
     client, name = connect(_load_or_exit(config, {"router__url": "http://router"}).settings, url)
@@ -263,28 +261,28 @@ def _base_url(_: click.Context, __: click.Parameter, url: str | None) -> str | N
 
 
 @cli.command()
-@click.option("--sub", required=True, metavar="NAME", help="whose token it is; each person should have their own")
+@click.option("--sub", required=True, metavar="NAME", help="name of the person (subject of the token), one for each")
 @click.option(
     "--ttl",
     default="1h",
     show_default=True,
     metavar="TIME",
     callback=_duration,
-    help="how long it is valid: a number with s, m, h, d or w",
+    help="lifetime of the token: a number with s, m, h, d or w",
 )
 @click.option(
     "--url",
     metavar="URL",
     callback=_base_url,
-    help="where the chat is: print a link that logs in instead of the bare token",
+    help="URL of the chat: print a login link instead of the token",
 )
-@click.option("--qr", is_flag=True, help="show the link as a QR code, too, for a phone's camera")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")
+@click.option("--qr", is_flag=True, help="also print the link as a QR code")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings file, TOML")
 def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) -> None:
-    """Issue a token for the chat, or a link that logs a person in.
+    """Issue a token for the chat, or a login link.
 
-    The secret is that of the server: EIDPROXY_CHAT_JWT_SECRET, EIDPROXY_CHAT_JWT_SECRET_FILE or the settings file. It
-    needs no router and no running eidproxy.
+    The token is signed with the secret of the server: set EIDPROXY_CHAT_JWT_SECRET or EIDPROXY_CHAT_JWT_SECRET_FILE, or
+    use the settings file. Neither the router nor eidproxy has to run.
 
     \b
     eidproxy token --sub 엄마 --ttl 90d --url https://chat.example --qr
@@ -292,9 +290,9 @@ def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) 
     from eidproxy.tokens import Tokens, login_link, qr_code
 
     if not sub or not sub.isprintable():
-        raise click.BadParameter("must be a name that can be printed", param_hint="--sub")
+        raise click.BadParameter("must be a name of printable characters", param_hint="--sub")
     if qr and url is None:
-        raise click.UsageError("--qr needs --url: the code holds the link")
+        raise click.UsageError("--qr needs --url, since the QR code holds the link")
     # `token` uses neither router nor rules: these values only make the settings valid.
     chat = _load_or_exit(config, {"router__url": "http://router", "chat__rules_file": "rules"}).settings.chat
     assert chat.jwt_secret is not None  # noqa: S101  # rules without a secret are a fault of the settings
@@ -307,19 +305,19 @@ def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) 
     if qr:
         click.echo(qr_code(login_link(url, issued), colour=sys.stdout.isatty()))
     until = datetime.now().astimezone() + timedelta(seconds=ttl)
-    click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Whoever opens this link is {sub}.", err=True)
+    click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Anyone who opens this link is {sub}.", err=True)
 
 
 @cli.group()
 def service() -> None:
-    """Make it a service of this machine, and take it away again.
+    """Install eidproxy as a service of this machine, or remove it.
 
-    A unit of systemd, or a LaunchDaemon on a Mac (never an agent).
+    The service is a systemd unit on Linux and a LaunchDaemon on a Mac.
     """
 
 
-_yes = click.option("--yes", is_flag=True, help="do not ask")
-_root = click.option("--root", default="", metavar="DIR", help="a system that does not run, below this folder")
+_yes = click.option("--yes", is_flag=True, help="do not ask for confirmation")
+_root = click.option("--root", default="", metavar="DIR", help="change the offline system in this folder")
 
 
 @service.command()
@@ -327,12 +325,12 @@ _root = click.option("--root", default="", metavar="DIR", help="a system that do
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="settings in TOML, which are copied; without it those that are there already stay",
+    help="settings file to install; default: keep the installed one",
 )
 @_yes
 @_root
 def install(config: Path | None, yes: bool, root: str) -> None:
-    """Check the settings, show what will be done, ask, and do it.
+    """Check the settings, show the steps, ask, and carry them out.
 
     \b
     sudo /opt/eidproxy/bin/eidproxy service install --config deploy/eidproxy.toml
@@ -343,12 +341,12 @@ def install(config: Path | None, yes: bool, root: str) -> None:
     kind = _service_kind()
     source = config if config is not None else Path(root + kind.settings)
     if not source.exists():
-        click.echo(f"eidproxy: there is no {source}: name your settings with --config", err=True)
+        click.echo(f"eidproxy: {source} does not exist; name your settings file with --config", err=True)
         sys.exit(EX_CONFIG)
     if kind is services.SYSTEMD:
         os.environ.update(services.credentials(root))
     if not report(_load_or_exit(source, {}), None):
-        click.echo("eidproxy: nothing was done: mend what fails first", err=True)
+        click.echo("eidproxy: nothing was changed; fix the failed checks first", err=True)
         sys.exit(1)
     text = source.read_text("utf-8") if config is not None else None
     has_user = kind is services.LAUNCHD and services.has_user()
@@ -358,34 +356,32 @@ def install(config: Path | None, yes: bool, root: str) -> None:
         click.echo(f"eidproxy: {error}", err=True)
         sys.exit(1)
     _carry_out(steps, yes, root)
-    click.echo(
-        f"It runs from now on, and after each start. Its log: {kind.log}" if not root else "It is enabled there."
-    )
+    click.echo(f"It runs now and starts with the machine. Its log: {kind.log}" if not root else "It is enabled.")
 
 
 @service.command()
 @_yes
 @_root
 def uninstall(yes: bool, root: str) -> None:
-    """Stop the service and remove it. Settings, secrets and the log stay."""
+    """Stop and remove the service; keep settings, secrets and log."""
     from eidproxy.commands import service as services
 
     kind = _service_kind()
     _carry_out(services.uninstall_steps(kind, root=root), yes, root)
-    click.echo(f"It is gone. What stays: {root}{Path(kind.settings).parent}")
+    click.echo(f"It is removed. These files remain: {root}{Path(kind.settings).parent}")
 
 
 @service.command()
 def status() -> None:
-    """Tell whether it is installed and how it is. Exit 0 when it runs."""
+    """Show the state of the service. Exit status 0 if it runs."""
     from eidproxy.commands import service as services
 
     kind = _service_kind()
     is_there = Path(kind.unit).exists()
     state = services.state_of(kind)
-    click.echo(f"unit      {kind.unit}{'' if is_there else ' (not there)'}")
+    click.echo(f"unit      {kind.unit}{'' if is_there else ' (missing)'}")
     click.echo(f"state     {state}")
-    click.echo(f"settings  {kind.settings}{'' if Path(kind.settings).exists() else ' (not there)'}")
+    click.echo(f"settings  {kind.settings}{'' if Path(kind.settings).exists() else ' (missing)'}")
     click.echo(f"log       {kind.log}")
     sys.exit(0 if state in ("active", "running") else 1)
 
@@ -404,15 +400,15 @@ def _carry_out(steps: "Sequence[Step]", yes: bool, root: str) -> None:
     """Show the steps, ask for confirmation, and carry them out."""
     from eidproxy.commands.service import ServiceError, carry_out, describe_step, is_root
 
-    click.echo("\nThis will be done:" if yes else "\nThis would be done:")
+    click.echo("\nThese steps follow:" if yes else "\nThese steps are planned:")
     for step in steps:
         click.echo(f"  {describe_step(step, root)}")
     click.echo()
     if not root and not is_root():
-        click.echo("eidproxy: it takes root: run the same with sudo", err=True)
+        click.echo("eidproxy: this needs root; run it again with sudo", err=True)
         sys.exit(1)
     if not yes:
-        click.confirm("Do it?", abort=True)
+        click.confirm("Continue?", abort=True)
     try:
         for step in steps:
             carry_out(step, root)
@@ -424,7 +420,9 @@ def _carry_out(steps: "Sequence[Step]", yes: bool, root: str) -> None:
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes Tab complete commands and flags. Put into the start file of your shell:
+    """Print a script that lets Tab complete commands and flags.
+
+    Add this line to the start file of your shell:
 
     \b
     bash  ~/.bashrc                    eval "$(eidproxy completion bash)"

@@ -137,11 +137,11 @@ class Verdict(StrEnum):
 
 
 VERDICTS = {
-    Verdict.NOT_AN_ADDRESS: "is not an address in its usual spelling",
-    Verdict.METADATA: "is a cloud's metadata service, which is never dialled",
-    Verdict.EMBEDDED: "carries another address inside it, which is never dialled",
+    Verdict.NOT_AN_ADDRESS: "is not an IP address in standard notation",
+    Verdict.METADATA: "is a cloud metadata service, which eidproxy never dials",
+    Verdict.EMBEDDED: "contains another address, which eidproxy never dials",
     Verdict.OUTSIDE: "is not in your private networks (loopback, 10/8, 172.16/12, 192.168/16, 100.64/10, fd00::/8)",
-    Verdict.LOOP: "is eidproxy itself: a request would go round in a circle",
+    Verdict.LOOP: "is eidproxy itself, so requests would loop",
     Verdict.NO_ANSWER: "has no address",
 }
 """Why an address is refused, for the person who set it."""

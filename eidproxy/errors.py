@@ -39,40 +39,42 @@ class Rule(NamedTuple):
 
 _ROUTER_UNREACHABLE = "The model is not reachable right now. Try again shortly."
 _ROUTER_FAULT = "The model server answered with an error. Try again shortly."
-_ROUTER_REFUSED = "The model server refused the request, and will refuse it again. Ask the operator to mend it."
+_ROUTER_REFUSED = "The model server refused the request and will refuse it again. Ask the operator to fix it."
 
 ROUTER_REASONS = {
     "macbook_unavailable": Rule(
         503, Retry.LATER, "The deep model is not available right now. Try again later or use daily.", 60
     ),
-    "warming": Rule(503, Retry.LATER, "The model is being loaded. Try again shortly.", 15),
+    "warming": Rule(503, Retry.LATER, "The model is loading. Try again shortly.", 15),
     "editor_busy": Rule(503, Retry.LATER, "The machine is busy with other work. Try again shortly.", 30),
-    "upstream_cold": Rule(503, Retry.LATER, "The model is being woken up. Try again shortly.", 15),
+    "upstream_cold": Rule(503, Retry.LATER, "The model is waking up. Try again shortly.", 15),
     "provider_not_configured": Rule(503, Retry.NEVER, "This model is not set up. Ask the operator."),
 }
 """The five words of a router that have a row and a metric label of their own."""
 
 RULES: dict[str, Rule] = {
-    "invalid_json": Rule(400, Retry.SILENT, "The body is not one JSON object within the limits."),
+    "invalid_json": Rule(400, Retry.SILENT, "The request body must be one JSON object within the limits."),
     "invalid_request": Rule(400, Retry.SILENT, "The request is not valid."),
     "unsupported_field": Rule(400, Retry.SILENT, "The request has a field that is not supported."),
     "unsupported_content": Rule(400, Retry.SILENT, "Only text content and function tools are supported."),
-    "invalid_priority": Rule(400, Retry.SILENT, "X-Eid-Priority is foreground or background."),
+    "invalid_priority": Rule(400, Retry.SILENT, "X-Eid-Priority must be foreground or background."),
     "context_too_long": Rule(
-        400, Retry.SILENT, "The conversation is longer than the model's context. Send less of it, or begin a new one."
+        400, Retry.SILENT, "The conversation is longer than the model's context. Shorten it, or start a new one."
     ),
     "unauthorized": Rule(401, Retry.SILENT, "A valid bearer token is required."),
-    "cross_site": Rule(403, Retry.SILENT, "A page of another site may not ask here."),
+    "cross_site": Rule(403, Retry.SILENT, "Requests from pages of other sites are not allowed."),
     "model_not_found": Rule(404, Retry.SILENT, "The model does not exist. Use daily or deep."),
-    "not_found": Rule(404, Retry.SILENT, "There is nothing at this path."),
-    "method_not_allowed": Rule(405, Retry.SILENT, "This path does not take that method."),
+    "not_found": Rule(404, Retry.SILENT, "This path does not exist."),
+    "method_not_allowed": Rule(405, Retry.SILENT, "This path does not support that method."),
     "request_timeout": Rule(408, Retry.SILENT, "The request did not arrive in time."),
-    "body_too_large": Rule(413, Retry.SILENT, "The body is too large."),
-    "prompt_too_long": Rule(413, Retry.SILENT, "The prompt is longer than is allowed here."),
-    "unsupported_media_type": Rule(415, Retry.SILENT, "The body must be application/json in UTF-8, not encoded."),
-    "host_not_allowed": Rule(421, Retry.SILENT, "This host name is not served here."),
+    "body_too_large": Rule(413, Retry.SILENT, "The request body is too large."),
+    "prompt_too_long": Rule(413, Retry.SILENT, "The prompt is longer than this server allows."),
+    "unsupported_media_type": Rule(
+        415, Retry.SILENT, "The body must be application/json in UTF-8, without compression."
+    ),
+    "host_not_allowed": Rule(421, Retry.SILENT, "This server does not serve that host name."),
     "headers_too_large": Rule(431, Retry.SILENT, "The request head is too large."),
-    "system_role_forbidden": Rule(422, Retry.SILENT, "Only user and assistant messages may be sent."),
+    "system_role_forbidden": Rule(422, Retry.SILENT, "Only user and assistant messages are allowed."),
     "message_too_long": Rule(422, Retry.SILENT, "A message is too long."),
     "too_many_turns": Rule(422, Retry.SILENT, "The conversation has too many messages."),
     "conversation_too_long": Rule(422, Retry.SILENT, "The conversation is too long."),
@@ -82,8 +84,8 @@ RULES: dict[str, Rule] = {
     "gate_unavailable": Rule(503, Retry.LATER, "The queue is not available right now. Try again shortly."),
     "draining": Rule(503, Retry.LATER, "The server is restarting. Try again shortly."),
     **ROUTER_REASONS,
-    "upstream_silent": Rule(503, Retry.LATER, "The model has not begun to answer in time. Try again shortly."),
-    "upstream_wedged": Rule(503, Retry.LATER, "The model server hangs. Try again when it was restarted."),
+    "upstream_silent": Rule(503, Retry.LATER, "The model did not begin to answer in time. Try again shortly."),
+    "upstream_wedged": Rule(503, Retry.LATER, "The model server hangs. Try again later."),
     "upstream_502": Rule(503, Retry.LATER, _ROUTER_FAULT),
     "router_503": Rule(503, Retry.LATER, _ROUTER_FAULT),
     "router_error": Rule(503, Retry.LATER, _ROUTER_FAULT),
@@ -92,15 +94,15 @@ RULES: dict[str, Rule] = {
     "router_ReadError": Rule(503, Retry.LATER, "The connection to the model broke. Try again shortly."),
     "router_ReadTimeout": Rule(503, Retry.LATER, "The model did not answer in time. Try again shortly."),
     "router_WriteError": Rule(503, Retry.LATER, "The connection to the model broke. Try again shortly."),
-    "router_WriteTimeout": Rule(503, Retry.LATER, "The model did not take the request in time. Try again shortly."),
+    "router_WriteTimeout": Rule(503, Retry.LATER, "The model did not accept the request in time. Try again shortly."),
     "router_RemoteProtocolError": Rule(503, Retry.LATER, _ROUTER_FAULT),
     "upstream_truncated": Rule(503, Retry.LATER, "The answer ended before it was complete. Try again."),
     "upstream_error": Rule(503, Retry.LATER, "The model reported an error. Try again."),
     "upstream_protocol_error": Rule(
         503, Retry.LATER, "The model server's answer could not be read. Try again shortly."
     ),
-    "stream_deadline_exceeded": Rule(503, Retry.NEVER, "The answer took longer than is allowed."),
-    "rules_missing": Rule(503, Retry.NEVER, "The assistant is not set up completely. Ask the operator."),
+    "stream_deadline_exceeded": Rule(503, Retry.NEVER, "The answer took longer than the time limit."),
+    "rules_missing": Rule(503, Retry.NEVER, "The assistant is not fully set up. Ask the operator."),
     "router_rejected": Rule(500, Retry.NEVER, "The model server refused the request. Ask the operator."),
     "egress_blocked": Rule(500, Retry.NEVER, "The model server's address is not permitted. Ask the operator."),
     "internal_error": Rule(500, Retry.NEVER, "Something went wrong in the proxy. Ask the operator."),
@@ -164,7 +166,7 @@ _CONTEXT_MESSAGE = re.compile(
 _CONTEXT_STATUSES = frozenset({400, 413, 422})
 
 FINAL_STATUSES = frozenset({401, 403, 404, 405, 413, 415, 422})
-"""Statuses with which a router would refuse the same request again: an operator must mend the cause."""
+"""Statuses with which a router would refuse the same request again: an operator must fix the cause."""
 
 MAX_RETRY_SECONDS = 60
 """The most that `Retry-After` says (contract, 5)."""
@@ -186,7 +188,7 @@ class Refusal(Exception):
     `reason` is a key of `RULES`, `router_http_<status>` or a `RouterReason` word within the alphabet `[a-z0-9_]{1,64}`.
     `param` names the field at fault, where that is safe to repeat, and `hint` is one more sentence of ours.
     `retry_seconds` replaces the row's `Retry-After` if the rule is `Retry.LATER`; `allow` lists the methods that the
-    path takes, for 405. `is_final` marks a refusal of the router that waiting does not mend.
+    path takes, for 405. `is_final` marks a refusal of the router that waiting does not cure.
     """
 
     content_type = b"application/json"

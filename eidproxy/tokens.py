@@ -149,7 +149,7 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
     seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if not 0 < seconds <= _MAX_SECONDS:
-        raise ValueError("must be a number with s, m, h, d or w, at most ten years: 90s, 15m, 1h, 90d")
+        raise ValueError("must be a number with s, m, h, d or w, at most ten years, such as 90s, 15m, 1h or 90d")
     return seconds
 
 
@@ -171,7 +171,7 @@ def parse_base_url(url: str) -> str:
         or not url.isprintable()
         or " " in url
     ):
-        raise ValueError("must be http:// or https://, a host and perhaps a port: https://chat.example")
+        raise ValueError("must be http:// or https:// with a host, such as https://chat.example")
     return url.rstrip("/").removesuffix("/chat").rstrip("/")
 
 

@@ -38,7 +38,7 @@ _ROUTER_REQUEST_SECONDS = 2.0
 _COLORS = {"ok": "green", "note": "yellow", "fail": "red", "skip": "cyan"}
 
 PRIVACY = (
-    "macOS refuses the local network to what an agent starts, while the same works in a terminal: run eidproxy as a "
+    "macOS denies agents access to the local network, even if the same program works in a terminal; run eidproxy as a "
     "daemon (deploy/README.md, A Mac mini)"
 )
 
@@ -135,10 +135,10 @@ def _check_process(settings: Settings, report: ReportFinding) -> None:
 
     python = f"Python {platform.python_version()}"
     # Both are `ok` in any case: without them eidproxy is slower, not wrong.
-    slow = "" if is_optimized() else ", built without --enable-optimizations: an event takes a sixth longer"
+    slow = "" if is_optimized() else ", built without --enable-optimizations, so each event takes a sixth longer"
     report(ok("interpreter", python + slow))
     why_not = why_not_accelerated(settings)
-    report(ok("accelerator", "on" if why_not is None else f"off, since {why_not}"))
+    report(ok("accelerator", "on" if why_not is None else f"off: {why_not}"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else max(soft, _FEW_DESCRIPTORS)
     if limit < _FEW_DESCRIPTORS:
@@ -150,7 +150,7 @@ def _check_process(settings: Settings, report: ReportFinding) -> None:
 def check_clocks(settings: Settings, report: ReportFinding) -> None:
     """Report settings that are valid one by one but contradict each other."""
     for name, text in contradictions(settings):
-        report(note(name, text, "lower the one or raise the other"))
+        report(note(name, text, "lower it, or raise the limit"))
 
 
 async def check_router(settings: Settings, report: ReportFinding) -> bool:
@@ -165,10 +165,10 @@ async def check_router(settings: Settings, report: ReportFinding) -> bool:
     except EgressBlocked as blocked:
         address = blocked.decision.address or upstream.host
         text = f"egress_blocked: {address} {refusal_text(settings, blocked.decision.verdict)}"
-        report(fail("router", text, "use an address of your own network"))
+        report(fail("router", text, "use an address in a private network"))
         return False
     except (httpx.TransportError, TimeoutError):
-        report(fail("router", f"the name {upstream.host} cannot be resolved", "mend the name or give an address"))
+        report(fail("router", f"the name {upstream.host} cannot be resolved", "fix the name, or use an address"))
         return False
     for address in addresses:
         report(ok("router", f"would dial {address} port {upstream.port}"))
@@ -183,12 +183,12 @@ async def check_router(settings: Settings, report: ReportFinding) -> bool:
             fail(
                 "router",
                 f"egress_blocked: {name} {refusal_text(settings, blocked.decision.verdict)}",
-                "name the router itself",
+                "set router.url to the router itself",
             )
         )
         return False
     except httpx.TransportError as error:
-        remedy = PRIVACY if upstream.hint is Hint.LOCAL_NETWORK_PRIVACY else "start it, or mend router.url"
+        remedy = PRIVACY if upstream.hint is Hint.LOCAL_NETWORK_PRIVACY else "start the router, or fix router.url"
         report(fail("router", f"{name} does not answer ({reason_of_fault(error)})", remedy))
         return False
     return await _check_what_answers(settings, upstream, report)
@@ -198,9 +198,7 @@ async def _check_what_answers(settings: Settings, upstream: Upstream, report: Re
     response = await request_models(upstream, min(_ROUTER_REQUEST_SECONDS, settings.router.connect_timeout_seconds))
     if is_eidproxy(response):
         report(
-            fail(
-                "router", "is an eidproxy: a request would wait in two queues or go round", "name the router behind it"
-            )
+            fail("router", "is an eidproxy, so requests would wait in two queues or loop", "name the router behind it")
         )
         return False
     if response.reason == "router_RemoteProtocolError" and not settings.router_address[2]:
@@ -226,10 +224,10 @@ async def _tls_fault(settings: Settings, addresses: list[str], port: int) -> Fin
             return None
         except ssl.SSLCertVerificationError as error:
             text = f"TLS: the certificate is not trusted ({error.verify_message})"
-            fault = fail("router", text, "name its authority in router.ca_file, or mend the name in router.url")
+            fault = fail("router", text, "set router.ca_file to its CA certificate, or fix the host name in router.url")
         except (TimeoutError, ConnectionError, ssl.SSLError):
             text = "TLS: the port is open but does not speak TLS"
-            fault = fail("router", text, "write http:// in router.url, or have the router speak TLS")
+            fault = fail("router", text, "write http:// in router.url, or enable TLS in the router")
         except OSError:
             continue
     return fault
@@ -252,17 +250,17 @@ async def _check_gate(settings: Settings, report: ReportFinding) -> None:
     for line in told:
         report(ok("gate", line))
     if fault is not None:
-        report(fail("gate", fault, "until it serves, daily gets 503 gate_unavailable"))
+        report(fail("gate", fault, "fix the store or gate.url; until then daily requests get 503 gate_unavailable"))
 
 
 def _check_chat(chat: ChatSettings, report: ReportFinding) -> None:
     if not chat.enabled:
-        report(ok("chat surface", "off (it needs chat.jwt_secret and chat.rules_file)"))
+        report(ok("chat surface", "off (needs chat.jwt_secret and chat.rules_file)"))
         return
     unreadable = unreadable_files(chat)
     for setting in unreadable:
-        text = "cannot be read, so every question gets 503 rules_missing"
-        report(fail(setting, text, "write the file, or let this user read it"))
+        text = "cannot be read, so every chat request gets 503 rules_missing"
+        report(fail(setting, text, "create the file, or let this user read it"))
     if not unreadable:
         report(ok("chat surface", "on"))
 
@@ -270,9 +268,7 @@ def _check_chat(chat: ChatSettings, report: ReportFinding) -> None:
 async def _check_edge(settings: Settings, public_url: str, report: ReportFinding) -> None:
     """Report what the edge in front does to the chat surface's stream, and what it exposes but should not."""
     if not settings.chat.enabled:
-        report(
-            note("public url", "cannot be tried while the chat surface is off", "set chat.jwt_secret and rules_file")
-        )
+        report(note("public url", "the chat surface is off", "set chat.jwt_secret and chat.rules_file"))
         return
     # The system's store, so that an authority installed on this machine counts, such as Caddy's own.
     trust = ssl.create_default_context()
@@ -290,18 +286,18 @@ def _edge_fault(error: Exception) -> Finding:
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             text = f"TLS: the certificate is not trusted by this machine ({cause.verify_message})"
-            return fail("public url", text, "install the edge's authority here, or use a name that its certificate has")
+            return fail("public url", text, "install the edge's CA certificate, or use a name in its certificate")
         if isinstance(cause, ssl.SSLError):  # also SSLWantReadError: the handshake was never answered
-            return fail("public url", "TLS: the port is open but does not speak TLS", "write http://, or mend the edge")
+            return fail("public url", "TLS: the port is open but does not speak TLS", "write http://, or fix the edge")
         cause = cause.__cause__ or cause.__context__
-    return fail("public url", type(error).__name__, "is the edge running, is the address right?")
+    return fail("public url", type(error).__name__, "start the edge, or fix the URL")
 
 
 async def _check_exposed_paths(client: httpx.AsyncClient) -> Finding:
     paths = ("/v1/models", "/metrics", "/status")
     opened = [path for path in paths if (await client.get(path)).is_success]
     if opened:
-        return fail("public url", f"shows {', '.join(opened)}", "let the edge pass /chat and /api/eid/ only")
+        return fail("public url", f"shows {', '.join(opened)}", "let the edge pass only /chat and /api/eid/")
     return ok("public url", "shows nothing but the chat surface")
 
 
@@ -317,12 +313,12 @@ async def _check_stream(client: httpx.AsyncClient, chat: ChatSettings) -> Findin
         encoding = answer.headers.get("content-encoding")
         if answer.status_code != 200 or not reads:
             text = f"the stream got status {answer.status_code}"
-            return fail("public url", text, "does the edge pass POST /api/eid/chat to this eidproxy?")
+            return fail("public url", text, "let the edge pass POST /api/eid/chat to this eidproxy")
     if encoding is not None:
-        return fail("public url", f"the stream is compressed ({encoding})", "leave text/event-stream alone")
+        return fail("public url", f"the stream is compressed ({encoding})", "do not compress text/event-stream")
     first, last = reads[0][0], reads[-1][0]
     if last < _SHORT_ANSWER_SECONDS:
-        return skip("public url", "the answer was too short to tell whether the stream is buffered")
+        return skip("public url", "the answer was too short to judge whether the stream is buffered")
     if len(reads) < sum(events for _, events in reads) / 4:
-        return fail("public url", "the stream is buffered", "let the edge flush at once (proxy_buffering off)")
+        return fail("public url", "the stream is buffered", "disable buffering in the edge (proxy_buffering off)")
     return ok("public url", f"the stream arrives as it is sent (first event after {first * 1e3:.0f} ms)")

@@ -59,7 +59,7 @@ async def demo(listener: socket.socket, *, once: bool, open_browser: bool) -> No
         server = asyncio.create_task(application.server.serve([listener]))
         try:
             click.secho("eidproxy demo", bold=True)
-            click.echo("Two models in an embedded router, eidproxy in front of it. See it, and ask too:")
+            click.echo("An embedded router with two models, and eidproxy in front of it. Try it here:")
             click.secho(f"   {url}/demo\n", bold=True)
             if open_browser:
                 _open_browser(f"{url}/demo")
@@ -99,7 +99,7 @@ def _open_browser(url: str) -> None:
 
     def open_and_report() -> None:
         if not webbrowser.open(url):
-            click.echo("   (no browser was found: open the address yourself)\n")
+            click.echo("   (no browser was found; open this address yourself)\n")
 
     threading.Thread(target=open_and_report, daemon=True).start()
 
@@ -187,14 +187,14 @@ class Show:
         click.echo()
 
     async def _refusals(self) -> None:
-        self._begin("3. What cannot be asked for, and a model that is being loaded")
+        self._begin("3. Refusals: an unknown model, and a model that is loading")
         for model in ("gpt-4o", "deep"):
             answer = await self._client.post(_CHAT, json=_question(model=model))
             click.echo(f"   {model}: {_refusal_text(answer)}")
         click.echo()
 
     async def _hang(self) -> None:
-        self._begin(f"4. The model hangs (here {_SILENT_SECONDS:g} s without a word are too long)")
+        self._begin(f"4. The model hangs (timeout here: {_SILENT_SECONDS:g} s)")
         self._router.play(hang(), mode="daily")
         for person in (MOTHER, CHILD, NIGHT_JOB):
             asked_at = time.monotonic()
@@ -207,19 +207,19 @@ class Show:
         click.echo("           the model server is restarted")
         await asyncio.sleep(float(answer.headers.get("retry-after", _RETRY_SECONDS)))
         answer = await self._client.post(_CHAT, json=_question(HELLO))
-        self._print_line(NIGHT_JOB, f"{answer.status_code}: the model is back, noticed by itself")
+        self._print_line(NIGHT_JOB, f"{answer.status_code}: the model is back, and eidproxy has noticed")
         click.echo()
 
 
 def _refusal_text(answer: httpx.Response) -> str:
     retry = answer.headers.get("retry-after")
-    advice = f", again in {retry} s" if retry else ""
+    advice = f", retry in {retry} s" if retry else ""
     return f"{answer.status_code} {answer.json().get('error_reason')}{advice}"
 
 
 def _print_suggestions(url: str) -> None:
     program = sys.argv[0] if Path(sys.argv[0]).name == "eidproxy" and len(sys.argv[0]) < 32 else "eidproxy"
-    click.secho("They go on asking, until Ctrl-C. Try:", bold=True)
+    click.secho("The three keep asking until Ctrl-C. Try:", bold=True)
     click.echo(f"   chat and live view  {url}/demo")
     click.echo(f"   live view alone     {url}/")
     click.echo(f"   {program} top --url {url}")
@@ -227,7 +227,7 @@ def _print_suggestions(url: str) -> None:
     click.echo(f"   curl -N {url}{_CHAT} \\")
     click.echo('     -H \'Content-Type: application/json\' -d \'{"model": "daily",')
     click.echo('     "stream": true, "messages": [{"role": "user", "content": "안녕?"}]}\'')
-    click.echo(f"   deep is loaded for {LOADING_SECONDS:.0f} s at first; then it thinks, and answers")
+    click.echo(f"   deep loads for {LOADING_SECONDS:.0f} s on the first request, then reasons and answers")
 
 
 # Terminal cells

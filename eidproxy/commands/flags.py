@@ -11,8 +11,8 @@ from eidproxy.config import FIELDS, Field
 GROUPS = {
     "router": "Router",
     "models": "Models",
-    "gate": "Gate (before daily)",
-    "stream": "An answer on its way",
+    "gate": "Gate (the queue before daily)",
+    "stream": "Answers",
     "server": "Listener",
     "log": "Log",
     "chat": "Chat",
@@ -20,61 +20,66 @@ GROUPS = {
 """The heading of each section."""
 
 TEXTS = {
-    "router.url": "where the router is: http://127.0.0.1:4000",
-    "router.allowed_networks": "networks its address may be in, with commas; they narrow the private ones",
-    "router.ca_file": "certificates that an https router is checked against",
-    "router.connect_timeout_seconds": "how long connecting may take",
-    "router.read_timeout_seconds": "how long the router may be silent in an answer",
-    "router.write_timeout_seconds": "how long the router may take to read the request",
-    "router.first_event_seconds": "how long the first event may take",
-    "router.first_event_seconds_per_kib": "and how much longer for each KiB of the request",
-    "router.wedge_after": "silent ends in a row until a model counts as stuck; 0 is never",
-    "router.wedge_retry_seconds": "how often a stuck model is tried again",
-    "router.keep_idle_seconds": "how long a connection waits for the next request; 0: none does",
+    "router.url": "URL of the router, for example http://127.0.0.1:4000",
+    "router.allowed_networks": "networks the router may be in, comma-separated; narrows the default",
+    "router.ca_file": "CA certificates that verify an https router",
+    "router.connect_timeout_seconds": "timeout for connecting to the router",
+    "router.read_timeout_seconds": "timeout while the router sends nothing in an answer",
+    "router.write_timeout_seconds": "timeout for sending the request to the router",
+    "router.first_event_seconds": "timeout for the first event of an answer",
+    "router.first_event_seconds_per_kib": "added to that timeout for each KiB of the request",
+    "router.wedge_after": "unanswered requests in a row that mark a model as wedged; 0 = never",
+    "router.wedge_retry_seconds": "seconds between two trial requests to a wedged model",
+    "router.keep_idle_seconds": "timeout of idle router connections; 0 = a new one for each request",
     "router.ask_usage": "ask the router for token counts, for the metrics",
-    "models.daily.alias": "the router's name for daily",
-    "models.deep.alias": "the router's name for deep",
-    "models.max_tokens": "the longest answer",
-    "models.temperature": "the temperature when a request names none",
-    "models.daily.max_tokens": "the longest answer of daily",
-    "models.daily.temperature": "the temperature of daily when a request names none",
-    "models.deep.max_tokens": "the longest answer of deep",
-    "models.deep.temperature": "the temperature of deep when a request names none",
-    "models.max_prompt_bytes": "the longest request to the router; 0 is no bound",
-    "gate.capacity": "requests of daily at the router at once",
-    "gate.max_waiting": "requests that may wait; more are refused at once",
-    "gate.wait_timeout_seconds": "the longest wait",
-    "gate.aging_seconds": "how long until background counts as foreground; 0 is never",
-    "gate.lease_seconds": "how long a replica holds a shared slot without a renewal",
-    "gate.after_leave": "the slot of a caller that left: release, settle or first_event",
-    "gate.settle_seconds": "how long settling takes at most",
-    "stream.deadline_seconds": "the longest an answer may take",
-    "stream.keepalive_seconds": "how long a stream is silent before a comment is sent",
-    "stream.buffer_bytes": "how much is kept for a caller that reads slowly",
-    "stream.accelerator": "on or off: whether events that are all alike may go past the interpreter",
-    "server.host": "the address to listen on; one beyond loopback needs an API key",
-    "server.port": "the port; 0 is any free one",
-    "server.uds": "a Unix socket to listen on, instead of host and port",
-    "server.allowed_hosts": "names that may stand in Host, with commas",
-    "server.max_body_bytes": "the longest body of a request",
-    "server.drain_seconds": "how long running answers may go on after a signal to stop",
-    "log.level": "debug, info, warning, error or critical",
-    "log.format": "auto, json or console; auto is console on a terminal",
-    "chat.jwt_audience": "the aud that tokens must have",
-    "chat.jwt_issuer": "the iss that tokens must have",
-    "chat.jwt_leeway_seconds": "how much later than exp a token is still taken",
-    "chat.persona_file": "a text that says who the assistant is",
-    "chat.rules_file": "a text with the assistant's rules; with a secret it switches the chat on",
-    "chat.title": "what the page calls itself",
-    "chat.max_message_chars": "the longest message",
-    "chat.max_messages": "the most messages of a conversation",
-    "chat.max_total_chars": "the longest conversation",
+    "models.daily.alias": "model name of daily at the router",
+    "models.deep.alias": "model name of deep at the router",
+    "models.max_tokens": "maximum length of an answer",
+    "models.temperature": "temperature if the request has none",
+    "models.daily.max_tokens": "maximum length of an answer from daily",
+    "models.daily.temperature": "temperature of daily if the request has none",
+    "models.deep.max_tokens": "maximum length of an answer from deep",
+    "models.deep.temperature": "temperature of deep if the request has none",
+    "models.max_prompt_bytes": "maximum size of a request body to the router; 0 = no limit",
+    "gate.capacity": "maximum concurrent daily requests at the router",
+    "gate.max_waiting": "maximum length of the wait queue; more requests are refused",
+    "gate.wait_timeout_seconds": "timeout for waiting in the queue",
+    "gate.aging_seconds": "wait after which background counts as foreground; 0 = never",
+    "gate.lease_seconds": "lease of a slot in a shared gate; the replica renews it",
+    "gate.after_leave": "policy for the slot of a caller that left: release, settle, first_event",
+    "gate.settle_seconds": "maximum time that settle and first_event keep a slot",
+    "stream.deadline_seconds": "time limit of an answer; the wait in the queue does not count",
+    "stream.keepalive_seconds": "silence after which a stream sends a keep-alive comment",
+    "stream.buffer_bytes": "buffer for a caller that reads slowly; when full, reading pauses",
+    "stream.accelerator": "on or off: pass uniform events without the Python interpreter",
+    "server.host": "address to listen on; any but loopback needs an API key",
+    "server.port": "port to listen on; 0 = any free port",
+    "server.uds": "Unix socket to listen on, instead of host and port",
+    "server.allowed_hosts": "names accepted in the Host header, comma-separated",
+    "server.max_body_bytes": "maximum size of a request body",
+    "server.drain_seconds": "timeout for running answers after a stop signal",
+    "log.level": "lowest level to log: debug, info, warning, error or critical",
+    "log.format": "auto, json or console; auto = console on a terminal, else json",
+    "chat.jwt_audience": "required audience (aud) of tokens",
+    "chat.jwt_issuer": "required issuer (iss) of tokens",
+    "chat.jwt_leeway_seconds": "leeway for the times in tokens (exp, nbf, iat)",
+    "chat.persona_file": "text file that says who the assistant is",
+    "chat.rules_file": "text file with the assistant's rules; with a secret, enables the chat",
+    "chat.title": "title of the chat page",
+    "chat.max_message_chars": "maximum length of a message",
+    "chat.max_messages": "maximum number of messages in a conversation",
+    "chat.max_total_chars": "maximum length of a conversation",
 }
 """The help text of each setting, by its path; the placeholder shows the unit."""
 
 _DEFAULTS = {
     "router.url": "required",
-    "router.allowed_networks": "the private ones",
+    "router.allowed_networks": "private networks",
+    "router.ca_file": "the system's store",
+    "models.daily.max_tokens": "models.max_tokens",
+    "models.daily.temperature": "models.temperature",
+    "models.deep.max_tokens": "models.max_tokens",
+    "models.deep.temperature": "models.temperature",
     "server.allowed_hosts": "localhost, 127.0.0.1, [::1] and the host",
     "chat.title": "이드",
 }
@@ -97,7 +102,9 @@ def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
             field.flag, field.path.replace(".", "__"), metavar=_placeholder(field), help=_help_text(field)
         )(command)
-    return click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings in TOML")(command)
+    return click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="settings file, TOML")(
+        command
+    )
 
 
 class SettingsCommand(click.Command):
@@ -123,14 +130,14 @@ class SettingsCommand(click.Command):
                     formatter.write_dl(records)
         formatter.write_paragraph()
         if not self._shows_settings:
-            formatter.write_text("Every setting is a flag here as well: eidproxy serve --help shows them.")
+            formatter.write_text("Every setting is also a flag of this command: see eidproxy serve --help.")
             formatter.write_paragraph()
         formatter.write_text(
-            "A setting comes from its default, the file, the environment and the flag; the last one counts. The "
-            "environment has the flag's name: EIDPROXY_GATE_CAPACITY for --gate-capacity. Two have their own: "
-            "LLM_ROUTER_URL for --router-url and EIDPROXY_ACCELERATOR for --stream-accelerator. Secrets have no flag, "
-            "since everybody on a machine can read those: EIDPROXY_SERVER_API_KEY, or EIDPROXY_SERVER_API_KEY_FILE, "
-            "and the like."
+            "A flag overrides the environment, the environment overrides the file, and the file overrides the default. "
+            "The environment variable has the name of the flag: EIDPROXY_GATE_CAPACITY for --gate-capacity. Two "
+            "differ: LLM_ROUTER_URL for --router-url and EIDPROXY_ACCELERATOR for --stream-accelerator. Secrets have "
+            "no flag, since every user of a machine can read command lines: set EIDPROXY_SERVER_API_KEY, "
+            "EIDPROXY_SERVER_API_KEY_FILE and the like."
         )
 
 

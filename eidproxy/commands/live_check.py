@@ -130,7 +130,7 @@ class LiveCheck:
             await self._ask_through_proxy()
         for subject in self._subjects:
             if subject not in self._reported:
-                self._print_finding(skip(subject, "was not asked, since something before it failed"))
+                self._print_finding(skip(subject, "was not tested, since an earlier check failed"))
 
     def _report(self, *findings: Finding) -> None:
         for finding in findings:
@@ -145,7 +145,7 @@ class LiveCheck:
             if running.level == "fail":
                 return
         elif running is not None:
-            self._print_finding(ok("eidproxy", "one runs here: it is asked, as background, and its settings count"))
+            self._print_finding(ok("eidproxy", "one runs here: the check uses it and its settings, as background"))
             async with aclosing(running):
                 await self._ask(Proxy(running, patience_seconds + settings.gate.wait_timeout_seconds), None)
             return
@@ -237,7 +237,7 @@ def _long_prompt() -> str:
 
 
 def _skip_unseen(subject: str) -> Finding:
-    return skip(subject, "the router's own bytes are only seen while no eidproxy runs here and the gate is not shared")
+    return skip(subject, "cannot be judged through a running eidproxy or with a shared gate")
 
 
 # --- Judgements: responses in, findings out ---------------------------------------------------------------------------
@@ -245,23 +245,23 @@ def _skip_unseen(subject: str) -> Finding:
 
 def judge_refusal(subject: str, response: Response) -> Finding:
     """Return the finding for a question that got no answer."""
-    reason, seconds = response.reason or "no event that can be read", response.seconds
+    reason, seconds = response.reason or "no readable event", response.seconds
     if reason in _BUSY_REASONS:
-        return skip(subject, f"the eidproxy that runs here had no room ({reason}): check again later")
+        return skip(subject, f"the eidproxy that runs here refused the request ({reason}); check again later")
     if reason in _WAIT_REASONS:
-        return note(subject, f"is not there now ({reason})", "wake or load it, and check again", seconds)
+        return note(subject, f"is not available now ({reason})", "wake or load it, and check again", seconds)
     if reason in _HANG_REASONS:
-        remedy = "restart the model server; a cold model needs router.first_event_seconds to be longer"
+        remedy = "restart the model server; for a cold model, raise router.first_event_seconds"
         return fail(subject, f"does not answer ({reason})", remedy, seconds)
     if b"generation thread died" in response.body:
-        return fail(subject, "the model server's own thread died", "restart the model server", seconds)
+        return fail(subject, "the generation thread of the model server died", "restart the model server", seconds)
     if reason == "upstream_protocol_error":
-        remedy = "the router must answer stream: true with an unencoded text/event-stream"
-        return fail(subject, f"the answer is no event stream ({_status(response)}{reason})", remedy, seconds)
+        remedy = "let the router answer stream: true with an uncompressed text/event-stream"
+        return fail(subject, f"the answer is not an event stream ({_status(response)}{reason})", remedy, seconds)
     if reason == "provider_not_configured":
-        return fail(subject, f"the router does not have it ({reason})", "set it up in the router", seconds)
+        return fail(subject, f"the router does not have it ({reason})", "configure it in the router", seconds)
     if reason in _ALIAS_REASONS:
-        remedy = f"the router must have a model of the name in models.{subject}.alias, and know its parameters"
+        remedy = f"the router must have a model with the name in models.{subject}.alias and accept its parameters"
         return fail(subject, f"the router refuses it ({_status(response)}{reason})", remedy, seconds)
     return fail(subject, f"no answer ({_status(response)}{reason})", "see the reason in deploy/reference.md", seconds)
 
@@ -282,8 +282,8 @@ def judge_modes(daily: Response, deep: Response) -> list[Finding]:
     for response in (daily, deep):
         if _wants_key(response):
             remedy = "set router.api_key (EIDPROXY_ROUTER_API_KEY or …_FILE) to the router's key"
-            return [fail("key", "the router refuses our key, or asks for one", remedy, response.seconds)]
-    findings = [ok("key", "the router takes our requests")] if None in (daily.reason, deep.reason) else []
+            return [fail("key", "the router rejects the API key, or requires one", remedy, response.seconds)]
+    findings = [ok("key", "the router accepts requests")] if None in (daily.reason, deep.reason) else []
     for subject, response in (("daily", daily), ("deep", deep)):
         if response.first_event_seconds is not None:
             findings.append(ok(subject, "answers", response.first_event_seconds))
@@ -297,11 +297,11 @@ def judge_sign_of_life(response: Response) -> Finding:
     subject = "sign of life"
     comments = [item.value for item in split_stream(response.reads) if item.is_comment]
     if not comments:
-        return ok(subject, "none: silence is bounded by the allowance alone")
+        return ok(subject, "no comments: only the timeout for the first event limits silence")
     if len(set(comments)) > 1 or any(digit in comments[0] for digit in b"0123456789"):
-        return ok(subject, "comments that count: a long prompt is told apart from a hang")
-    remedy = "switch it off in the router, or leave it: eidproxy does not take it for life"
-    return note(subject, "a constant ping, which goes on while the model hangs", remedy)
+        return ok(subject, "comments that count, so a long prompt does not look like a hang")
+    remedy = "disable it in the router, or keep it: eidproxy ignores it"
+    return note(subject, "a constant ping, which continues while the model hangs", remedy)
 
 
 def judge_unbuffered(response: Response) -> Finding:
@@ -316,11 +316,11 @@ def judge_unbuffered(response: Response) -> Finding:
     if groups >= 5 or (len(events) >= 5 and reads * 2 >= len(events)):
         return ok(subject, f"{len(events)} events came in {reads} reads", response.seconds)
     if len(events) < 5:
-        return skip(subject, "the answer was too short to tell")
+        return skip(subject, "the answer was too short to judge")
     if reads * 4 < len(events) and response.seconds >= _TOO_QUICK_SECONDS:
-        remedy = "let it pass each event on at once: proxy_buffering off, flush_interval -1, no compression"
-        return fail(subject, f"{len(events)} events came in {reads} reads: something in between buffers", remedy)
-    return skip(subject, "the answer was too quick to tell")
+        remedy = "disable buffering: proxy_buffering off, flush_interval -1, no compression"
+        return fail(subject, f"{len(events)} events came in {reads} reads: a proxy in between buffers", remedy)
+    return skip(subject, "the answer was too fast to judge")
 
 
 def judge_whole(response: Response) -> Finding:
@@ -328,13 +328,13 @@ def judge_whole(response: Response) -> Finding:
     subject = "whole"
     if response.reason is not None or any(event.is_error for event in response.events):
         reason = response.reason or "upstream_error"
-        return fail(subject, f"the answer did not come to its end ({reason})", "see the router's log", response.seconds)
+        return fail(subject, f"the answer is incomplete ({reason})", "see the router's log", response.seconds)
     said_done = any(is_done(item) for item in split_stream(response.reads) if not item.is_comment)
     if not any(event.finish_reason for event in response.events):
-        remedy = "each answer is then told as cut off (upstream_truncated): mend or update the router"
+        remedy = "callers get upstream_truncated for each answer; fix or update the router"
         return fail(subject, "the answer ends without a finish reason", remedy, response.seconds)
     if not said_done:
-        return note(subject, "a finish reason, but no [DONE]", "nothing is lost: update the router when you can")
+        return note(subject, "a finish reason, but no [DONE]", "nothing is lost; update the router if possible")
     return ok(subject, "a finish reason and [DONE]", response.seconds)
 
 
@@ -346,13 +346,13 @@ def judge_reasoning(responses: list[Response], aliases: list[str]) -> Finding:
         first = next((at for at, event in enumerate(events) if event.has_model_fields), len(events))
         before = "".join(event.reasoning for event in events[:first])
         if before and (first < len(events) or _LOADING_MESSAGE.search(before)):
-            remedy = "switch it off (llama-swap: sendLoadingState: false); eidproxy leaves these events out"
-            return note(subject, "the router tells its loading state as if the model thought", remedy)
+            remedy = "disable it (llama-swap: sendLoadingState: false); eidproxy drops these events"
+            return note(subject, "the router sends its loading state as reasoning", remedy)
         reasoning = "".join(event.reasoning for event in events)
         if _LOADING_MESSAGE.search(reasoning) or any(alias in reasoning for alias in aliases):
-            remedy = "it would reach callers: switch it off in the router (llama-swap: sendLoadingState: false)"
-            return fail(subject, "what the router loads stands in the model's thoughts", remedy)
-    return ok(subject, "nothing but the model speaks")
+            remedy = "callers would see it; disable it in the router (llama-swap: sendLoadingState: false)"
+            return fail(subject, "the model's reasoning contains loading messages of the router", remedy)
+    return ok(subject, "answers contain only what the model wrote")
 
 
 def judge_stop(left: Response, after: Response, idle_seconds: float) -> tuple[Finding, float | None]:
@@ -362,39 +362,39 @@ def judge_stop(left: Response, after: Response, idle_seconds: float) -> tuple[Fi
     if left.reason is not None or after.reason is not None or waited_seconds is None:
         return judge_refusal(subject, left if left.reason is not None else after), None
     if waited_seconds <= _BUSY_FACTOR * idle_seconds + _TOO_QUICK_SECONDS:
-        return ok(subject, "it stops when a caller leaves: the next answer began at once", waited_seconds), None
+        return ok(subject, "stops when the caller leaves: the next answer began at once", waited_seconds), None
     remedy = (
-        "have no gateway in between that does not pass a departure on (deploy/README.md names some); "
-        'gate.after_leave = "settle" spares the next caller the wait in vain'
+        "remove a gateway in between that hides disconnects (deploy/README.md names some), or set "
+        'gate.after_leave = "settle", so that the next request is not sent too early'
     )
     return note(
-        subject, "it goes on after its caller left: the next answer began late", remedy, waited_seconds
+        subject, "continues after the caller left: the next answer began late", remedy, waited_seconds
     ), waited_seconds
 
 
 def judge_tools(response: Response) -> Finding:
     """Judge whether requests with tools are accepted."""
     if response.reason is not None:
-        remedy = "requests with tools fail: a model, template or parser for tools must be set up in the model server"
+        remedy = "configure a model, template or parser for tools in the model server"
         return fail("tools", f"are refused ({_status(response)}{response.reason})", remedy, response.seconds)
-    return ok("tools", "are taken", response.seconds)
+    return ok("tools", "are accepted", response.seconds)
 
 
 def judge_json(response: Response) -> Finding:
     """Judge whether the answer follows `response_format`."""
     subject = "json"
     if response.reason is not None:
-        remedy = "requests with a JSON response_format fail: ask without, or use a model server that has it"
+        remedy = "use a model server that supports it, or send no response_format"
         return fail(
             subject, f"response_format is refused ({_status(response)}{response.reason})", remedy, response.seconds
         )
     text = "".join(event.text for event in response.events)
     if not text.strip():
-        return skip(subject, "the model thought for all its tokens, so it cannot be told")
+        return skip(subject, "cannot be judged: the model spent all its tokens on reasoning")
     if _BEGINS_AS_ASKED.match(text) is None:
-        remedy = "callers must check what they get, or use a model server that has it (mlx_lm.server has not)"
-        return note(subject, "response_format is taken and ignored", remedy, response.seconds)
-    return ok(subject, "response_format is kept to", response.seconds)
+        remedy = "validate answers, or use a model server that supports it (mlx_lm.server does not)"
+        return note(subject, "response_format is accepted but ignored", remedy, response.seconds)
+    return ok(subject, "the answer follows response_format", response.seconds)
 
 
 def judge_prompt_speed(
@@ -407,8 +407,8 @@ def judge_prompt_speed(
         return judge_refusal(subject, response), None
     seconds_per_kib = max(waited_seconds - idle_seconds, 0.001) / _MEASURE_KIB
     rate, largest = 1024 / _BYTES_A_TOKEN / seconds_per_kib, deadline_seconds / seconds_per_kib
-    reach = f"{deadline_seconds:g} s reach for {largest:.0f} KiB"
-    text = f"about {rate:.0f} tokens a second, {seconds_per_kib:.2g} s for a KiB; {reach}"
+    reach = f"{deadline_seconds:g} s are enough for {largest:.0f} KiB"
+    text = f"about {rate:.0f} tokens per second, {seconds_per_kib:.2g} s per KiB; {reach}"
     return ok(subject, text, waited_seconds), seconds_per_kib
 
 
@@ -432,12 +432,12 @@ def judge_leave(
         return judge_refusal(subject, after)
     if waited_seconds <= max(_BUSY_FACTOR * idle_seconds + _TOO_QUICK_SECONDS, rest_seconds / 2):
         proposals.setdefault("gate.after_leave", "release")
-        return ok(subject, "it stops: the next answer began soon", waited_seconds)
+        return ok(subject, "stops: the next answer began soon", waited_seconds)
     if "gate.after_leave" not in proposals:
         proposals["gate.after_leave"] = "first_event"
         proposals["gate.settle_seconds"] = max(20, math.ceil(2 * waited_seconds))
-    remedy = 'see the proposed gate.after_leave; for mlx_lm.server first of all "--prompt-concurrency 1"'
-    return note(subject, "the prefill runs on after its caller left", remedy, waited_seconds)
+    remedy = 'set the proposed gate.after_leave; with mlx_lm.server, first set "--prompt-concurrency 1"'
+    return note(subject, "the prefill continues after the caller left", remedy, waited_seconds)
 
 
 # --- Which eidproxy is asked --------------------------------------------------------------------------------------
@@ -461,10 +461,10 @@ async def _find_running_proxy(settings: Settings) -> httpx.AsyncClient | Finding
         return None
     if _is_from_eidproxy(response):
         reason = response.headers.get("x-eid-error-reason")
-        remedy = "give check the settings it was started with, and stop it if it is not yours"
-        return fail("eidproxy", f"one runs here and refuses us ({reason})", remedy)
-    remedy = "serve cannot listen there: stop it, or choose another server.port"
-    return note("eidproxy", "something else answers where eidproxy would listen", remedy)
+        remedy = "give check the settings of that eidproxy, or stop it"
+        return fail("eidproxy", f"one runs here and refuses the check ({reason})", remedy)
+    remedy = "stop it, or choose another server.port; serve cannot listen there"
+    return note("eidproxy", "another program listens at the address of eidproxy", remedy)
 
 
 def _is_from_eidproxy(response: httpx.Response) -> bool:

@@ -13,26 +13,26 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class ProgressQueued(Struct, tag_field="state", tag="queued"):
-    """The request waits for its turn. `eta_seconds` is null while nothing is known."""
+    """The request is in the wait queue. `eta_seconds` is null while it is unknown."""
 
     position: int
     eta_seconds: int | None
 
 
 class ProgressUpstream(Struct, tag_field="state", tag="upstream"):
-    """The request is at the router, and no event came."""
+    """The router has the request and has sent no event yet."""
 
     elapsed_seconds: int
 
 
 class ProgressThinking(Struct, tag_field="state", tag="thinking"):
-    """Only reasoning came."""
+    """The router has sent only reasoning so far."""
 
     elapsed_seconds: int
 
 
 class Chunk(Struct):
-    """One event of a stream. `choices` is empty where `eid` tells of progress."""
+    """One event of a stream. `choices` is empty if `eid` reports progress."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -43,7 +43,7 @@ class Chunk(Struct):
 
 
 class ErrorDetail(Struct):
-    """What went wrong, as clients of OpenAI read it. `code` is the reason."""
+    """The error in the format of OpenAI. `code` is the reason."""
 
     message: str
     type: Literal[
@@ -59,7 +59,7 @@ class ErrorDetail(Struct):
 
 
 class Error(Struct):
-    """A refusal: the body before the first byte, the last event after it."""
+    """An error: the body before the first byte, the last event after it."""
 
     error: ErrorDetail
     error_reason: str

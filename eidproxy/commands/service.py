@@ -91,7 +91,7 @@ def kind_of(platform: str) -> Kind:
         return LAUNCHD
     if platform.startswith("linux"):
         return SYSTEMD
-    raise ServiceError(f"there is no service for {platform}: run eidproxy serve under what starts programs there")
+    raise ServiceError(f"cannot install a service on {platform}; run eidproxy serve with its service manager")
 
 
 def install_steps(
@@ -103,7 +103,7 @@ def install_steps(
     """
     if program.startswith(_HOME_FOLDERS):
         raise ServiceError(
-            f"{program} is in a home, which a service cannot read: install it in /opt/eidproxy (deploy/README.md)"
+            f"{program} is in a home folder, which no service can read; install it in /opt/eidproxy (deploy/README.md)"
         )
     unit = (_UNITS / Path(kind.unit).name).read_text("utf-8").replace(_PROGRAM, program)
     steps: list[Step] = [Folder(str(Path(kind.settings).parent))]
@@ -166,12 +166,12 @@ def carry_out(step: Step, root: str = "", run: Callable[[Sequence[str]], int] | 
         case Run(command, may_fail):
             code = (run or _run_command)(command)
             if code and not may_fail:
-                raise ServiceError(f"{shlex.join(command)} ended with {code}")
+                raise ServiceError(f"{shlex.join(command)} failed with exit status {code}")
 
 
 def _run_command(command: Sequence[str]) -> int:
     if shutil.which(command[0]) is None:
-        raise ServiceError(f"{command[0]} is not on this machine")
+        raise ServiceError(f"{command[0]} is not installed")
     return subprocess.run(command, check=False).returncode  # noqa: S603  # words of ours, and the folder that was named
 
 
@@ -204,12 +204,12 @@ def state_of(kind: Kind, run: Callable[[Sequence[str]], str] | None = None) -> s
     """Return the state of the service as the system reports it, in a word or two."""
     text = (run or _output_of)(kind.state).strip()
     if kind is SYSTEMD:
-        return text.splitlines()[0] if text else "not known"
+        return text.splitlines()[0] if text else "unknown"
     lines = [line.strip() for line in text.splitlines() if line.strip().startswith("state =")]
     return lines[0].removeprefix("state =").strip() if lines else "not loaded"
 
 
 def _output_of(command: Sequence[str]) -> str:
     if shutil.which(command[0]) is None:
-        return f"{command[0]} is not on this machine"
+        return f"{command[0]} is not installed"
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout  # noqa: S603  # words of ours

@@ -91,7 +91,7 @@ async def _get(client: httpx.AsyncClient, path: str) -> bytes:
         async with asyncio.timeout(_PATIENCE_SECONDS), client.stream("GET", path) as response:
             if response.status_code == 401:
                 raise TopError(
-                    "asks for its API key: set EIDPROXY_SERVER_API_KEY or EIDPROXY_SERVER_API_KEY_FILE", is_final=True
+                    "needs an API key: set EIDPROXY_SERVER_API_KEY or EIDPROXY_SERVER_API_KEY_FILE", is_final=True
                 )
             if response.status_code != 200:
                 word = response.headers.get("x-eid-error-reason", "")

@@ -224,21 +224,21 @@ def _overall_state(view: View) -> tuple[str, str, str]:
     """Return the word of the head, its style, and the reason when something is wrong (else "")."""
     status = view.status
     if view.fault is not None:
-        return "unreachable", "alarm", f"{view.fault}; trying again: {view.name}"
+        return "unreachable", "alarm", f"{view.fault}; retrying: {view.name}"
     if status is None:
         return "connecting", "dim", ""
     if status.draining:
-        return "draining", "warn", "running answers are finished, new requests are refused"
+        return "draining", "warn", "running answers finish, new requests are refused"
     if status.router.reachable is False:
         looked = format_length(status.router.checked_seconds_ago or 0.0)
         if status.router.hint == "local_network_privacy":
-            return "router down", "alarm", "macOS keeps eidproxy from the local network: see deploy/README.md"
-        return "router down", "alarm", f"the router does not answer (looked {looked} ago): every request is refused"
+            return "router down", "alarm", "macOS denies eidproxy access to the local network; see deploy/README.md"
+        return "router down", "alarm", f"the router does not answer (checked {looked} ago); every request is refused"
     stuck = [mode for mode, entry in status.upstream.items() if entry.state == "wedged"]
     if stuck:
         waits = min(status.upstream[mode].next_trial_seconds or 0.0 for mode in stuck)
         trial = f"in {format_length(waits)}" if waits > 0 else "with the next request"
-        return "model stuck", "alarm", f"{', '.join(stuck)} takes requests and says nothing; next trial {trial}"
+        return "model stuck", "alarm", f"{', '.join(stuck)} accepts requests but does not answer; next trial {trial}"
     return "live", "good", ""
 
 
@@ -246,12 +246,12 @@ _HELP = (
     "Answering    requests that the model works on now, and for how long;",
     "             a typical answer is the mean of the last ten or so",
     "Waiting      requests in the queue, #1 is next; the longest fills its bar",
-    "wait         from asking to the turn",
-    "first word   from asking to the first text of the answer",
+    "wait         from the request to its slot",
+    "first word   from the request to the first text of the answer",
     "95 % in      95 of 100 requests of the last five minutes took no longer",
     "Ended        how requests ended; + is since this view was opened",
     "",
-    "q, Ctrl-C    leave",
+    "q, Ctrl-C    quit",
     "Ctrl-Z       suspend",
     "?            back",
 )
@@ -326,8 +326,8 @@ def _streams_text(mode: str, count: int, status: Status) -> str:
 
 def _router_text(status: Status) -> tuple[str, str]:
     reachable, ago = status.router.reachable, status.router.checked_seconds_ago
-    word = "not tried yet" if reachable is None else "reachable" if reachable else "down"
-    told = word if ago is None or status.draining else f"{word}, looked {format_length(ago)} ago"
+    word = "not checked yet" if reachable is None else "reachable" if reachable else "down"
+    told = word if ago is None or status.draining else f"{word}, checked {format_length(ago)} ago"
     return told, "bad" if reachable is False else ""
 
 

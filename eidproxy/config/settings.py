@@ -192,10 +192,10 @@ class Settings(Struct, frozen=True, kw_only=True):
 def refusal_text(settings: Settings, verdict: Verdict) -> str:
     """Return why an address of the router is refused."""
     narrowed_by = settings.router.allowed_networks and verdict is Verdict.OUTSIDE
-    return VERDICTS[verdict] + (", as far as router.allowed_networks leaves them" if narrowed_by else "")
+    return VERDICTS[verdict] + (", narrowed by router.allowed_networks" if narrowed_by else "")
 
 
-ROUTER_URL_FORM = "must be http:// or https:// and a host, perhaps with a port, and nothing more but /v1"
+ROUTER_URL_FORM = "must be http:// or https:// with a host and optionally a port, and no path but /v1"
 
 
 def router_address(url: str) -> tuple[str, int, bool]:
@@ -271,13 +271,13 @@ def requirement(kind: Any) -> str:
         low, to = (f"above {known.gt or 0:.15g}", ", at most") if known.ge is None else (f"from {known.ge:.15g}", " to")
         return f"must be {noun} {low}" + ("" if known.le is None else f"{to} {known.le:.15g}")
     if isinstance(known, msgspec.inspect.VarTupleType):
-        return "must be a list of words"
+        return "must be a list of strings"
     if isinstance(known, msgspec.inspect.StrType) and known.pattern is not None:
         choice = re.fullmatch(r"\\A\(([a-z|]+)\)\\Z", known.pattern)
         if choice is not None:
             *others, last = choice[1].split("|")
             return f"must be {', '.join(others)} or {last}"
         count = f"1 to {known.max_length}" if known.max_length is not None else "one or more"
-        what = "letters, digits and signs of ASCII" if known.pattern == _VISIBLE else "characters"
-        return f"must be {count} {what}, without blanks{'' if known.pattern == _VISIBLE else ' at its ends'}"
-    return "must be a text" if getattr(known, "min_length", None) is None else "must be a text that is not empty"
+        what = "visible ASCII characters" if known.pattern == _VISIBLE else "characters"
+        return f"must be {count} {what}, without spaces{'' if known.pattern == _VISIBLE else ' at either end'}"
+    return "must be a string" if getattr(known, "min_length", None) is None else "must be a non-empty string"

@@ -24,10 +24,10 @@ def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     for name, seconds in clocks:
         if seconds > deadline_seconds:
             limit = f"stream.deadline_seconds ({deadline_seconds:g} s)"
-            yield name, f"{seconds:g} s are more than {limit}, which ends a request before"
+            yield name, f"{seconds:g} s is longer than {limit}, which ends the request first"
     if router.wedge_after and router.wedge_retry_seconds > MAX_RETRY_SECONDS:
-        told = f"callers are told to come back after {MAX_RETRY_SECONDS} s at most, so some come too early"
-        yield "router.wedge_retry_seconds", f"{router.wedge_retry_seconds:g} s: {told}"
+        told = f"longer than the largest Retry-After ({MAX_RETRY_SECONDS} s), so some callers come back too early"
+        yield "router.wedge_retry_seconds", f"{router.wedge_retry_seconds:g} s is {told}"
 
 
 def cross_check(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
@@ -36,20 +36,20 @@ def cross_check(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]
     host = settings.server.host
     address = parse_literal(host.partition("%")[0])  # a listener may have an address with the name of an interface
     if address is None and not is_name(host):
-        yield "server.host: not an address or a name"
+        yield "server.host: must be an IP address or a host name"
     is_local = host == "localhost" or (address is not None and is_loopback(address))
     if not is_local and settings.server.uds is None and settings.server.api_key is None:
         yield "server.host: is not loopback, so server.api_key is required"
     background = settings.server.background_api_key
     if background is not None and background == settings.server.api_key:
-        yield "server.background_api_key: must be another key than server.api_key"
+        yield "server.background_api_key: must differ from server.api_key"
     if background is not None and settings.server.api_key is None:
-        yield "server.background_api_key: needs server.api_key: without it everybody is let in as foreground"
+        yield "server.background_api_key: needs server.api_key; without it every caller is foreground"
     yield from _params_faults(settings)
     if settings.gate.url is not None:
         yield from (f"gate.url: {fault}" for fault in url_faults(settings.gate.url))
     elif environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
-        yield "environment WEB_CONCURRENCY: one process has the gate, so more than one worker is refused; see gate.url"
+        yield "environment WEB_CONCURRENCY: must be 1; for more processes, run replicas with gate.url"
     chat = settings.chat
     if (chat.jwt_secret is None) != (chat.rules_file is None):
         missing = "chat.jwt_secret" if chat.jwt_secret is None else "chat.rules_file"
@@ -83,13 +83,13 @@ def _params_faults(settings: Settings) -> Iterator[str]:
         for name, value in params.items():
             path = f"models.{mode}.params.{name}"
             if name in _RESERVED_NAMES:
-                yield f"{path}: is a field of the request itself, which is checked and set by eidproxy"
+                yield f"{path}: is a field of the request, which eidproxy checks and sets itself"
             elif not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,63}", name):
-                yield f"{path}: is not a plain name"
+                yield f"{path}: must be a name of at most 64 ASCII letters, digits and underscores"
             elif any(word in name.lower() for word in _FORBIDDEN_WORDS):
-                yield f"{path}: could lead a request elsewhere"
+                yield f"{path}: is not permitted, since it could redirect or expose a request"
             elif not _is_json(value):
-                yield f"{path}: has a value that JSON has not: a date, an infinity, a number of many digits"
+                yield f"{path}: has a value that JSON cannot hold: a date, an infinity or too large a number"
 
 
 def _is_json(value: Any) -> bool:
@@ -105,21 +105,21 @@ def _is_json(value: Any) -> bool:
 def _router_faults(settings: Settings) -> Iterator[str]:
     url = settings.router.url
     if not url:
-        yield "router.url: is required: set LLM_ROUTER_URL, for example http://127.0.0.1:4000"
+        yield "router.url: is required; set LLM_ROUTER_URL, for example http://127.0.0.1:4000"
         return
     try:
         networks = parse_allowed_networks(settings.router.allowed_networks)
     except ValueError:
         yield (
-            "router.allowed_networks: each must be a network inside the permitted ones, spelled as 192.168.1.0/24 or"
-            " fd00:1::/64; nothing can be added"
+            "router.allowed_networks: each must be a network within the permitted ones, such as 192.168.1.0/24 or"
+            " fd00:1::/64; the setting can only narrow them"
         )
         return
     if settings.router.ca_file is not None:
         try:
             ssl.create_default_context(cafile=settings.router.ca_file)
         except (OSError, ValueError):  # ssl.SSLError is an OSError
-            yield "router.ca_file: there are no certificates in it that can be read"
+            yield "router.ca_file: cannot be read, or contains no certificates"
     try:
         host, port, _ = router_address(url)
     except ValueError:
@@ -127,7 +127,7 @@ def _router_faults(settings: Settings) -> Iterator[str]:
         return
     address = parse_literal(host)
     if address is None and not is_name(host):
-        yield "router.url: the host must be an address in its usual spelling or a DNS name"
+        yield "router.url: the host must be an IP address in standard notation or a DNS name"
     elif address is not None:
         decision = EgressPolicy(networks or EgressPolicy().networks).decide(str(address))
         if not decision.permitted:

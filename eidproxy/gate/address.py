@@ -45,10 +45,10 @@ def gate_address(url: str) -> GateAddress:
     if known is None or parts.fragment:
         raise ValueError("must be redis://, rediss:// or unix://")
     if set(options) - known or len(options) != len(parse_qsl(parts.query, keep_blank_values=True)):
-        raise ValueError("has an option that is not known: rediss:// takes ssl_ca_certs, unix:// takes db")
+        raise ValueError("has an unknown option; rediss:// takes ssl_ca_certs, unix:// takes db")
     database = options.get("db", "") if parts.scheme == "unix" else parts.path.removeprefix("/")
     if database and not (database.isdecimal() and len(database) <= 4):
-        raise ValueError("names a database that is not a number")
+        raise ValueError("the database must be a number of at most 4 digits")
     login: dict[str, Any] = {
         "database": int(database or 0),
         "username": unquote(parts.username) if parts.username else None,
@@ -56,7 +56,7 @@ def gate_address(url: str) -> GateAddress:
     }
     if parts.scheme == "unix":
         if parts.netloc.rpartition("@")[2] or len(parts.path) < 2:
-            raise ValueError("must name the socket by its absolute path")
+            raise ValueError("must contain the absolute path of the Unix socket")
         return GateAddress(path=unquote(parts.path), **login)
     return _network_gate(parts, options.get("ssl_ca_certs"), login)
 
@@ -68,9 +68,9 @@ def _network_gate(parts: SplitResult, ca_file: str | None, login: dict[str, Any]
         raise ValueError("has no valid host and port") from None
     address = parse_literal(host)
     if address is None and not is_name(host):
-        raise ValueError("the host must be an address in its usual spelling or a DNS name")
+        raise ValueError("the host must be an IP address in standard notation or a DNS name")
     if address is not None and not (decision := EgressPolicy().decide(str(address))).permitted:
         raise ValueError(f"egress_blocked: the address {VERDICTS[decision.verdict]}")
     if ca_file is not None and not Path(ca_file).is_file():
-        raise ValueError("ssl_ca_certs: there is no such file")
+        raise ValueError("ssl_ca_certs: the file does not exist")
     return GateAddress(host=host, port=port or 6379, secure=parts.scheme == "rediss", ca_file=ca_file, **login)

@@ -20,7 +20,7 @@ def url_faults(url: str) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
     if importlib.util.find_spec("redis") is None:
-        yield "needs redis-py: install eidproxy[redis]"
+        yield "needs redis-py; install eidproxy[redis]"
 
 
 def build_gate(terms: GateTerms, metrics: Metrics, on_store_change: Callable[[Exception | None], None]) -> Gate:

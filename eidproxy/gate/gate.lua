@@ -1,18 +1,18 @@
 #!lua name=eidproxy_gate
--- The shared gate's discipline, run inside Redis or Valkey so that every replica sees one order on one clock.
+-- The queue of the shared gate. It runs inside Redis or Valkey, so that all replicas see one order and one clock.
 --
 -- The rules are those of admission.py: FOREGROUND before BACKGROUND, first come first served inside a class, a
--- BACKGROUND request that has waited long enough counts as a FOREGROUND one of that age, bounds, displacement.
--- What is added: every place and every slot has a lease, and a grant has a token that only grows.
+-- BACKGROUND request that has waited long enough counts as a FOREGROUND one of that age, limits, displacement.
+-- In addition, every place and every slot has a lease, and every grant has a token that only grows.
 --
--- Times are microseconds of the server's clock. A ticket's number is its order of arrival and, as long as the clock
--- does not go back, the time of it; a token is the same for the grant. So neither needs what an empty server forgot.
+-- Times are microseconds of the server's clock. A ticket's number is its order of arrival and, unless the clock goes
+-- back, its time of arrival; a token is the same for the grant. So neither needs what an emptied server has lost.
 --
--- A function call is atomic. All that is read for a decision is read before anything is written, so that an error
--- (a key of a wrong type, say) leaves nothing half done.
+-- A function call is atomic. It reads everything for a decision before it writes anything, so that an error (such as
+-- a key of the wrong type) leaves no partial change.
 --
--- KEYS: state, holders (by end of lease), leases of those who wait, foreground and background (by number), tickets.
--- ARGV: run id of the server, lease, capacity, max_waiting, aging (0 is never), then what each function takes.
+-- KEYS: state, holders (by end of lease), leases of waiters, foreground and background (by number), tickets.
+-- ARGV: run id of the server, lease, capacity, max_waiting, aging (0 = never), then the arguments of each function.
 
 local CHANNEL = 'eidproxy:gate:'
 
@@ -58,9 +58,9 @@ local function open(keys, args)
     mean_hold = tonumber(known[5] or -1), moved = false,
   }
   if known[1] ~= args[1] then
-    -- A server that started anew, was emptied, or took another's place. What it remembers of leases may be old or
-    -- nothing, so it forgets them and grants nothing for one lease: meanwhile who holds or waits says so (renew),
-    -- and who cannot has stopped by himself.
+    -- The server was restarted, emptied or replaced. Its leases may be old or lost, so they are deleted and nothing is
+    -- granted for the length of one lease. In that time owners of slots and places report them (renew); an owner that
+    -- cannot has stopped by itself.
     for index = 2, 6 do
       redis.call('DEL', keys[index])
     end
@@ -104,7 +104,7 @@ local function queue(gate, id, ticket)
   keep(gate, id, ticket)
 end
 
--- Begin the lease of a slot or a place anew. Who says that he holds a slot, by its token, has it if there is room.
+-- Restart the lease of a slot or a place. An owner that presents the token of a slot gets the slot if there is room.
 local function prolong(gate, id, token)
   local lease_end = exact(gate.now + gate.lease)
   if redis.call('ZSCORE', gate.holders, id) then
@@ -133,8 +133,8 @@ local function next_in_line(gate)
   return foreground[1]
 end
 
--- Give free slots to those who wait. The lease of a place becomes the lease of the slot and is not begun anew: the
--- owner must show that he lives, by a renewal, or place and slot end together.
+-- Give free slots to waiters. The lease of the place becomes the lease of the slot and is not restarted: the owner must
+-- show by a renewal that it is alive, or it loses the slot when the lease of its place ends.
 local function promote(gate)
   if gate.now < gate.grace_until then
     return
@@ -153,7 +153,7 @@ local function promote(gate)
       gate.moved = true
       tell_owner(id, 'granted')
     else
-      drop(gate, id) -- half of it was deleted by hand, or evicted
+      drop(gate, id) -- part of it was deleted by hand, or evicted
     end
   end
 end
@@ -177,7 +177,7 @@ local function position(gate, id, ticket)
   return rank + before + 1
 end
 
--- What the owner of a ticket is told: state, number, token, position.
+-- Return what the owner of a ticket gets: state, number, token, position.
 local function account(gate, id)
   local ticket = find(gate, id)
   if not ticket then
@@ -194,9 +194,9 @@ local function account(gate, id)
   return {'waits', ticket.number, 0, place}
 end
 
--- Ask for a slot. ARGV: id, class. With an empty id it only shows that the gate could be written.
--- Replies: mean hold, state ('holds', 'waits' or 'full'), number, token, position. Asking again begins the lease anew and
--- changes nothing else: the owner counts it from before the call that was answered.
+-- Ask for a slot. ARGV: id, class. A call with an empty id only shows that the gate is writable.
+-- Reply: mean hold, state ('holds', 'waits' or 'full'), number, token, position. A repeated call restarts the lease and
+-- changes nothing else; the owner counts the lease from before the call that was answered.
 local function enter(keys, args)
   local gate = open(keys, args)
   local id, class = args[6], args[7]
@@ -233,8 +233,8 @@ local function enter(keys, args)
   return {gate.mean_hold, unpack(reply)}
 end
 
--- Show that the owner lives. ARGV: id, class, number, token (0 when he waits or does not know), for each ticket.
--- Replies: mean hold, then state ('holds', 'waits' or 'gone'), number, token, position for each.
+-- Show that the owner is alive. ARGV: id, class, number, token (0 if it waits or does not know) for each ticket.
+-- Reply: mean hold, then state ('holds', 'waits' or 'gone'), number, token, position for each ticket.
 local function renew(keys, args)
   local gate = open(keys, args)
   local foreign = {}
@@ -269,7 +269,7 @@ local function renew(keys, args)
   return reply
 end
 
--- Give back what a ticket has, a slot or a place. ARGV: id, token (0 when not known). Leaving twice does nothing.
+-- Release the slot or the place of a ticket. ARGV: id, token (0 if unknown). A second call does nothing.
 local function leave(keys, args)
   local gate = open(keys, args)
   local id, token = args[6], tonumber(args[7])
@@ -289,6 +289,6 @@ local function leave(keys, args)
 end
 
 redis.register_function('eidproxy_gate_enter', enter)
--- When memory is full nobody enters any more, but who is inside keeps his lease and may leave.
+-- If memory is full, no request can enter, but requests that are in can renew their lease and leave.
 redis.register_function{function_name = 'eidproxy_gate_renew', callback = renew, flags = {'allow-oom'}}
 redis.register_function{function_name = 'eidproxy_gate_leave', callback = leave, flags = {'allow-oom'}}

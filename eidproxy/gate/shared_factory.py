@@ -65,7 +65,7 @@ async def check_store(terms: GateTerms) -> tuple[list[str], str | None]:
         except EgressBlocked as blocked:
             return [], f"egress_blocked: {blocked.decision.address or address.host}: {blocked.decision.verdict}"
         except (httpx.TransportError, TimeoutError):
-            return [], f"the name {address.host} cannot be resolved now"
+            return [], f"the name {address.host} cannot be resolved"
         lines = [f"would dial {dialled} port {address.port}" for dialled in found]
     faults: list[Exception | None] = []
     gate = build_shared_gate(terms, Metrics("check"), faults.append)
@@ -73,4 +73,4 @@ async def check_store(terms: GateTerms) -> tuple[list[str], str | None]:
     await gate.aclose()
     if served:
         return [*lines, "the store serves"], None
-    return lines, f"gate_unavailable: the store does not serve ({type(faults[-1]).__name__ if faults else 'silent'})"
+    return lines, f"gate_unavailable: the store does not answer ({type(faults[-1]).__name__ if faults else 'silent'})"

@@ -43,7 +43,7 @@ class Marked(Closed):
 
 
 class TextPart(Marked, kw_only=True):
-    """A piece of a message's text."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: str
@@ -54,7 +54,7 @@ ContentOrNone: TypeAlias = str | list[TextPart] | None
 
 
 class CalledFunction(Closed):
-    """What a model called, and with which arguments: text of its own making, which need not name a function."""
+    """The function that the model called, and its arguments, both as the model wrote them."""
 
     name: str
     arguments: str
@@ -62,7 +62,7 @@ class CalledFunction(Closed):
 
 
 class AssistantCall(Closed):
-    """A call in an assistant's message."""
+    """A tool call in an assistant message."""
 
     id: str
     type: Literal["function"]
@@ -77,23 +77,23 @@ class Message(Marked, tag_field="role"):
 
 
 class SystemMessage(Message, tag="system", kw_only=True):
-    """An instruction."""
+    """A system message."""
 
     content: Content
 
 
 class DeveloperMessage(SystemMessage, tag="developer"):
-    """The same under its newer name, which no chat template knows."""
+    """A system message under its newer role name, which chat templates do not know."""
 
 
 class UserMessage(Message, tag="user", kw_only=True):
-    """What the user says."""
+    """A message of the user."""
 
     content: Content
 
 
 class AssistantMessage(Message, tag="assistant"):
-    """An answer. What the fields behind `tool_calls` hold came with it, and clients send it back."""
+    """An earlier answer. Fields after `tool_calls` are accepted, since clients send them back, and not passed on."""
 
     content: ContentOrNone = None
     tool_calls: list[AssistantCall] | None = None
@@ -110,7 +110,7 @@ class AssistantMessage(Message, tag="assistant"):
 
 
 class ToolMessage(Message, tag="tool", kw_only=True):
-    """What a tool answered."""
+    """The result of a tool call."""
 
     tool_call_id: str
     content: ContentOrNone = None
@@ -120,7 +120,7 @@ AnyMessage: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | Assista
 
 
 class FunctionDefinition(Closed):
-    """A function that may be called. `parameters` is a JSON schema, passed on as it is."""
+    """A function that the model may call. `parameters` is a JSON Schema, passed on unchanged."""
 
     name: FunctionName
     description: str | None = None
@@ -129,7 +129,7 @@ class FunctionDefinition(Closed):
 
 
 class Tool(Marked, kw_only=True):
-    """A tool: functions only."""
+    """A tool; only functions are supported."""
 
     type: Literal["function"]
     function: FunctionDefinition
@@ -142,7 +142,7 @@ class FunctionChoice(Closed):
 
 
 class ToolChoice(Closed):
-    """The one function that must be called."""
+    """The one function that the model must call."""
 
     type: Literal["function"]
     function: FunctionChoice
@@ -157,7 +157,7 @@ class JsonFormat(Closed, tag_field="type", tag="json_object"):
 
 
 class JsonSchema(Closed):
-    """A schema for the answer, passed on as it is."""
+    """A JSON Schema for the answer, passed on unchanged."""
 
     name: FunctionName
     description: str | None = None
@@ -166,7 +166,7 @@ class JsonSchema(Closed):
 
 
 class SchemaFormat(Closed, tag_field="type", tag="json_schema"):
-    """JSON that fits a schema."""
+    """JSON that matches a schema."""
 
     json_schema: JsonSchema
 

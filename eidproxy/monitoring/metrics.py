@@ -182,28 +182,28 @@ class Metrics(Collector):
     def _make_request_metrics(self) -> None:
         modes = (*Mode, NO_MODE)
         requests = self._counter(
-            "requests", "Requests by how they ended.", ("surface", "mode", "outcome", "reason"),
+            "requests", "Ended requests by outcome and reason.", ("surface", "mode", "outcome", "reason"),
             ((s, m, _outcome(r), r) for s in Surface for m in modes for r in METRIC_REASONS),
         )  # fmt: skip
         self.requests = {(s, m, r): requests[s, m, _outcome(r), r] for s, m, _, r in requests}
         self.request_duration = self._histogram(
-            "request_duration_seconds", "From the request's first byte to its end.", _HOLD_BOUNDS,
+            "request_duration_seconds", "Time from the request's first byte to its end.", _HOLD_BOUNDS,
             ("mode", "outcome"), product(modes, Outcome),
         )  # fmt: skip
 
     def _make_gate_metrics(self) -> None:
         self.gate_wait = self._histogram(
             "gate_wait_seconds",
-            "Waits in the gate.",
+            "Time that requests waited in the gate.",
             _WAIT_BOUNDS,
             ("priority", "outcome"),
             product(Priority, WaitOutcome),
         )
         self.gate_hold = self._by_label(
-            "gate_hold_seconds", "How long slots were held.", _HOLD_BOUNDS, "priority", Priority
+            "gate_hold_seconds", "Time that slots were held.", _HOLD_BOUNDS, "priority", Priority
         )
         self.gate_settle = self._by_label(
-            "gate_settle_seconds", "How long slots were kept for a caller that had left, by what ended it.",
+            "gate_settle_seconds", "Time that slots were kept for callers that had left, by what ended it.",
             _HOLD_BOUNDS, "end", SettleEnd,
         )  # fmt: skip
         self.forced_releases = self._counter(
@@ -213,56 +213,58 @@ class Metrics(Collector):
 
     def _make_stream_metrics(self) -> None:
         self.deadline_exceeded = self._counter(
-            "deadline_exceeded", "Clocks that ran out.", ("mode", "deadline"), product(Mode, Deadline)
+            "deadline_exceeded", "Deadlines that passed.", ("mode", "deadline"), product(Mode, Deadline)
         )
         self.deadline_margin = self._by_label(
-            "deadline_margin_seconds", "Wall clock left at the end of a request.", _MARGIN_BOUNDS, "mode", Mode
+            "deadline_margin_seconds", "Time left to the deadline at a request's end.", _MARGIN_BOUNDS, "mode", Mode
         )
         self.first_token = self._by_label(
-            "time_to_first_token_seconds", "From the request's first byte to the first event for its caller.",
+            "time_to_first_token_seconds", "Time from the request's first byte to the first event for its caller.",
             _FIRST_EVENT_BOUNDS, "mode", Mode,
         )  # fmt: skip
         self.first_byte = self._by_label(
             "upstream_first_byte_seconds",
-            "From the grant to the router's first byte.",
+            "Time from the grant to the router's first byte.",
             _FIRST_EVENT_BOUNDS,
             "mode",
             Mode,
         )
         self.allowance_used = self._by_label(
-            "first_event_allowance_used_ratio", "Wait for the first event, as a share of what the request was allowed.",
+            "first_event_allowance_used_ratio", "Wait for the first event as a fraction of the request's allowance.",
             _SHARE_BOUNDS, "mode", Mode,
         )  # fmt: skip
         self.stream_ends = self._counter(
-            "stream_ends", "How upstream streams ended.", ("mode", "end"), product(Mode, StreamEnd)
+            "stream_ends", "Ended upstream streams by how they ended.", ("mode", "end"), product(Mode, StreamEnd)
         )
         self.tokens = self._counter(
-            "upstream_tokens", "Tokens by the router's usage, which no caller sees.",
+            "upstream_tokens", "Tokens that the router reported as usage.",
             ("mode", "kind"), product(Mode, TokenKind),
         )  # fmt: skip
         stripped = self._counter(
             "fields_stripped",
-            "Upstream fields taken out of events. `other` is a sample: each mode's first 256 streams, then each 16th.",
+            "Upstream fields removed from events. `other` is a sample: each mode's first 256 streams, then every 16th.",
             ("field",),
             product(Stripped),
         )
         self.stripped = {field: stripped[field,] for field in Stripped}
-        dropped = self._counter("events_dropped", "Upstream events not passed on.", ("kind",), product(Dropped))
+        dropped = self._counter("events_dropped", "Upstream events that were dropped.", ("kind",), product(Dropped))
         self.dropped = {kind: dropped[kind,] for kind in Dropped}
         self.responses = self._counter(
-            "upstream_responses", "Answers of the router by class of status.",
+            "upstream_responses", "Router responses by class of status.",
             ("mode", "code"), product(Mode, RESPONSE_CODES),
         )  # fmt: skip
 
     def _make_process_metrics(self) -> None:
         self.loop_lag = self._histogram(
-            "event_loop_lag_seconds", "How late a timer of the event loop ran.", _LAG_BOUNDS
+            "event_loop_lag_seconds", "Delay of an event loop timer that is due every second.", _LAG_BOUNDS
         )[()]
-        self.rules_missing = self._counter("chat_rules_missing", "Chat requests refused for want of a rules file.")[()]
-        self.log_dropped = self._counter("log_lines_dropped", "Log lines dropped since nobody read the output.")[()]
+        self.rules_missing = self._counter(
+            "chat_rules_missing", "Chat requests refused for an unreadable rules or persona file."
+        )[()]
+        self.log_dropped = self._counter("log_lines_dropped", "Log lines dropped because the output was blocked.")[()]
         intervals: dict[tuple[str, ...], Distribution] = {(m,): self.streams[m].intervals for m in Mode}
         self._histograms.append(
-            _Family("chunk_interval_seconds", "Between two writes of a stream to its caller.", ("mode",), intervals)
+            _Family("chunk_interval_seconds", "Time between two writes of a stream to a caller.", ("mode",), intervals)
         )
 
     def _counter(
@@ -337,15 +339,15 @@ class Metrics(Collector):
             sizes.add_metric((mode,), stream.bytes)
         yield from (chunks, sizes)
         running = self.in_progress.items()
-        yield _gauge("requests_in_progress", "Requests of the main job that run.", running, ("mode", "phase"))
+        yield _gauge("requests_in_progress", "Requests of the main job in progress.", running, ("mode", "phase"))
         for name, text, value in (
             ("draining", "1 while the server drains.", self.draining),
             ("gate_backend_up", "1 while the gate's store answers; always 1 in the process.", self.gate_backend_up),
-            ("start_time_seconds", "When the process started, in seconds of the epoch.", self._started_at),
+            ("start_time_seconds", "Start time of the process in seconds since the epoch.", self._started_at),
         ):
             yield _gauge(name, text, [((), value)])
         built = (self._version, platform.python_version())
-        yield _gauge("build_info", "1; what runs.", [(built, 1)], ("version", "python"))
+        yield _gauge("build_info", "Always 1; the versions are labels.", [(built, 1)], ("version", "python"))
         if self.queue_states is not None:
             yield from _queue_families(self.queue_states())
         if self.upstream_states is not None:
@@ -363,33 +365,31 @@ def _gauge(
 
 def _queue_families(states: QueueStates) -> Iterator[Metric]:
     for name, text, value in (
-        ("slots", "Requests that may be at the router at once.", states.slots),
-        ("slots_in_use", "Slots that are held.", states.in_use),
-        ("settling", "Slots kept for a caller that has left.", states.settling),
-        ("queue_limit", "Requests that may wait.", states.queue_limit),
+        ("slots", "Maximum number of concurrent requests at the router.", states.slots),
+        ("slots_in_use", "Slots in use.", states.in_use),
+        ("settling", "Slots kept for callers that have left.", states.settling),
+        ("queue_limit", "Maximum number of waiting requests.", states.queue_limit),
     ):
         yield _gauge(f"gate_{name}", text, [((), value)])
     depth, oldest = states.depth, states.oldest_wait_seconds
-    yield _gauge("gate_queue_depth", "Requests that wait.", [((p,), depth[p]) for p in Priority], ("priority",))
+    yield _gauge("gate_queue_depth", "Requests in the wait queue.", [((p,), depth[p]) for p in Priority], ("priority",))
     yield _gauge(
-        "gate_oldest_wait_seconds", "The longest wait of those who wait.",
+        "gate_oldest_wait_seconds", "Wait of the oldest request in the queue.",
         [((p,), oldest[p]) for p in Priority], ("priority",),
     )  # fmt: skip
 
 
 def _upstream_families(states: Mapping[Mode, UpstreamStates]) -> Iterator[Metric]:
     yield _gauge(
-        "upstream_state", "1 for the state of the model server: live, suspect (it was silent once) or wedged.",
+        "upstream_state", "1 for the current state of the model server: live, suspect (silent once) or wedged.",
         (((mode, state), float(found.state is state)) for mode, found in states.items() for state in UpstreamState),
         ("mode", "state"),
     )  # fmt: skip
     silent = CounterMetricFamily(
-        "eidproxy_upstream_silent_ends", "Requests that the router left without a first event for too long.",
+        "eidproxy_upstream_silent_ends", "Requests that got no first event in time.",
         labels=("mode",),
     )  # fmt: skip
-    wedges = CounterMetricFamily(
-        "eidproxy_upstream_wedges", "How often the model server was found wedged.", labels=("mode",)
-    )
+    wedges = CounterMetricFamily("eidproxy_upstream_wedges", "Times the model server became wedged.", labels=("mode",))
     for mode, found in states.items():
         silent.add_metric((mode,), found.silent_ends_total)
         wedges.add_metric((mode,), found.wedges_total)

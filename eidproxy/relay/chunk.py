@@ -11,14 +11,14 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 
 class Function(Struct, omit_defaults=True, gc=False):
-    """The call of a function, or a piece of it: the name stands in the first piece alone."""
+    """A function call, or a piece of one; only the first piece has the name."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCall(Struct, omit_defaults=True, gc=False):
-    """A tool call, or a piece of it: `id` and `type` stand in the first piece alone, since SDKs join what repeats."""
+    """A tool call, or a piece of one; only the first piece has `id` and `type`, since SDKs join repeated strings."""
 
     index: int
     id: str | None = None
@@ -47,7 +47,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "functi
 
 
 class Choice(Struct, gc=False):
-    """The one choice of a chunk. `finish_reason` stands in every chunk, null until the last."""
+    """The only choice of a chunk. `finish_reason` is in every chunk and null until the last."""
 
     index: Literal[0] = 0
     delta: Delta = msgspec.field(default_factory=Delta)
@@ -55,7 +55,7 @@ class Choice(Struct, gc=False):
 
 
 class Call(Struct, kw_only=True):
-    """A whole tool call."""
+    """A complete tool call."""
 
     id: str
     type: Literal["function"] = "function"
@@ -63,7 +63,7 @@ class Call(Struct, kw_only=True):
 
 
 class Message(Struct, omit_defaults=True):
-    """What the assistant said. `refusal` is null where there is none; `content` is null beside calls alone."""
+    """The assistant's message. `refusal` is null if there is none; `content` is null if there are only calls."""
 
     role: Literal["assistant"]
     content: str | None

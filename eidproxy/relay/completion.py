@@ -10,7 +10,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class WholeChoice(msgspec.Struct, kw_only=True):
-    """The one choice of a whole answer."""
+    """The only choice of a complete answer."""
 
     index: Literal[0] = 0
     message: Message
@@ -19,7 +19,7 @@ class WholeChoice(msgspec.Struct, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Always zeros: clients read it unasked (smolagents, the llm CLI), and token counts are told to nobody."""
+    """Always zeros: some clients read it unasked (smolagents, the llm CLI), and callers get no token counts."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -199,7 +199,7 @@ class FakeRouter:
         """Block until `reached` is true: `router.wait_for(lambda it: it.concurrent == 1)`. Raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: reached(self), seconds):
-                raise TimeoutError(f"the fake router did not come to that in {seconds:g} s")
+                raise TimeoutError(f"the fake router did not reach that state within {seconds:g} s")
 
     def __enter__(self) -> Self:
         self._thread.start()

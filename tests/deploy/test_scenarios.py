@@ -190,5 +190,5 @@ def test_by_one_command(host: Host) -> None:
     said = host.type(
         with_router("rm -rf /etc/eidproxy /etc/systemd/system/eidproxy*", install, SHOWS), network=False, say="y\n"
     )
-    assert "Do it?" in said
+    assert "Continue?" in said
     assert STREAMED in said

@@ -48,7 +48,7 @@ class Demo(NamedTuple):
 
 
 @contextmanager
-def started(*arguments: str, until_line: str = "deep is loaded", **env: str) -> Iterator[Demo]:
+def started(*arguments: str, until_line: str = "deep loads for", **env: str) -> Iterator[Demo]:
     """A demo, once it has said a line that begins so."""
     command = [sys.executable, "-m", "eidproxy", "demo", *arguments]
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **env}
@@ -102,7 +102,7 @@ def test_the_show_has_four_scenes() -> None:
     order = [line.split("s  ")[1].split(" (")[0] for line in text.splitlines() if "has the slot" in line]
     assert order == ["아이", "엄마", "밤 작업"], "the mother overtakes the night job"
     assert "gpt-4o: 404 model_not_found" in text
-    assert "deep: 503 warming, again in" in text
+    assert "deep: 503 warming, retry in" in text
     silent = [line for line in text.splitlines() if "upstream_silent" in line]
     (told,) = [line for line in text.splitlines() if "upstream_wedged" in line]
     assert len(silent) == 2, "two callers wait"
@@ -111,7 +111,7 @@ def test_the_show_has_four_scenes() -> None:
 
 
 def test_every_line_can_be_copied_whole(demo: Demo) -> None:
-    assert demo.said[-1].strip().startswith("deep is loaded")
+    assert demo.said[-1].strip().startswith("deep loads for")
     too_long = [line for line in demo.said if cells(line) > 80]
     assert not too_long
 
@@ -131,7 +131,7 @@ def test_a_port_that_is_taken_is_stepped_over() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with started("--port", str(port), until_line="http") as running:
-            assert running.said[0].startswith(f"Port {port} is taken, so this is ")
+            assert running.said[0].startswith(f"Port {port} is in use; using ")
             assert running.port != port
             assert ask(running.address, "GET", "/healthz").status == 200
 
@@ -239,7 +239,7 @@ def test_only_the_demo_may_be_framed(demo: Demo) -> None:
 # --- Its end -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", ["eidproxy", "2.", "4.", "deep is loaded"])
+@pytest.mark.parametrize("line", ["eidproxy", "2.", "4.", "deep loads for"])
 def test_ctrl_c_at_any_moment(line: str, tmp_path: Path) -> None:
     with started("--port", "0", until_line=line, TMPDIR=str(tmp_path)) as running:
         running.process.send_signal(signal.SIGINT)

@@ -33,10 +33,10 @@ def test_settings_stand_in_groups_with_default_and_unit() -> None:
     assert places[0] < text.index("--router-url URL") < places[1]
     assert text.index(" Options: ") < text.index("--workers") < places[0], "the command's own come first"
     for line in (
-        "--router-url URL where the router is: http://127.0.0.1:4000 [required]",
-        "--gate-wait-timeout-seconds SECONDS the longest wait [300]",
+        "--router-url URL URL of the router, for example http://127.0.0.1:4000 [required]",
+        "--gate-wait-timeout-seconds SECONDS timeout for waiting in the queue [300]",
         "--router-ask-usage true|false ask the router for token counts, for the metrics [false]",
-        "--server-uds FILE a Unix socket to listen on, instead of host and port [none]",
+        "--server-uds FILE Unix socket to listen on, instead of host and port [none]",
     ):
         assert line in text
     assert "api-key" not in text, "a secret has no flag"

@@ -264,7 +264,7 @@ def test_a_router_that_does_not_stream(router: Router) -> None:
     router.script = Model("no stream")
     ran = check(router.url)
     assert ran.levels("fail") == {"daily", "deep"}
-    assert "no event stream" in ran.line("daily")["text"]
+    assert "not an event stream" in ran.line("daily")["text"]
 
 
 def test_a_loop_is_found_before_anything_is_asked(router: Router) -> None:
@@ -274,7 +274,7 @@ def test_a_loop_is_found_before_anything_is_asked(router: Router) -> None:
         with Proxy(router, **settings) as other:
             ran = check(other.url)
             assert [line["text"] for line in ran.lines if line["level"] == "fail"] == [
-                "is an eidproxy: a request would wait in two queues or go round"
+                "is an eidproxy, so requests would wait in two queues or loop"
             ]
             assert ran.levels("skip") == LIVE
             assert ran.code == 1

@@ -67,9 +67,9 @@ def test_a_program_in_a_home_is_refused(program: str) -> None:
 
 def test_what_fails_is_said_and_what_may_fail_is_not() -> None:
     service.carry_out(Run(("x",), may_fail=True), run=lambda _: 3)
-    with pytest.raises(ServiceError, match="x y ended with 3"):
+    with pytest.raises(ServiceError, match="x y failed with exit status 3"):
         service.carry_out(Run(("x", "y")), run=lambda _: 3)
-    with pytest.raises(ServiceError, match="not on this machine"):
+    with pytest.raises(ServiceError, match="is not installed"):
         service.carry_out(Run(("no-such-program-here",)))
     with pytest.raises(ServiceError, match="plan9"):
         service.kind_of("plan9")
@@ -80,7 +80,7 @@ def test_what_fails_is_said_and_what_may_fail_is_not() -> None:
     ("kind", "said", "state"),
     [
         (SYSTEMD, "active\n", "active"),
-        (SYSTEMD, "", "not known"),
+        (SYSTEMD, "", "unknown"),
         (LAUNCHD, "system/com.eidproxy = {\n\tstate = running\n\tpid = 3\n}\n", "running"),
         (LAUNCHD, "Could not find service\n", "not loaded"),
     ],
@@ -125,7 +125,7 @@ def test_it_is_installed_and_removed(router: Router, tmp_path: Path, program: Pa
     assert asked.returncode == 1
     assert "ok    router: answers" in asked.stdout
     assert f"write   {root}/etc/systemd/system/eidproxy.service" in asked.stdout
-    assert "Do it?" in asked.stdout
+    assert "Continue?" in asked.stdout
     assert not (root / "etc/systemd").exists(), "nothing was done"
 
     done = eidproxy(program, *words, say="y\n")
@@ -155,7 +155,7 @@ def test_what_would_not_serve_is_not_installed(tmp_path: Path, program: Path) ->
     settings.write_text('[router]\nurl = "http://127.0.0.1:9"\n')
     done = eidproxy(program, "install", "--yes", "--config", str(settings), "--root", str(tmp_path / "root"))
     assert done.returncode == 1
-    assert "nothing was done" in done.stderr
+    assert "nothing was changed" in done.stderr
     assert not (tmp_path / "root").exists()
     missing = eidproxy(program, "install", "--yes", "--root", str(tmp_path / "root"))
     assert missing.returncode == 78
@@ -171,7 +171,7 @@ def test_secrets_of_the_service_count_for_its_check(router: Router, tmp_path: Pa
     assert eidproxy(program, "install", "--root", str(root), say="n\n").returncode == 78
     (folder / "server_api_key").write_text("key-of-the-service-0001\n")
     asked = eidproxy(program, "install", "--root", str(root), say="n\n")
-    assert "Do it?" in asked.stdout
+    assert "Continue?" in asked.stdout
     assert "key-of-the-service" not in asked.stdout + asked.stderr
 
 

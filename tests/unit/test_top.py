@@ -145,7 +145,7 @@ def test_the_key_comes_from_the_environment(router: Router, tmp_path: Path) -> N
         for settings in ({}, {"EIDPROXY_SERVER_API_KEY": "another"}):
             refused = top("--once", "--url", proxy.url, **settings)
             assert (refused.returncode, refused.stdout) == (1, "")
-            assert "asks for its API key: set EIDPROXY_SERVER_API_KEY" in refused.stderr
+            assert "needs an API key: set EIDPROXY_SERVER_API_KEY" in refused.stderr
             assert "another" not in refused.stderr
 
 
@@ -323,11 +323,11 @@ def test_live_from_start_to_end(router: Router, terminal: Terminal) -> None:
         terminal.shows("#3", "first word, deep")
 
         proxy.terminate()
-        terminal.shows("draining", "running answers are finished")
+        terminal.shows("draining", "running answers finish")
         for client in (held, *waiters):
             client.close()
         assert proxy.wait() == 0
-        terminal.shows("unreachable", "does not answer (ConnectError); trying again")
+        terminal.shows("unreachable", "does not answer (ConnectError); retrying")
     with Proxy(router, EIDPROXY_SERVER_PORT=port):
         terminal.shows("live", "no request has ended yet")
         terminal.press("C-c")
@@ -369,7 +369,7 @@ def test_it_can_be_stopped_and_continued(proxy: Proxy, terminal: Terminal) -> No
 def test_a_key_that_is_wrong_ends_it(router: Router, terminal: Terminal) -> None:
     with Proxy(router, EIDPROXY_SERVER_API_KEY=KEY) as proxy:
         terminal.type(command(proxy))
-        terminal.shows("asks for its API key", "left with 1")
+        terminal.shows("needs an API key", "left with 1")
         assert terminal.is_as_before()
 
 

@@ -184,19 +184,19 @@ WEDGED = {"state": "wedged", "since_seconds": 184.0, "silent_ends": 2, "next_tri
         (
             {"router": {"reachable": False, "checked_seconds_ago": 5.0}},
             "router down",
-            "the router does not answer (looked 5 s ago): every request is refused",
+            "the router does not answer (checked 5 s ago); every request is refused",
         ),
         (
             {"router": {"reachable": False, "checked_seconds_ago": 5.0, "hint": "local_network_privacy"}},
             "router down",
-            "macOS keeps eidproxy from the local network: see deploy/README.md",
+            "macOS denies eidproxy access to the local network; see deploy/README.md",
         ),
         (
             {"upstream": {"daily": WEDGED, "deep": LIVE}},
             "model stuck",
-            "daily takes requests and says nothing; next trial in 12 s",
+            "daily accepts requests but does not answer; next trial in 12 s",
         ),
-        ({"draining": True}, "draining", "running answers are finished, new requests are refused"),
+        ({"draining": True}, "draining", "running answers finish, new requests are refused"),
     ],
 )
 def test_the_head_says_what_is_wrong(changes: dict[str, Any], word: str, reason: str) -> None:
