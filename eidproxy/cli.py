@@ -198,7 +198,7 @@ def _remove_dead_socket(path: str) -> None:
     """Remove the socket of a killed process. Raises SocketTaken for anything else at the path."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise SocketTaken(f"{path} exists and is not a Unix socket; remove it, or choose another path")
+            raise SocketTaken(f"{path} exists and is no socket; remove it, or choose another path")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
@@ -397,7 +397,7 @@ def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) 
     if qr:
         click.echo(qr_code(login_link(url, issued), colour=sys.stdout.isatty()))
     until = datetime.now().astimezone() + timedelta(seconds=ttl)
-    click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Anyone who opens this link is {sub}.", err=True)
+    click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Anyone who opens this link logs in as {sub}.", err=True)
 
 
 @cli.group()
