@@ -305,7 +305,7 @@ def token(sub: str, ttl: float, url: str | None, qr: bool, config: Path | None) 
     if qr:
         click.echo(qr_code(login_link(url, issued), colour=sys.stdout.isatty()))
     until = datetime.now().astimezone() + timedelta(seconds=ttl)
-    click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Anyone who opens this link is {sub}.", err=True)
+    click.echo(f"Valid until {until:%Y-%m-%d %H:%M}. Anyone who opens this link logs in as {sub}.", err=True)
 
 
 @cli.group()

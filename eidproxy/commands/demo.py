@@ -207,7 +207,7 @@ class Show:
         click.echo("           the model server is restarted")
         await asyncio.sleep(float(answer.headers.get("retry-after", _RETRY_SECONDS)))
         answer = await self._client.post(_CHAT, json=_question(HELLO))
-        self._print_line(NIGHT_JOB, f"{answer.status_code}: the model is back, and eidproxy has noticed")
+        self._print_line(NIGHT_JOB, f"{answer.status_code}: the model is back and in use again")
         click.echo()
 
 

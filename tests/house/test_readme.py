@@ -189,7 +189,7 @@ def test_use_it_and_the_chat(copy: Path, router: Router) -> None:
     chat = block("eidproxy token").replace(":8790", f":{port}")
     said = shell(chat, copy, '"started"', EIDPROXY_SERVER_PORT=port, LLM_ROUTER_URL=router.url)
     assert f"http://127.0.0.1:{port}/chat#token=" in said
-    assert "Anyone who opens this link is mom." in said
+    assert "Anyone who opens this link logs in as mom." in said
     assert "rules_missing" not in said
 
 

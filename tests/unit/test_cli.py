@@ -229,7 +229,9 @@ def test_a_link_logs_in_and_is_shown_as_a_code() -> None:
     expected = segno.make(link, micro=False, error="l", boost_error=False).matrix
     assert dark == [[bool(module) for module in row] for row in expected]
     assert max(map(len, code.splitlines())) <= 80
-    assert re.fullmatch(r"Valid until \d{4}-\d\d-\d\d \d\d:\d\d\. Anyone who opens this link is 엄마\.\n", done.stderr)
+    assert re.fullmatch(
+        r"Valid until \d{4}-\d\d-\d\d \d\d:\d\d\. Anyone who opens this link logs in as 엄마\.\n", done.stderr
+    )
 
 
 def test_token_shows_only_its_own_options() -> None:
