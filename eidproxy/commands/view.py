@@ -317,10 +317,11 @@ def _queue_line(gate: GateStatus) -> Line:
 
 
 def _streams_text(mode: str, count: int, status: Status) -> str:
+    """Return a mode, its number of streams and, unless its model server is live, what that is and for how long."""
     upstream = status.upstream.get(mode)
     if upstream is None or upstream.state == "live":
         return f"{mode} {count}"
-    word = "stuck" if upstream.state == "wedged" else "silent"
+    word = {"suspect": "silent", "wedged": "stuck"}[upstream.state]
     return f"{mode} {count} ({word} {format_length(upstream.since_seconds)})"
 
 
@@ -332,20 +333,25 @@ def _router_text(status: Status) -> tuple[str, str]:
 
 
 def _history_lines(view: View, status: Status, display: Display, width: int, max_lines: int | None) -> list[Line]:
-    """Return the last five minutes and the outcomes in at most `max_lines` lines; the charts take spare lines."""
+    """Return the last five minutes and the outcomes: the charts take spare lines, and outcomes that do not fit are cut.
+
+    With very few `max_lines` there are more lines than that, and `render` cuts them.
+    """
     outcomes = [_outcome_line(reason, count, view, display) for reason, count in _sort_outcomes(status.outcomes)]
     total = sum(status.outcomes.values())
     ended = f"{total} request{'' if total == 1 else 's'}" if total else "no request has ended yet"
-    head = _fact_line("Ended", ended)
-    fixed_lines = 1 + len(_TRENDS) + 1
-    spare_lines = 0 if max_lines is None else max_lines - fixed_lines - len(outcomes) - 1
-    height = min(max(spare_lines, 0) // len(_TRENDS), _MAX_CHART_ROWS) if display.ansi else 0
-    lines: list[Line] = [[(f"{'Last five minutes':<20}{'mean':>9}{'95 % in':>10}{'count':>8}", "bold")]]
-    for title, kind, name in _TRENDS:
-        lines += _trend_lines(title, [getattr(row, kind).get(name) for row in status.history], display, width, height)
-    if spare_lines > height * len(_TRENDS):
+    heading_line: Line = [(f"{'Last five minutes':<20}{'mean':>9}{'95 % in':>10}{'count':>8}", "bold")]
+    ended_line = _fact_line("Ended", ended)
+    used_lines = len([heading_line, *_TRENDS, ended_line, *outcomes])
+    spare_lines = 0 if max_lines is None else max(max_lines - used_lines - 1, 0)  # one is kept to set "Ended" apart
+    chart_rows = min(spare_lines // len(_TRENDS), _MAX_CHART_ROWS) if display.ansi else 0
+    lines = [heading_line]
+    for title, field, key in _TRENDS:
+        spreads = [getattr(row, field).get(key) for row in status.history]
+        lines += _trend_lines(title, spreads, display, width, chart_rows)
+    if spare_lines > chart_rows * len(_TRENDS):
         lines.append([])
-    lines.append(head)
+    lines.append(ended_line)
     return [*lines, *_cut_lines(outcomes, None if max_lines is None else max(max_lines - len(lines), 1))]
 
 

@@ -241,17 +241,22 @@ OWN_ENVIRONMENT_NAMES = {"router.url": "LLM_ROUTER_URL", "stream.accelerator": "
 
 
 def fields(kind: type[Struct] = Settings, prefix: str = "") -> Iterator[Field]:
-    """Yield every setting, in the order of the structs."""
+    """Yield every setting of a struct and of those inside it, in the order of their fields."""
     for field in msgspec.structs.fields(kind):
         path = prefix + field.name
         if isinstance(field.type, type) and issubclass(field.type, Struct):
             yield from fields(field.type, path + ".")
         else:
             env = OWN_ENVIRONMENT_NAMES.get(path) or "EIDPROXY_" + path.replace(".", "_").upper()
-            if field.type == Params:
+            if field.type == Params:  # a table of its own, which only the file can hold
                 yield Field(path, "", field.type, {}, secret=False)
             else:
-                yield Field(path, env, field.type, field.default, "secret" in repr(field.type))
+                yield Field(path, env, field.type, field.default, secret=_is_secret(field.type))
+
+
+def _is_secret(kind: Any) -> bool:
+    """Return whether a type is `Secret` or contains it, as in `Secret | None`."""
+    return "'secret': True" in repr(kind)
 
 
 FIELDS = tuple(fields())

@@ -88,15 +88,16 @@ def _params_faults(settings: Settings) -> Iterator[str]:
                 yield f"{path}: must be a name of at most 64 ASCII letters, digits and underscores"
             elif any(word in name.lower() for word in _FORBIDDEN_WORDS):
                 yield f"{path}: is not permitted, since it could redirect or expose a request"
-            elif not _is_json(value):
+            elif not _fits_json(value):
                 yield f"{path}: has a value that JSON cannot hold: a date, an infinity or too large a number"
 
 
-def _is_json(value: Any) -> bool:
+def _fits_json(value: Any) -> bool:
+    """Return whether a value of TOML can be written as JSON: no date, no infinity, no integer of more than 64 bits."""
     if isinstance(value, dict):
-        return all(map(_is_json, value.values()))
+        return all(map(_fits_json, value.values()))
     if isinstance(value, list):
-        return all(map(_is_json, value))
+        return all(map(_fits_json, value))
     if isinstance(value, int):
         return -(2**63) <= value < 2**64
     return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))

@@ -102,7 +102,7 @@ class LocalGate:
         self._wait_timeouts.stop(permit)
         self._hold_timeouts.stop(permit)
         for runner in granted:
-            self._grant(self._permits[runner.number])
+            self._on_granted(self._permits[runner.number])
         self._schedule_position_updates()
         if ticket.granted_at is not None:
             self._hold_estimate.add(now - ticket.granted_at)
@@ -171,7 +171,8 @@ class LocalGate:
         wait = self._hold_estimate.estimate_wait(self._queue.waiting + 1, self._queue.capacity)
         return Refusal("gate_queue_full", retry_seconds=wait)
 
-    def _grant(self, permit: LocalPermit) -> None:
+    def _on_granted(self, permit: LocalPermit) -> None:
+        """Wake the request that waits for this permit, now that the queue has granted it a slot."""
         if permit._grant_future is not None and not permit._grant_future.done():
             permit._grant_future.set_result(None)
         self._wait_timeouts.stop(permit)

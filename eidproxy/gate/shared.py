@@ -147,7 +147,7 @@ class RedisGate:
     def is_held(self, permit: RedisPermit) -> bool:
         """See `Permit.is_held`. During a pause of this process the server may have granted the slot to others."""
         if permit.id in self._holders and permit.lease_lost_at <= self._loop.time():
-            self._lose(permit)
+            self._end_lost(permit)
         return permit.id in self._holders
 
     def estimate_wait(self, position: int) -> float | None:
@@ -272,24 +272,28 @@ class RedisGate:
                 self._apply(permit, sent_at, *reports[index * _VALUES_A_PERMIT : (index + 1) * _VALUES_A_PERMIT])
 
     def _apply(self, permit: RedisPermit, sent_at: float, state: bytes, number: int, token: int, position: int) -> None:
-        """Apply the server's answer to a permit. The server began the new lease no earlier than `sent_at`."""
+        """Apply the server's answer about a permit: it is `gone`, `holds` a slot, or `waits` at a position.
+
+        `number` is its order of arrival and `token` its fencing token. The server began the new lease no earlier than
+        `sent_at`.
+        """
         now = self._loop.time()
         if state == b"gone":
             if permit.granted_at is None and permit.priority is Priority.BACKGROUND and permit.lease_lost_at > now:
                 # Its lease had not ended, so the server displaced it; the message that says so is late or lost.
                 self._on_displaced(permit)
             else:
-                self._lose(permit)
+                self._end_lost(permit)
             return
         permit.number = number
         lease_lost_at = sent_at + self._lease.hold_seconds
         if lease_lost_at <= now:
-            self._lose(permit)  # the answer lay unread during a pause of this process: it may be out of date
+            self._end_lost(permit)  # the answer lay unread during a pause of this process: it may be out of date
             return
         if permit.lease_timer is not None:
             permit.lease_timer.cancel()
         permit.lease_lost_at = lease_lost_at
-        permit.lease_timer = self._loop.call_at(lease_lost_at, self._lose, permit)
+        permit.lease_timer = self._loop.call_at(lease_lost_at, self._end_lost, permit)
         if state == b"holds":
             permit.token = token
             if permit.granted_at is None:
@@ -329,7 +333,7 @@ class RedisGate:
     def _refuse_unavailable(self, permit: RedisPermit) -> None:
         self._turn_away(permit, Refusal("gate_unavailable"), None)
 
-    def _lose(self, permit: RedisPermit) -> None:
+    def _end_lost(self, permit: RedisPermit) -> None:
         """End a permit whose lease is over or was not renewed in time: stop its request, then tell the server."""
         if permit.granted_at is None:
             self._refuse_unavailable(permit)

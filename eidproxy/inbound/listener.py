@@ -86,7 +86,7 @@ def _remove_dead_socket(path: str) -> None:
     """Remove the socket of a killed process. Raises SocketTaken for anything else at the path."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise SocketTaken(f"{path} is there and is no socket; remove it, or choose another path")
+            raise SocketTaken(f"{path} exists and is no socket; remove it, or choose another path")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:

@@ -39,8 +39,8 @@ REPLICAS = 3
 UNFENCED = """
 from eidproxy.gate import shared, shared_permit
 shared.HOLD_SHARE = 1e6
-lose = shared.RedisGate._lose
-shared.RedisGate._lose = lambda gate, permit: lose(gate, permit) if permit.granted_at is None else None
+lose = shared.RedisGate._end_lost
+shared.RedisGate._end_lost = lambda gate, permit: lose(gate, permit) if permit.granted_at is None else None
 shared_permit.RedisPermit.is_held = lambda permit: True
 """
 """The control: a replica that goes on whether it could renew or not, and whatever the server says of its lease."""

@@ -67,7 +67,7 @@ PATH: list[type] = [
 
 GIVING_BACK = {
     "AdmissionQueue.leave",
-    "LocalGate._grant",
+    "LocalGate._on_granted",
     "LocalGate.release",
     "Relay._release_slot",
     "Relay.conclude",

@@ -578,7 +578,7 @@ def test_the_connection_is_closed_before_the_slot_is_given_back(store: Store) ->
             client._round_trip = sending
             # What a transport does when it is aborted.
             permit.on_revoked = lambda _reason: loop.call_soon(order.append, "closed")
-            loop.call_soon(gate._lose, permit)  # type: ignore[attr-defined]
+            loop.call_soon(gate._end_lost, permit)  # type: ignore[attr-defined]
             await client.call("enter", "", "").reply
             await reached(lambda: not gate._releases)  # type: ignore[attr-defined]
         return order
