@@ -9,8 +9,8 @@ BIN    := $(VENV)/bin
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
 
-# DEMO="--open" opens the browser, DEMO="--once" ends after the show. Ctrl-C (130) is how it is left, and no error.
-demo: $(VENV)/ready  ## an embedded router, the proxy in front, and a show of what they do
+# DEMO="--open" opens the browser, DEMO="--once" ends after the demonstration. Ctrl-C (130) is how it is left, and no error.
+demo: $(VENV)/ready  ## an embedded router, the proxy in front, and a demonstration of what they do
 	@trap : INT; $(BIN)/eidproxy demo $(DEMO) || { code=$$?; [ $$code = 130 ] || exit $$code; }
 
 picture: $(VENV)/ready  ## the recording in README, made from a real run
@@ -36,7 +36,7 @@ lint: $(VENV)/ready-test  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/ready-test  ## mend what ruff can mend
+format: $(VENV)/ready-test  ## fix what ruff can fix
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 

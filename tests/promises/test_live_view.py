@@ -402,12 +402,12 @@ ALARMS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"router": {"reachable": False, "checked_seconds_ago": 5.0}},
         "router down",
-        "The router does not answer (looked 5 s ago). Every request is refused until it does.",
+        "The router does not answer (checked 5 s ago). Every request is refused until it does.",
     ),
     (
         {"router": {"reachable": False, "checked_seconds_ago": 5.0, "hint": "local_network_privacy"}},
         "router down",
-        "The router does not answer (looked 5 s ago). Every request is refused until it does. "
+        "The router does not answer (checked 5 s ago). Every request is refused until it does. "
         "macOS keeps this process from the local network: see deploy/README.md.",
     ),
     (

@@ -22,7 +22,7 @@ const WORDS = {
     draining_notice: "The proxy is shutting down: running answers are finished, new requests are refused.",
     unreachable_notice: "The proxy does not answer. Trying again each second.",
     status_notice: "The proxy answers with status {status}. Trying again each second.",
-    router_down_notice: "The router does not answer (looked {time} ago). Every request is refused until it does.",
+    router_down_notice: "The router does not answer (checked {time} ago). Every request is refused until it does.",
     local_network_privacy: "macOS keeps this process from the local network: see deploy/README.md.",
     wedged_notice: "The model behind {modes} takes requests and says nothing. Next trial {trial}.",
     trial_in: "in {time}",
