@@ -174,7 +174,7 @@ def _page_routes(chat: ChatSettings, gate: Gate, demo_routes: list[Route] | None
 
 
 def chat_state(statistics: GateStatistics) -> dict[str, Any]:
-    """Return how many requests a new question would wait for, and the seconds until its turn if known."""
+    """Return how many wait before a new question, and the seconds until its turn (0: a slot is free; None: unknown)."""
     before = statistics.depth[Priority.FOREGROUND]
     eta: int | None = 0
     if before or statistics.in_use >= statistics.slots:
@@ -273,7 +273,7 @@ class Application:
         self._loop.call_later(ROW_SECONDS, self._sample_history)
 
     def drain(self) -> None:
-        """See `server.Process`."""
+        """See `server.Process`: refuse what is new or waits, end what is kept for departed callers; the rest goes on."""
         self.endpoints.draining = True
         self.metrics.draining = True
         drain_seconds = self.settings.server.drain_seconds

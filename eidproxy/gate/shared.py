@@ -59,13 +59,16 @@ def call_seconds(lease_seconds: float) -> float:
 class RedisGate:
     """A gate in a store that replicas share.
 
+    Each permit has a lease in the store. Rounds, which schedule one another, renew what is due, repeat releases that
+    were not confirmed, and notice a store that does not answer.
+
     `statistics`, `holders` and `waiters` show the requests of this replica only; the position of a waiter counts the
     waiters of all replicas.
     """
 
     def __init__(
         self,
-        client: Callable[["RedisGate"], StoreClient],
+        build_client: Callable[["RedisGate"], StoreClient],
         metrics: Metrics,
         *,
         capacity: int,
@@ -75,7 +78,10 @@ class RedisGate:
         max_hold_seconds: float,
         on_availability_change: Callable[[Exception | None], None] = lambda _error: None,
     ) -> None:
-        """`on_availability_change` is called when the store becomes available (None) or unavailable (the error)."""
+        """Begin to listen to the store and to renew leases.
+
+        `on_availability_change` is called when the store becomes available (None) or unavailable (the error).
+        """
         self._metrics = metrics
         self._capacity = capacity
         self._max_waiting = max_waiting
@@ -95,15 +101,16 @@ class RedisGate:
         self._mean_hold_seconds: float | None = None
         self._is_draining = False
         self._is_available: bool | None = None
-        self._is_renewing = False
-        self._full_renewal_at = 0.0
+        self._is_round_unanswered = False
+        self._next_full_renewal_at = 0.0
         self._round_timer: asyncio.TimerHandle | None = None
         self._round_at = 0.0
         self._subscription: GuardedConnection | None = None
         self._follows_queue = False
+        """Whether the subscription includes the moves of the queue."""
         self._follow_task: asyncio.Task[None] | None = None
         metrics.gate_backend_up = False
-        self._client = client(self)
+        self._client = build_client(self)
         self._listen_task = self._loop.create_task(self._listen())
         self._run_round()
 
@@ -263,7 +270,7 @@ class RedisGate:
 
     def _on_renewed(self, permits: list[RedisPermit], done: "asyncio.Future[Reply]") -> None:
         if done.cancelled() or done.exception() is not None:
-            self._full_renewal_at = 0.0  # the next round renews all again; each lease timer stays set
+            self._next_full_renewal_at = 0.0  # the next round renews all again; each lease timer stays set
             return
         sent_at, (mean, *reports) = done.result()
         self._learn_mean(mean)
@@ -411,8 +418,8 @@ class RedisGate:
                 del self._releases[number]  # the lease has ended, which frees it
             elif number not in self._releasing:
                 self._send_release(number, token)
-        if not self._is_renewing:
-            self._is_renewing = True
+        if not self._is_round_unanswered:
+            self._is_round_unanswered = True
             call = self._client.call("enter", "", "")
             permits_to_renew = self._permits_to_renew(now)
             if permits_to_renew:
@@ -429,8 +436,8 @@ class RedisGate:
         In between only holders, our next in line, and waiters whose callers are told their position.
         """
         permits = self._permits
-        if now >= self._full_renewal_at - 0.001:
-            self._full_renewal_at = now + self._lease.round_seconds
+        if now >= self._next_full_renewal_at - 0.001:
+            self._next_full_renewal_at = now + self._lease.round_seconds
         else:
             heads = [number for line in self._waiting.values() for number in itertools.islice(line, self._capacity)]
             told = [permit.id for permit in permits.values() if permit.on_position_change is not None]
@@ -438,7 +445,7 @@ class RedisGate:
         return [permit for permit in permits.values() if permit.number]
 
     def _on_round_ended(self, _done: "asyncio.Future[Reply]") -> None:
-        self._is_renewing = False
+        self._is_round_unanswered = False
 
     def _schedule_round(self, seconds: float) -> None:
         when = self._loop.time() + seconds

@@ -125,7 +125,7 @@ class Relay:
             self._progress = Progress(connection.loop, self._answer.send_progress, self._queue_position)
         self._permit: Permit | None = None
         self._exchange: Exchange | None = None
-        """The exchange with the router until the request is written."""
+        """The exchange with the router, from the first attempt to connect until it is closed or kept."""
         self._upstream_request: UpstreamRequest | None = None
         """The request at the router, once it is written."""
         self._task: asyncio.Task[None] | None = None
@@ -256,7 +256,7 @@ class Relay:
         if self._passage is None or not self._guard.try_send(self._passage, now):
             self.refuse_unsent()
             return
-        silence = SilenceClock(
+        silence_clock = SilenceClock(
             services.limits.silence,
             len(request.body),
             generates_unseen=request.generates_unseen,
@@ -264,9 +264,8 @@ class Relay:
             deadline_at=self._times.deadline_at,
         )
         self._upstream_request = UpstreamRequest(
-            self, services.timers.upstream, services.metrics, exchange, self._answer, self._progress, silence
+            self, services.timers.upstream, services.metrics, exchange, self._answer, self._progress, silence_clock
         )
-        self._exchange = None
         self.enter(State.ASKED)
         self._upstream_request.send(message, may_shortcut=services.upstream.shortcuts is not None)
 
@@ -351,8 +350,8 @@ class Relay:
         except Exception as error:  # noqa: BLE001  # the answer is lost, the slot must not be
             self.services.log.fault("answer", error)
             self.connection.abort()
-        self._record(refusal, status)
-        if self._upstream_request is None or self._upstream_request.is_closed:
+        _run_step(log, self._record, refusal, status)
+        if not (is_settling and self._exchange is not None):  # else `_close_settled` does it
             self._break_cycles()
 
     def _decide_refusal(self, state: State, cause: Cause, given: str | None, refusal: Refusal | None) -> Refusal | None:
@@ -370,10 +369,17 @@ class Relay:
 
     def _close_upstream(self, refusal: Refusal | None, is_silent_end: bool) -> None:
         """End the exchange with the router; reset its connection when the answer is not whole (contract, P6)."""
-        if self._upstream_request is not None:
-            self._upstream_request.close(self.services.upstream, is_whole=refusal is None, is_silent_end=is_silent_end)
-        elif self._exchange is not None:
-            self._exchange.abort(reset=True)
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            return
+        if refusal is None:
+            self.services.upstream.finish(exchange)
+            return
+        try:
+            if is_silent_end:
+                exchange.report_unanswered()
+        finally:
+            exchange.abort(reset=True)
 
     def _exit_guard(self, is_silent_end: bool) -> None:
         """Leave the guard, before the slot is given on: else the next request gets a slot only to be refused."""
@@ -415,7 +421,7 @@ class Relay:
             del splice.listener
         if self._upstream_request is not None:
             self._upstream_request.settlement = None
-        self._exchange = self._upstream_request = None
+        self._upstream_request = None
 
     def _release_slot(self) -> None:
         if self._permit is not None:

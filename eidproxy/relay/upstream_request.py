@@ -21,7 +21,6 @@ from eidproxy.relay.watch import SilenceTimers, SilenceWatch
 from eidproxy.router.exchange import Exchange
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.response import ResponseHead
-from eidproxy.router.upstream import Upstream
 from eidproxy.timeouts import TimeoutQueue
 from eidproxy.vocabulary import Mode, SettleEnd
 
@@ -69,43 +68,41 @@ class Owner(Protocol):
 
 
 class UpstreamRequest:
-    """One request at the router. See `splice.Listener` and `watch.Watched` for who calls what."""
+    """One request at the router, from its first byte written to its end. The splice and the watch call it."""
 
     __slots__ = (
         "_answer",
         "_exchange",
         "_metrics",
+        "_owner",
         "_progress",
-        "_relay",
         "_timers",
         "_watch",
         "head",
-        "is_closed",
         "settlement",
     )
 
     def __init__(
         self,
-        relay: Owner,
+        owner: Owner,
         timers: UpstreamTimers,
         metrics: Metrics,
         exchange: Exchange,
         answer: Answer,
         progress: Progress | None,
-        silence: SilenceClock,
+        silence_clock: SilenceClock,
     ) -> None:
-        self._relay = relay
+        self._owner = owner
         self._timers = timers
         self._metrics = metrics
         self._exchange = exchange
         self._answer = answer
         self._progress = progress
-        self._watch = SilenceWatch(self, timers.silence, silence, answer, exchange)
+        self._watch = SilenceWatch(self, timers.silence, silence_clock, answer, exchange)
         self.head: ResponseHead | None = None
         """The head of the router's response."""
-        self.is_closed = False
         self.settlement: Settlement | None = None
-        """Set when the caller left and the connection is kept."""
+        """Set when the caller left and its slot or the connection is kept."""
 
     @property
     def has_begun(self) -> bool:
@@ -117,7 +114,7 @@ class UpstreamRequest:
         exchange, splice = self._exchange, self._answer.splice
         splice.listener = self
         exchange.start(message, splice)
-        if self._relay.state is State.CONCLUDED:  # the router had hung up before the request was written
+        if self._owner.state is State.CONCLUDED:  # the router had hung up before the request was written
             return
         if splice.paused:
             exchange.pause()
@@ -135,21 +132,21 @@ class UpstreamRequest:
             if status != 200:
                 self.settlement.finish(SettleEnd.FIRST_EVENT)
             return
-        self._metrics.responses[self._relay.mode, f"{status // 100}xx"].inc()
+        self._metrics.responses[self._owner.mode, f"{status // 100}xx"].inc()
         self.head = head
         if status == 200:
             if not head.is_event_stream:
-                self._relay.conclude(Cause.ROUTER_ERROR, "upstream_protocol_error")
+                self._owner.conclude(Cause.ROUTER_ERROR, "upstream_protocol_error")
         elif status < 400:  # the body of such a status holds no error to read
-            self._relay.conclude(Cause.ROUTER_ERROR, reason_of_status(status, b""))
+            self._owner.conclude(Cause.ROUTER_ERROR, reason_of_status(status, b""))
         else:
             self._answer.splice.body = ErrorBody()
-            self._relay.enter(State.REFUSED)
+            self._owner.enter(State.REFUSED)
             self._timers.error_body.start(self)
 
     def on_stage(self, events: bytes, now: float) -> None:
         """Act on a new stage, on the end of the body, and on each read after a finish reason; send `events`."""
-        relay, splice = self._relay, self._answer.splice
+        owner, splice = self._owner, self._answer.splice
         body = splice.body
         if self.settlement is not None:
             # The prefill is over, so a close stops the server at its next token.
@@ -158,9 +155,9 @@ class UpstreamRequest:
             return
         splice.stage = stage = body.stage
         if isinstance(body, ErrorBody):  # it is as long as it may be: as if the router had ended it here
-            relay.conclude(Cause.ROUTER_CLOSED)
+            owner.conclude(Cause.ROUTER_CLOSED)
             return
-        is_first = relay.state is State.ASKED and body.sanitizer.has_begun
+        is_first = owner.state is State.ASKED and body.sanitizer.has_begun
         has_new_events = body.parsed_events != splice.noted_events
         splice.noted_events = body.parsed_events
         has_new_comment = body.comment is not splice.noted_comment and self._note_comment(body.comment, now)
@@ -178,25 +175,25 @@ class UpstreamRequest:
             self._on_finish_reason(body, is_over=stage is Stage.OVER)
         if stage is Stage.OVER:
             if body.failure is not None:
-                relay.conclude(Cause.ROUTER_ERROR, body.failure)
+                owner.conclude(Cause.ROUTER_ERROR, body.failure)
             else:
-                relay.conclude(Cause.ROUTER_DONE)
+                owner.conclude(Cause.ROUTER_DONE)
 
     def _on_first_event(self, now: float) -> None:
-        times, metrics, mode = self._answer.times, self._metrics, self._relay.mode
+        times, metrics, mode = self._answer.times, self._metrics, self._owner.mode
         times.first_event_at = now
         metrics.allowance_used[mode].observe(self._watch.clock.used_ratio(now))
         self.on_sign_of_life(now)
         metrics.first_token[mode].observe(now - self._answer.connection.began_at)
         if self._exchange.first_byte_at is not None and times.granted_at is not None:
             metrics.first_byte[mode].observe(self._exchange.first_byte_at - times.granted_at)
-        self._relay.enter(State.STREAMING)
+        self._owner.enter(State.STREAMING)
 
     def on_sign_of_life(self, now: float) -> None:
         """Note a data event: proof that the model server does not hang."""
         self._watch.clock.note_event(now)
         if self._answer.splice.guard.note_event(now):
-            self._relay.on_guard_change()
+            self._owner.on_guard_change()
 
     def on_quiet_read(self, now: float) -> None:
         """Look for signs of life in a read with nothing for the caller: comments, empty events, part of an event."""
@@ -226,11 +223,11 @@ class UpstreamRequest:
         """
         self._timers.tail.stop(self)
         if stream.sanitizer.is_finished:
-            self._relay.enter(State.FINISHED)
+            self._owner.enter(State.FINISHED)
             if not is_over:
                 self._timers.tail.start(self)
-        elif self._relay.state is State.FINISHED:
-            self._relay.enter(State.STREAMING)
+        elif self._owner.state is State.FINISHED:
+            self._owner.enter(State.STREAMING)
             self._watch.check()
 
     def on_end(self, error: httpx.TransportError | None) -> None:
@@ -238,15 +235,15 @@ class UpstreamRequest:
         if self.settlement is not None:
             self.settlement.finish(SettleEnd.FIRST_EVENT)
         elif error is not None:
-            self._relay.conclude(Cause.ROUTER_BROKE, reason_of_fault(error))
+            self._owner.conclude(Cause.ROUTER_BROKE, reason_of_fault(error))
         elif self._answer.stream.sanitizer.finish_reason is not None and not self._exchange.is_cut:
-            self._relay.conclude(Cause.ROUTER_DONE)
+            self._owner.conclude(Cause.ROUTER_DONE)
         else:
-            self._relay.conclude(Cause.ROUTER_CLOSED)
+            self._owner.conclude(Cause.ROUTER_CLOSED)
 
     def fail(self, where: str, error: BaseException) -> None:
         """End the request because of a fault of our own."""
-        self._relay.fail(where, error)
+        self._owner.fail(where, error)
 
     # Pauses and timers
 
@@ -264,22 +261,22 @@ class UpstreamRequest:
     @property
     def awaits_router(self) -> bool:
         """Whether silence of the router counts now: no finish reason came, and no error status."""
-        return self._relay.state in (State.ASKED, State.STREAMING)
+        return self._owner.state in (State.ASKED, State.STREAMING)
 
     def on_silence(self, reason: str | None) -> None:
         """Conclude: the router was silent for too long."""
         if reason == "upstream_silent":  # 1e-9 puts it over 1: the allowance was exceeded
             used_ratio = self._watch.clock.used_ratio(self._answer.connection.loop.time())
-            self._metrics.allowance_used[self._relay.mode].observe(used_ratio + 1e-9)
-        self._relay.conclude(Cause.SILENCE, reason)
+            self._metrics.allowance_used[self._owner.mode].observe(used_ratio + 1e-9)
+        self._owner.conclude(Cause.SILENCE, reason)
 
     def on_tail_silence(self) -> None:
         """Conclude: 5 s of silence passed after a finish reason."""
-        self._relay.conclude(Cause.SILENCE)
+        self._owner.conclude(Cause.SILENCE)
 
     def on_error_body_limit(self) -> None:
         """Conclude: 5 s passed since the head of an error response, and its body is not whole."""
-        self._relay.conclude(Cause.SILENCE)
+        self._owner.conclude(Cause.SILENCE)
 
     def enable_tcp_keepalive(self) -> None:
         """Enable TCP keep-alive on the router's connection, to find a router that is gone without a FIN or reset."""
@@ -314,15 +311,3 @@ class UpstreamRequest:
         if self.head is not None and self.head.status != 200:
             return False  # a router that answers with an error status does not hang
         return self._watch.clock.is_silent_end(refusal.reason, self._answer.connection.loop.time())
-
-    def close(self, upstream: Upstream, *, is_whole: bool, is_silent_end: bool) -> None:
-        """End the exchange with the router; reset its connection when the answer is not whole (contract, P6)."""
-        self.is_closed = True
-        if is_whole:
-            upstream.finish(self._exchange)
-            return
-        try:
-            if is_silent_end:
-                self._exchange.report_unanswered()
-        finally:
-            self._exchange.abort(reset=True)

@@ -89,12 +89,15 @@ class Exchange(asyncio.Protocol):
         `reset` is for an answer that is not whole: a model server notices a reset one step sooner than a FIN.
         """
         transport = self._transport or self.dialling
+        # Drop the references that make cycles, so that an exchange is freed here and not by the garbage collector.
+        self._sink = self._transport = self.dialling = self.on_unanswered = None
         self._is_over = True
-        self.dialling = None
-        self._drop_references()
-        if transport is not None:
-            transport.abort(reset=reset)
-        self._stop_write_timer()
+        try:
+            if transport is not None:
+                transport.abort(reset=reset)
+        finally:
+            self._response.drop_parser()
+            self._stop_write_timer()
 
     def report_unanswered(self) -> None:
         """Report a kept connection on which the request failed, or met silence, before any byte of an answer.
@@ -114,13 +117,9 @@ class Exchange(asyncio.Protocol):
         if transport is None or not (self._response.is_whole and self._response.keeps_alive and transport.is_sound):
             return None
         self._stop_write_timer()
-        self._drop_references()
-        return transport
-
-    def _drop_references(self) -> None:
-        """Drop the references that make cycles, so that objects are freed here and not by the garbage collector."""
-        self._sink = self._transport = self.on_unanswered = None
         self._response.drop_parser()
+        self._sink = self._transport = self.on_unanswered = None
+        return transport
 
     def has_unread(self) -> bool:
         """Return whether the router sent something that is not read yet. With TLS that may be no byte of the answer."""
@@ -180,12 +179,9 @@ class Exchange(asyncio.Protocol):
             return
         if self.first_byte_at is None:
             self.first_byte_at = now
-        response, fault = self._response, None
-        try:
-            response.feed(data)
-        except httpx.RemoteProtocolError as error:
-            fault = error
-        self._is_between_chunks = response.has_chunk_ended and data[-2:] == b"\r\n"
+        response = self._response
+        fault = response.feed(data)
+        self._is_between_chunks = fault is None and response.has_chunk_ended and data[-2:] == b"\r\n"
         self._is_over = self._is_over or response.is_whole
         if (head := response.take_head()) is not None:
             sink.upstream_head(head)
@@ -237,7 +233,7 @@ class Exchange(asyncio.Protocol):
         self._is_over = True
         if exc is None:
             self.eof_received()
-        elif self._write_timer is not None:
+        elif self._write_timer is not None:  # it runs while part of the request is unsent
             self._report_end(httpx.WriteError(""))
         else:
             self._report_end(httpx.ReadError(""))

@@ -35,7 +35,6 @@ class ResponseParser:
         "_content_type",
         "_field_bytes",
         "_has_length",
-        "_ignores_callbacks",
         "_interim_heads",
         "_is_encoded",
         "_parser",
@@ -71,27 +70,27 @@ class ResponseParser:
         self.keeps_alive = False
         """Whether the connection may carry another request."""
 
-    def feed(self, data: bytes) -> None:
-        """Parse bytes. Raises httpx.RemoteProtocolError for what is no response or too large.
+    def feed(self, data: bytes) -> httpx.RemoteProtocolError | None:
+        """Parse bytes. Return a fault where they are no response or too large; what came before it is parsed.
 
-        What came before the fault is parsed: a head, parts of a body.
+        The fault is not raised: a traceback would hold all frames up to the selector, and they it.
         """
         try:
             parser = self._parser or self._make_parser()
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            raise httpx.RemoteProtocolError("the router switched protocols") from None
+            self.body_parts.clear()
+            return httpx.RemoteProtocolError("the router switched protocols")
         except httptools.HttpParserError:
             self.keeps_alive = False
-            if not self.is_whole:
-                raise httpx.RemoteProtocolError("the router's answer is not valid HTTP") from None
-            return
+            return None if self.is_whole else httpx.RemoteProtocolError("the router's answer is not valid HTTP")
         self._bytes_without_body = 0 if self.body_parts else self._bytes_without_body + len(data)
         if self.is_whole:
             if data[-5:] != _LAST_CHUNK:
                 self.keeps_alive = False  # bytes follow the message, if only a blank line
         elif self._bytes_without_body > _MAX_HEAD_BYTES:
-            raise httpx.RemoteProtocolError("the router's head or trailer is too large")
+            return httpx.RemoteProtocolError("the router's head or trailer is too large")
+        return None
 
     def take_head(self) -> ResponseHead | None:
         """Return the final head, once."""

@@ -170,7 +170,7 @@ class _Tls(asyncio.Protocol):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as failure:
-            error = failure
+            error = failure.with_traceback(None)  # which would hold this frame, and this frame it
         if not self._flush_replies():
             return
         if pieces:

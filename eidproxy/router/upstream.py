@@ -142,11 +142,11 @@ class Upstream:
             exchange, transport = self._start_dialling(self.host)
             try:
                 peer = transport.peer_address() if self._tls is None else None
-                if peer is not None:
+                if peer is not None:  # it is connected already
                     self._check_peer(self.host, peer, transport.own_address())
                     self._open(exchange, transport)
             except BaseException:
-                transport.abort()
+                exchange.abort()  # and drop what makes a cycle of the two
                 raise
         except (OSError, httpx.ConnectError) as error:
             raise self._note_connect_failure(error, began_at) from None

@@ -25,7 +25,19 @@ from eidproxy.gate import admission, local
 from eidproxy.inbound import connection, connections
 from eidproxy.inbound.connection import Connection
 from eidproxy.monitoring import logs, metrics
-from eidproxy.relay import answer, chunk, completion, progress, relay, sanitize, splice, sse, stream, upstream_request
+from eidproxy.relay import (
+    answer,
+    chunk,
+    completion,
+    progress,
+    relay,
+    sanitize,
+    splice,
+    sse,
+    stream,
+    upstream_request,
+    watch,
+)
 from eidproxy.router import exchange, idle, response, transport, upstream
 from tests.lab.client import CHAT, chat, request_bytes
 from tests.lab.router import Router
@@ -49,6 +61,8 @@ PATH: list[type] = [
         sse.EventParser,
         exchange.Exchange,
         response.ResponseParser,
+        watch.SilenceWatch,
+        splice.ShortcutAttempts,
         upstream.Upstream,
         transport.TcpTransport,
         timeouts.TimeoutQueue,

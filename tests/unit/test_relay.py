@@ -22,6 +22,7 @@ from tests.lab.script import (
     status,
     stream,
     stream_head,
+    wire,
 )
 from tests.lab.tools import until
 
@@ -132,11 +133,14 @@ gc.set_debug(gc.DEBUG_SAVEALL)
 """
 
 
+@pytest.mark.parametrize("after_leave", ["release", "settle", "first_event"])
 @pytest.mark.parametrize("model", ["daily", "deep"])
-def test_a_request_is_freed_where_it_ends(router: Router, tmp_path: Path, model: str) -> None:
+def test_a_request_is_freed_where_it_ends(router: Router, tmp_path: Path, model: str, after_leave: str) -> None:
     """Nothing is left for the collector, which runs when it wants to: memory is what is open, and no more."""
     path = tmp_path / "garbage.json"
-    with Proxy(router, planted=TELL_GARBAGE.format(path=str(path)), EIDPROXY_LOG_LEVEL="error") as proxy:
+    garbage = TELL_GARBAGE.format(path=str(path))
+    with Proxy(router, planted=garbage, EIDPROXY_LOG_LEVEL="error", EIDPROXY_GATE_AFTER_LEAVE=after_leave,
+               EIDPROXY_GATE_SETTLE_SECONDS=1) as proxy:  # fmt: skip
 
         def told() -> Counter[str]:
             path.unlink(missing_ok=True)
@@ -156,7 +160,21 @@ def test_a_request_is_freed_where_it_ends(router: Router, tmp_path: Path, model:
             with RawClient(proxy) as client:
                 client.send(request_bytes("POST", CHAT, chat(model)))
                 client.read_head()
-        until(lambda: not any(proxy.status()["streams"].values()))
+            for bad in (b"zz\r\n", b"HTTP/1.1 101 Up\r\nUpgrade: x\r\n\r\n", b"0\r\nX: " + b"x" * 200_000):
+                router.enqueue([wire(stream()[:3]), bad, Stall()])
+                ask(proxy, "POST", CHAT, chat(model))
+            router.enqueue([b"no HTTP", Stall()])
+            ask(proxy, "POST", CHAT, chat(model))
+        asked = router.posts
+        for _ in range(10):
+            router.enqueue([Wait(f"{asked}"), *stream()])
+            with RawClient(proxy) as client:  # it leaves before the first event
+                client.send(request_bytes("POST", CHAT, chat(model)))
+                router.wait_for(lambda number=asked: router.posts > number)  # type: ignore[misc]
+            until(lambda: not any(proxy.status()["streams"].values()))
+            router.release(f"{asked}")
+            asked += 1
+        until(lambda: not any(proxy.status()["streams"].values()) and router.open_sockets == 0)
         assert not {name: count for name, count in (told() - once).items() if count >= 10}
 
 

@@ -397,7 +397,7 @@ async def _compared(choose: random.Random, store: Store) -> None:
 async def _agree(queue: AdmissionQueue, pairs: list[tuple[Ticket, Any, Any]]) -> None:
     def agreed() -> bool:
         for _, gate, _ in pairs:
-            gate._full_renewal_at = 0  # places are told every third of a lease; look now
+            gate._next_full_renewal_at = 0  # places are told every third of a lease; look now
             gate._schedule_round(0)
         return all(
             (permit.granted_at is None) is (ticket.granted_at is None)
