@@ -273,7 +273,7 @@ class Application:
         self._loop.call_later(ROW_SECONDS, self._sample_history)
 
     def drain(self) -> None:
-        """See `server.Process`: refuse what is new or waits, end what is kept for departed callers; the rest goes on."""
+        """See `server.Process`: refuse what is new or waits, end what is kept of departed callers; the rest goes on."""
         self.endpoints.draining = True
         self.metrics.draining = True
         drain_seconds = self.settings.server.drain_seconds

@@ -222,8 +222,8 @@ class Upstream:
     def _open(self, exchange: Exchange, transport: TcpTransport) -> None:
         """Open a connection whose peer was checked."""
         self._note_reachable(True)
-        exchange.dialling = None
         transport.open()
+        exchange.dialling = None  # last, so that `abort` finds the transport if opening fails
 
     def _check_peer(self, address: str, peer: Any, local: Any) -> None:
         """Raise EgressBlocked unless the peer has the judged address and is not eidproxy itself.
