@@ -11,6 +11,8 @@ from eidproxy.egress import (
     DEFAULT_NETWORKS,
     METADATA_NETWORKS,
     Address,
+    Decision,
+    EgressBlocked,
     EgressPolicy,
     Network,
     Verdict,
@@ -387,3 +389,10 @@ def test_host_and_port(text: str, host: str, port: int | None) -> None:
 def test_what_versions_of_the_library_read_differently_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a host and a port"):
         host_and_port(text)
+
+
+def test_what_is_blocked_says_why() -> None:
+    decision = Decision(Verdict.OUTSIDE, parse_literal("8.8.8.8"))
+    blocked = EgressBlocked(decision)
+    assert blocked.decision is decision
+    assert str(blocked) == Verdict.OUTSIDE
