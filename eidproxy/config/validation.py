@@ -42,7 +42,7 @@ def cross_check(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]
         yield "server.host: is not loopback, so server.api_key is required"
     background = settings.server.background_api_key
     if background is not None and background == settings.server.api_key:
-        yield "server.background_api_key: must differ from server.api_key"
+        yield "server.background_api_key: must be another key than server.api_key"
     if background is not None and settings.server.api_key is None:
         yield "server.background_api_key: needs server.api_key; without it every caller is foreground"
     yield from _params_faults(settings)
