@@ -319,7 +319,7 @@ def judge_unbuffered(response: Response) -> Finding:
         return skip(subject, "the answer was too short to judge")
     if reads * 4 < len(events) and response.seconds >= _TOO_QUICK_SECONDS:
         remedy = "disable buffering: proxy_buffering off, flush_interval -1, no compression"
-        return fail(subject, f"{len(events)} events came in {reads} reads: a proxy in between buffers", remedy)
+        return fail(subject, f"{len(events)} events came in {reads} reads: something in between buffers", remedy)
     return skip(subject, "the answer was too fast to judge")
 
 
