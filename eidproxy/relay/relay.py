@@ -136,6 +136,11 @@ class Relay:
         return self._answer.splice.guard
 
     @property
+    def metrics(self) -> Metrics:
+        """The metrics of the process."""
+        return self.services.metrics
+
+    @property
     def is_unsent(self) -> bool:
         """Whether the request is not yet written to the router."""
         return self.state <= State.CONNECTING
@@ -264,7 +269,7 @@ class Relay:
             deadline_at=self._times.deadline_at,
         )
         self._upstream_request = UpstreamRequest(
-            self, services.timers.upstream, services.metrics, exchange, self._answer, self._progress, silence_clock
+            self, services.timers.upstream, exchange, self._answer, self._progress, silence_clock
         )
         self.enter(State.ASKED)
         self._upstream_request.send(message, may_shortcut=services.upstream.shortcuts is not None)

@@ -54,6 +54,10 @@ class Owner(Protocol):
     mode: Mode
     state: State
 
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics of the process."""
+
     def enter(self, state: State) -> None:
         """Note the state."""
 
@@ -73,7 +77,6 @@ class UpstreamRequest:
     __slots__ = (
         "_answer",
         "_exchange",
-        "_metrics",
         "_owner",
         "_progress",
         "_timers",
@@ -86,7 +89,6 @@ class UpstreamRequest:
         self,
         owner: Owner,
         timers: UpstreamTimers,
-        metrics: Metrics,
         exchange: Exchange,
         answer: Answer,
         progress: Progress | None,
@@ -94,7 +96,6 @@ class UpstreamRequest:
     ) -> None:
         self._owner = owner
         self._timers = timers
-        self._metrics = metrics
         self._exchange = exchange
         self._answer = answer
         self._progress = progress
@@ -132,7 +133,7 @@ class UpstreamRequest:
             if status != 200:
                 self.settlement.finish(SettleEnd.FIRST_EVENT)
             return
-        self._metrics.responses[self._owner.mode, f"{status // 100}xx"].inc()
+        self._owner.metrics.responses[self._owner.mode, f"{status // 100}xx"].inc()
         self.head = head
         if status == 200:
             if not head.is_event_stream:
@@ -180,7 +181,7 @@ class UpstreamRequest:
                 owner.conclude(Cause.ROUTER_DONE)
 
     def _on_first_event(self, now: float) -> None:
-        times, metrics, mode = self._answer.times, self._metrics, self._owner.mode
+        times, metrics, mode = self._answer.times, self._owner.metrics, self._owner.mode
         times.first_event_at = now
         metrics.allowance_used[mode].observe(self._watch.clock.used_ratio(now))
         self.on_sign_of_life(now)
@@ -267,7 +268,7 @@ class UpstreamRequest:
         """Conclude: the router was silent for too long."""
         if reason == "upstream_silent":  # 1e-9 puts it over 1: the allowance was exceeded
             used_ratio = self._watch.clock.used_ratio(self._answer.connection.loop.time())
-            self._metrics.allowance_used[self._owner.mode].observe(used_ratio + 1e-9)
+            self._owner.metrics.allowance_used[self._owner.mode].observe(used_ratio + 1e-9)
         self._owner.conclude(Cause.SILENCE, reason)
 
     def on_tail_silence(self) -> None:

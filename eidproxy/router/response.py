@@ -27,6 +27,10 @@ class ResponseHead(Struct, frozen=True, gc=False):
     """The value of `Retry-After`, unparsed."""
 
 
+_STREAM_HEAD = ResponseHead(200, is_event_stream=True, retry_after=b"")
+"""The usual head, once for all streams."""
+
+
 class ResponseParser:
     """Parses one response. Its public methods besides `feed` and `drop_parser` are the callbacks of httptools."""
 
@@ -183,7 +187,8 @@ class ResponseParser:
         self.keeps_alive = is_stream and self._parser.should_keep_alive()
         media_type = self._content_type.partition(b";")[0].strip().lower()
         is_event_stream = media_type == b"text/event-stream" and not self._is_encoded
-        self.head = ResponseHead(status, is_event_stream, self._retry_after)
+        head = ResponseHead(status, is_event_stream, self._retry_after)
+        self.head = _STREAM_HEAD if head == _STREAM_HEAD else head
         self._content_type = self._retry_after = b""
 
     def on_body(self, body: bytes) -> None:
