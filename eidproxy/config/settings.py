@@ -49,7 +49,7 @@ class RouterSettings(Struct, frozen=True, kw_only=True):
     wedge_retry_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     ask_usage: bool = False
     keep_idle_seconds: Annotated[float, Meta(ge=0, le=60)] = 1.0
-    """How long a connection waits for the next request; 0: none does. Only to an `http` router given as an address."""
+    """How long a connection waits for the next request; 0: none does. Only to a router given as an address."""
 
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]

@@ -6,7 +6,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from eidproxy.config import Settings
@@ -21,21 +21,23 @@ class SocketTaken(Exception):
 
 
 def listen(settings: Settings) -> list[socket.socket]:
-    """The listening sockets. Raises OSError, SocketTaken."""
+    """Return the listening sockets; none stays open after an exception. Raises OSError, SocketTaken."""
     server = settings.server
     if server.uds is not None:
         return [_listen_unix(server.uds, BACKLOG)]
     sockets = []
     answers = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, _, _, _, address in dict.fromkeys(answers):
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-        sockets.append(sock)
+    with ExitStack() as opened:
+        for family, _, _, _, address in dict.fromkeys(answers):
+            sock = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+            sockets.append(sock)
+        opened.pop_all()
     return sockets
 
 

@@ -32,7 +32,7 @@ _STREAM_HEAD = ResponseHead(200, is_event_stream=True, retry_after=b"")
 
 
 class ResponseParser:
-    """Parses one response. Its public methods besides `feed` and `drop_parser` are the callbacks of httptools."""
+    """Parses one response. The methods `on_…` are called by httptools."""
 
     __slots__ = (
         "_bytes_without_body",

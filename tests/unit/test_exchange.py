@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 from collections.abc import Callable
 
 import httpx
 import pytest
 import uvloop
 
+from eidproxy.egress import EgressBlocked, EgressPolicy
 from eidproxy.router.exchange import Exchange
 from eidproxy.router.response import ResponseHead
+from eidproxy.router.upstream import Upstream
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST = b"0\r\n\r\n"
@@ -213,3 +217,26 @@ def test_the_sink_hears_of_the_end_whatever_fails() -> None:
         assert told.end == "RemoteProtocolError"
 
     in_a_loop(ends)
+
+
+def test_a_dial_that_is_refused_is_freed_where_it_ends() -> None:
+    """Nothing of it is left for the garbage collector, and its socket is closed."""
+
+    def check() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            upstream = Upstream("127.0.0.1", port, EgressPolicy())
+            upstream.own_addresses = frozenset({("127.0.0.1", port)})
+            gc.collect()
+            gc.disable()
+            try:
+                with pytest.raises(EgressBlocked):
+                    upstream.dial()
+                assert not [each for each in gc.get_objects() if isinstance(each, Exchange)]
+            finally:
+                gc.enable()
+            far, _ = listener.accept()
+            with far:
+                assert far.recv(1) == b""
+
+    in_a_loop(check)

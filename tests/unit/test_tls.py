@@ -351,7 +351,8 @@ def test_a_certificate_that_is_not_trusted(certificate: Certificate) -> None:
     test()
 
 
-def test_a_connection_is_freed_where_it_ends(certificate: Certificate) -> None:
+@pytest.mark.parametrize("end", ["abort", "bad record"])
+def test_a_connection_is_freed_where_it_ends(certificate: Certificate, end: str) -> None:
     """Nothing of it is left for the garbage collector."""
 
     @played
@@ -359,9 +360,15 @@ def test_a_connection_is_freed_where_it_ends(certificate: Certificate) -> None:
         gc.collect()
         gc.disable()
         try:
-            with dialled(certificate, Heard()) as (transport, far):
+            heard = Heard()
+            with dialled(certificate, heard) as (transport, far):
                 await shaken(transport, far)
-                transport.abort()
+                if end == "abort":
+                    transport.abort()
+                else:
+                    record = far.sealed(b"never said")
+                    far.socket.sendall(record[:-1] + bytes([record[-1] ^ 1]))
+                    await heard.until(transport.is_closing)
                 del transport
             await asyncio.sleep(0)
             assert not [each for each in gc.get_objects() if isinstance(each, TlsTransport)]
