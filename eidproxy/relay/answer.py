@@ -6,7 +6,6 @@ from eidproxy.relay.completion import Completion
 from eidproxy.relay.progress import ProgressFields
 from eidproxy.relay.splice import Splice
 from eidproxy.relay.stream import DONE, Stream
-from eidproxy.vocabulary import Mode
 
 _FLUSH_SECONDS = 0.5
 """How long a caller has to read the end of its answer after the wall clock ran out."""
@@ -31,24 +30,18 @@ class Answer:
     """The answer to one caller."""
 
     __slots__ = (
-        "_created",
         "_held_events",
-        "_mode",
         "connection",
         "splice",
         "stream",
         "times",
     )
 
-    def __init__(
-        self, connection: Connection, stream: Stream, splice: Splice, times: Times, mode: Mode, created: int
-    ) -> None:
+    def __init__(self, connection: Connection, stream: Stream, splice: Splice, times: Times) -> None:
         self.connection = connection
         self.stream = stream
         self.splice = splice
         self.times = times
-        self._mode = mode
-        self._created = created
         self._held_events = b""
         """The last events, held back for one write with the end of the answer."""
 
@@ -115,7 +108,7 @@ class Answer:
         """Send the answer to a caller that did not ask for a stream."""
         connection = self.connection
         reason = self.stream.sanitizer.finish_reason or "stop"
-        body = completion.encode(connection.request_id, self._created, self._mode, reason)
+        body = completion.encode(connection.request_id, reason)
         self.splice.sent_bytes += len(body)
         headers = [(b"Content-Type", b"application/json"), (b"Server-Timing", self._server_timing())]
         connection.respond(200, headers, body, flush_seconds)

@@ -40,9 +40,12 @@ class Answer(msgspec.Struct, kw_only=True):
 class Completion:
     """The message gathered from the deltas of one stream."""
 
-    __slots__ = ("_calls", "_texts", "size")
+    __slots__ = ("_calls", "_created", "_model", "_texts", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, created: int, model: str) -> None:
+        """`created` is in seconds since the epoch."""
+        self._created = created
+        self._model = model
         self._texts: dict[str, list[str]] = {name: [] for name in TEXTS}
         self._calls: list[tuple[str, str, list[str]]] = []
         self.size = 0
@@ -65,7 +68,7 @@ class Completion:
             self._calls[piece.index][2].append(arguments)
             self.size += len(arguments)
 
-    def encode(self, request_id: str, created: int, model: str, finish_reason: FinishReason) -> bytes:
+    def encode(self, request_id: str, finish_reason: FinishReason) -> bytes:
         """Return the answer as JSON."""
         calls = [Call(id=id, function=Function(name, "".join(pieces))) for id, name, pieces in self._calls]
         texts = {name: "".join(pieces) or None for name, pieces in self._texts.items()}
@@ -73,4 +76,4 @@ class Completion:
             texts["content"] = texts["content"] or ""
         message = Message(role="assistant", tool_calls=calls or None, **texts)
         choice = WholeChoice(message=message, finish_reason=finish_reason)
-        return _encode(Answer(id=f"chatcmpl-{request_id}", created=created, model=model, choices=(choice,)))
+        return _encode(Answer(id=f"chatcmpl-{request_id}", created=self._created, model=self._model, choices=(choice,)))

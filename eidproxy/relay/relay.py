@@ -116,10 +116,10 @@ class Relay:
         self._times = Times(connection.loop.time())
         counters = services.metrics.streams[mode]
         created = int(services.epoch_seconds())
-        completion = None if request.stream else Completion()
+        completion = None if request.stream else Completion(created, mode)
         stream = Stream(connection.request_id, created, mode, completion, counts_unknown=counters.samples_unknown())
         splice = Splice(connection, stream, counters, services.guards[mode])
-        self._answer = Answer(connection, stream, splice, self._times, mode, created)
+        self._answer = Answer(connection, stream, splice, self._times)
         self._progress: Progress | None = None
         if job.sends_progress and request.stream:
             self._progress = Progress(connection.loop, self._answer.send_progress, self._queue_position)

@@ -100,7 +100,7 @@ class ShortcutAttempts:
             return  # progress chunks must be written between the events
         template = body.template(data)
         if template is not None:
-            shortcut.begin(caller, template, now, body.budget, splice.count_passed)
+            shortcut.begin(caller, template, now, body.budget, splice)
 
 
 class Splice:

@@ -8,9 +8,8 @@ Then its counts are reported, and Python reads the bytes that were read and not 
 import asyncio
 import errno
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 try:
     from eidproxy import _splice
@@ -44,6 +43,20 @@ class Passed(NamedTuple):
     """How many of those intervals fell between two bounds of the histogram."""
 
 
+class Reader(Protocol):
+    """The transport of a connection to the router, as its shortcut calls it."""
+
+    def read_soon(self) -> None:
+        """Schedule a call of `Shortcut.read`: the selector does not report bytes that were already read."""
+
+
+class Counter(Protocol):
+    """What counts the events of one answer."""
+
+    def count_passed(self, passed: Passed) -> None:
+        """Count events that were passed on past the interpreter."""
+
+
 class Shortcuts:
     """All shortcuts of one selector."""
 
@@ -70,15 +83,14 @@ class Shortcuts:
 class Shortcut:
     """The way past the interpreter for one connection to the router. It may run many times, with gaps."""
 
-    __slots__ = ("_descriptor", "_error", "_pending", "_read_soon", "_report_counts", "_shortcuts", "next_read_bytes")
+    __slots__ = ("_counter", "_descriptor", "_error", "_pending", "_reader", "_shortcuts", "next_read_bytes")
 
-    def __init__(self, shortcuts: Shortcuts, descriptor: int, read_soon: Callable[[], None]) -> None:
-        """`read_soon` schedules a call of `read`: the selector does not report bytes that were already read."""
+    def __init__(self, shortcuts: Shortcuts, descriptor: int, reader: Reader) -> None:
         self._shortcuts = shortcuts
         self._descriptor = descriptor
-        self._read_soon = read_soon
-        self._report_counts: Callable[[Passed], None] | None = None
-        """Reports counts. Set while the shortcut runs, else None."""
+        self._reader = reader
+        self._counter: Counter | None = None
+        """Set while the shortcut runs, else None."""
         self._error = 0
         self._pending = b""
         """Bytes read and not passed on. The rest of a chunk that was passed on in part has a size line of its own."""
@@ -91,27 +103,27 @@ class Shortcut:
         template: Template,
         sent_at: float,
         budget_bytes: int,
-        report: Callable[[Passed], None],
+        counter: Counter,
     ) -> bool:
         """Pass events on from the next read on, at most `budget_bytes` of them. Return False if that is not possible.
 
         To be called where the next byte begins a chunk and an event, and nothing is unsent to the caller. `sent_at` is
-        the time of the last write to the caller, on the loop's clock. `report` is called with the counts.
+        the time of the last write to the caller, on the loop's clock. `counter` is told what was passed on.
         """
         sock = caller.get_extra_info("socket")
-        if self._report_counts is not None or self.has_pending or sock is None:
+        if self._counter is not None or self.has_pending or sock is None:
             return False
         poller = self._shortcuts.poller
         if not poller.arm(self._descriptor, sock.fileno(), caller, template, sent_at, budget_bytes):
             return False
-        self._report_counts = report
+        self._counter = counter
         self._shortcuts.running.add(self)
         return True
 
     def flush_counts(self) -> None:
         """Report what was passed on since the last report."""
-        if self._report_counts is not None and (passed := self._shortcuts.poller.take(self._descriptor)) is not None:
-            self._report_counts(Passed(*passed))
+        if self._counter is not None and (passed := self._shortcuts.poller.take(self._descriptor)) is not None:
+            self._counter.count_passed(Passed(*passed))
 
     @property
     def has_pending(self) -> bool:
@@ -120,19 +132,19 @@ class Shortcut:
 
     def end(self) -> None:
         """Stop passing events on, and schedule a `read` of the bytes that were taken and not passed on."""
-        if self._report_counts is not None:
+        if self._counter is not None:
             try:
                 self._disarm()
             finally:
                 if self.has_pending:
-                    self._read_soon()
+                    self._reader.read_soon()
 
     def read(self) -> bytes:
         """End the shortcut and return the bytes that it took and did not pass on, else those of a read of the socket.
 
         Raises OSError, also for an error that C met.
         """
-        if self._report_counts is not None:
+        if self._counter is not None:
             self._disarm()
         if self._error:
             error, self._error = self._error, 0
@@ -147,7 +159,7 @@ class Shortcut:
         try:
             self.flush_counts()
         finally:
-            self._report_counts = None
+            self._counter = None
             self._shortcuts.running.discard(self)
             self._error = errno.EIO  # if `disarm` raises, the bytes that were read are lost
             self._pending, self._error = self._shortcuts.poller.disarm(self._descriptor)

@@ -303,7 +303,7 @@ class TcpTransport(asyncio.Transport):
     def shortcut(self) -> Shortcut | None:
         """Return the shortcut past the interpreter; None where there is none. A read, a pause or a close ends it."""
         if self._shortcut is None and self._read_poller.shortcuts is not None and self._is_reading:
-            self._shortcut = Shortcut(self._read_poller.shortcuts, self._descriptor, self._read_soon)
+            self._shortcut = Shortcut(self._read_poller.shortcuts, self._descriptor, self)
         return self._shortcut
 
     def end_shortcut(self) -> None:
@@ -389,7 +389,7 @@ class TcpTransport(asyncio.Transport):
             self._read_poller.add(self._descriptor, self)
             self._is_reading = True
             if self._shortcut is not None and self._shortcut.has_pending:
-                self._read_soon()
+                self.read_soon()
 
     def is_closing(self) -> bool:
         """See asyncio.BaseTransport."""
@@ -461,7 +461,8 @@ class TcpTransport(asyncio.Transport):
             if self._write_error is None:
                 self._protocol.resume_writing()
 
-    def _read_soon(self) -> None:
+    def read_soon(self) -> None:
+        """Schedule a `read`."""
         self._loop.call_soon(self.read_now)
 
     def _report_fault(self, error: Exception) -> None:

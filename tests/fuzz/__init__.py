@@ -164,10 +164,10 @@ def _matches(text: str, pieces: list[Any]) -> bool:
 
 def check_completion(body: bytes, limit: int, whole: Result, told: Said) -> None:
     """Assert that a caller that asks for no stream gets the same message."""
-    completion = Completion()
+    completion = Completion(CREATED, "daily")
     gathered = run([body], limit, completion)
     assert gathered._replace(output=whole.output) == whole, (gathered, whole, body)
-    message = json.loads(completion.encode(REQUEST_ID, CREATED, "daily", "stop"))["choices"][0]["message"]
+    message = json.loads(completion.encode(REQUEST_ID, "stop"))["choices"][0]["message"]
     calls = [(call["id"], *call["function"].values()) for call in message.get("tool_calls", [])]
     assert (message["content"] or "", message.get("reasoning_content", "")) == told[:2], (message, told, body)
     assert (message["refusal"] or "", calls) == told[2:], (message, told, body)

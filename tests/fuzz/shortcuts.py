@@ -31,6 +31,7 @@ from eidproxy.relay.stream import Stage, Stream
 from eidproxy.relay.wedge import WedgeGuard
 from eidproxy.router.exchange import Exchange
 from eidproxy.router.response import ResponseHead
+from eidproxy.router.shortcut import Passed
 from eidproxy.router.transport import EpollPoller, Poller, ReadPoller, SplicePoller, TcpTransport
 from tests.fuzz.mutation import broken
 
@@ -219,9 +220,10 @@ class _Relay:
         shortcut, caller = self.exchange.shortcut(aligns=True), self._caller.free_transport()
         template = None if shortcut is None or caller is None else self.stream.template(data)
         if shortcut is not None and caller is not None and template is not None:
-            shortcut.begin(caller, template, now, self.stream.budget, self._on_passed)
+            shortcut.begin(caller, template, now, self.stream.budget, self)
 
-    def _on_passed(self, passed: Any) -> None:
+    def count_passed(self, passed: Passed) -> None:
+        """See `shortcut.Counter`."""
         self.passed += passed.events
         self.splice.count_passed(passed)
 

@@ -25,9 +25,9 @@ SENT = {"role", "content", "tool_calls"}
 
 def whole_message(body: bytes) -> Any:
     """The message of the answer to a caller that asked for no stream."""
-    completion = Completion()
+    completion = Completion(1, "daily")
     fuzz.run([body], completion=completion)
-    return json.loads(completion.encode("id", 1, "daily", "stop"))["choices"][0]["message"]
+    return json.loads(completion.encode("id", "stop"))["choices"][0]["message"]
 
 
 def chunks(body: bytes) -> list[Any]:

@@ -10,10 +10,10 @@ from eidproxy.relay.completion import Completion
 
 
 def answer(*deltas: Delta) -> dict[str, Any]:
-    completion = Completion()
+    completion = Completion(1700000000, "deep")
     for delta in deltas:
         completion.add(delta)
-    found: dict[str, Any] = json.loads(completion.encode("id-1", 1700000000, "deep", "stop"))
+    found: dict[str, Any] = json.loads(completion.encode("id-1", "stop"))
     return found
 
 
@@ -25,10 +25,10 @@ def message(*deltas: Delta) -> dict[str, Any]:
 
 
 def test_an_answer_byte_by_byte() -> None:
-    completion = Completion()
+    completion = Completion(1700000000, "deep")
     completion.add(Delta(role="assistant", content="Hel"))
     completion.add(Delta(content="lo"))
-    assert completion.encode("id-1", 1700000000, "deep", "length") == (
+    assert completion.encode("id-1", "length") == (
         b'{"id":"chatcmpl-id-1","object":"chat.completion","created":1700000000,"model":"deep","choices":[{"index":0,'
         b'"message":{"role":"assistant","content":"Hello","refusal":null},"logprobs":null,"finish_reason":"length"}],'
         b'"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}'
@@ -64,7 +64,7 @@ def test_calls() -> None:
 
 
 def test_the_size_is_what_is_held() -> None:
-    completion = Completion()
+    completion = Completion(1700000000, "deep")
     completion.add(Delta(content="일상", reasoning_content="ab", refusal="c", role="assistant"))
     completion.add(Delta(tool_calls=[ToolCall(0, "x", "function", Function("f", "{}"))]))
     assert completion.size == 9

@@ -452,10 +452,11 @@ def test_telling_fails_and_the_connection_is_closed() -> None:
     """As when any other callback fails: it is told, and nothing stays open."""
     with lines(1) as (line,):
 
-        def fails(_: object) -> None:
-            raise LookupError
+        class Failing:
+            def count_passed(self, passed: Passed) -> None:
+                raise LookupError
 
-        cast(Any, line.transport)._shortcut._report_counts = fails
+        cast(Any, line.transport)._shortcut._counter = Failing()
         line.far.sendall(USUAL[5])
         line.until_read()
         assert line.loop.faults == []
@@ -478,11 +479,19 @@ def test_what_cannot_be_given_back_ends_the_answer() -> None:
 
     every = Shortcuts.__new__(Shortcuts)
     every.poller, every.running = cast(Any, Poller()), set()
-    asked: list[int] = []
-    one = Shortcut(every, 5, lambda: asked.append(1))
-    one._report_counts = lambda _: None
+
+    class Reader:
+        asked = 0
+
+        def read_soon(self) -> None:
+            self.asked += 1
+
+    reader = Reader()
+    one = Shortcut(every, 5, reader)
+    one._counter = cast(Any, object())
     with pytest.raises(MemoryError):
         one.end()
+    assert reader.asked == 1
     with pytest.raises(OSError, match="Input/output"):
         one.read()
 

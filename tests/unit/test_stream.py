@@ -104,14 +104,14 @@ def test_what_comes_before_an_error_passes() -> None:
 
 
 def test_an_answer_that_nobody_streams() -> None:
-    completion = Completion()
+    completion = Completion(1, "daily")
     answer = stream(completion)
     assert answer.feed(event({"content": "a"}) + event({"content": "b"})) == b""
     assert answer.feed(event({"content": "c"})) == b""
     assert answer.feed(b'data: {"model":"m","choices":[{"delta":{"content":"\xff"}}]}\n\n') == b""
     assert answer.close() == b""
     assert answer.chunks == 4
-    message = json.loads(completion.encode("id-1", 1, "daily", "stop"))["choices"][0]["message"]
+    message = json.loads(completion.encode("id-1", "stop"))["choices"][0]["message"]
     assert message["content"] == "abc\ufffd"
 
 
@@ -205,7 +205,7 @@ def test_a_stream_of_common_events_has_the_same_bound(monkeypatch: pytest.Monkey
 
 def test_an_answer_that_is_held_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_COMPLETION_CHARS", 3)
-    answer = stream(Completion())
+    answer = stream(Completion(1, "daily"))
     answer.feed(event({"content": "abc"}))
     assert answer.failure is None
     answer.feed(event({"content": "abc"}))
@@ -262,7 +262,7 @@ def test_what_was_passed_on_counts() -> None:
 def test_a_recording_tells_its_caller_what_it_told_its_reader(name: str) -> None:
     _, _, body = split(corpus.raw(name))
     wanted = corpus.EXPECTED[name]
-    completion = Completion()
+    completion = Completion(1, "daily")
     gathered = Stream("id-1", 1, "daily", completion)
     gathered.feed(body)
     answer = stream()
@@ -272,7 +272,7 @@ def test_a_recording_tells_its_caller_what_it_told_its_reader(name: str) -> None
     assert (text(output), reasoning) == (wanted["text"], wanted["reasoning"])
     assert (sanitizer.finish_reason, sanitizer.said_done) == (wanted["finish_reason"], wanted["done"])
     assert answer.chunks <= wanted["chunks"]
-    message = json.loads(completion.encode("id-1", 1, "daily", "stop"))["choices"][0]["message"]
+    message = json.loads(completion.encode("id-1", "stop"))["choices"][0]["message"]
     assert (message["content"], message.get("reasoning_content", "")) == (wanted["text"], wanted["reasoning"])
     chunks = [json.loads(data) for data in EventParser().feed(body) if data.startswith(b"{")]
     betrayals = {chunk.get(name, "keepalive") for chunk in chunks for name in ("id", "model", "system_fingerprint")}
