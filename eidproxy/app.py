@@ -28,7 +28,7 @@ from eidproxy.endpoints import (
     json_response,
 )
 from eidproxy.gate import Gate, GateStatistics, GateTerms
-from eidproxy.gate.choice import build_gate
+from eidproxy.gate.choice import build_gate, is_shared
 from eidproxy.inbound.chat import Model
 from eidproxy.inbound.connections import Connections
 from eidproxy.inbound.server import Server, connection_limit, spare_descriptors
@@ -93,7 +93,7 @@ def build_upstream(settings: Settings, resolver: Resolver | None = None) -> Upst
         connect_timeout_seconds=router.connect_timeout_seconds,
         write_timeout_seconds=router.write_timeout_seconds,
         # Replicas with a shared gate stay apart because a request's connection ends with its lease (decision 23).
-        keep_idle_seconds=0.0 if settings.gate.url else router.keep_idle_seconds,
+        keep_idle_seconds=0.0 if is_shared(settings.gate.url) else router.keep_idle_seconds,
         resolver=resolver,
         poller=None if why_not_accelerated(settings) else partial(SplicePoller, INTERVAL_BOUNDS, spare_descriptors()),
     )
@@ -195,7 +195,7 @@ class Application:
         self._ready_checked_at = -_READY_SECONDS
         self._attempts_at_check = 0
         self.metrics = Metrics(VERSION)
-        self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc)
+        self.log = Log(settings.log.level, settings.log.format, self.metrics.log_dropped.inc, self._loop.call_soon)
         self.upstream = build_upstream(settings)
         self.gate = build_gate(gate_terms(settings), self.metrics, partial(_report_store, self.log))
         self.history = History(
@@ -304,6 +304,7 @@ class Application:
         self.upstream.close()
         self.endpoints.refusals.flush()
         self.log.state(Event.STOPPED)
+        self.log.stop_gathering()
 
     def _owes_answers(self) -> bool:
         return any(connection.owes_answer for connection in self.connections.open)

@@ -16,6 +16,7 @@ import uvloop
 
 from eidproxy.commands.flags import SettingsCommand, setting_flags
 from eidproxy.config import Loaded, ServerSettings, Settings, SettingsError, load
+from eidproxy.gate.choice import is_shared
 from eidproxy.signals import INTERRUPTED, stop_signals
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def banner(settings: Settings, sockets: list[socket.socket]) -> str:
         ("listens", f"{where}   live view at /, metrics at /metrics"),
         ("router", settings.router.url),
         ("models", f"daily = {settings.models.daily.alias}, deep = {settings.models.deep.alias}"),
-        ("gate", f"{gate.capacity} at once, {gate.max_waiting} waiting{', shared' if gate.url else ''}"),
+        ("gate", f"{gate.capacity} at once, {gate.max_waiting} waiting{', shared' if is_shared(gate.url) else ''}"),
         (
             "timeouts",
             f"{settings.stream.deadline_seconds:g} s for an answer, {gate.wait_timeout_seconds:g} s in the queue",

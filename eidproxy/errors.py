@@ -1,6 +1,6 @@
 """Errors as a table: reason → status, retry advice, sentence. No other module decides any of the three.
 
-A `Refusal` is the one exception that carries a reason to the caller. `reason_of_status` and `reason_in_event` turn a
+A `Refusal` is the one exception that carries a reason to the caller. `refusal_by_status` and `reason_in_event` turn a
 router's error into a reason of the table, or into the router's own word within a closed alphabet (contract, 5).
 """
 
@@ -52,6 +52,8 @@ ROUTER_REASONS = {
 }
 """The five words of a router that have a row and a metric label of their own."""
 
+# A new reason may belong in other tables, too: DEADLINES and STREAM_ENDS below, the silent ones in `silence.py`, those
+# that an operator must mend in `logs.py`, and the words of the chat page in `pages/chat/notices.js`.
 RULES: dict[str, Rule] = {
     "invalid_json": Rule(400, Retry.SILENT, "The request body must be one JSON object within the limits."),
     "invalid_request": Rule(400, Retry.SILENT, "The request is not valid."),
@@ -363,6 +365,16 @@ def reason_of_status(status: int, body: bytes) -> str | None:
     if word is not None:
         return "router_error"
     return "router_503" if status == 503 else f"router_http_{status}"
+
+
+def refusal_by_status(status: int, body: bytes, retry_after_field: bytes = b"") -> Refusal:
+    """Return the error for a router's status, body and `Retry-After`: its reason, and whether waiting would cure it."""
+    reason = reason_of_status(status, body)
+    return Refusal(
+        reason or "upstream_protocol_error",
+        retry_seconds=router_retry_seconds(retry_after_field),
+        is_final=status in FINAL_STATUSES and reason != "context_too_long",
+    )
 
 
 def reason_in_event(data: bytes, *, begun: bool, in_choice: bool = False) -> str:

@@ -26,6 +26,7 @@ from eidproxy.commands.check import Finding, Report, ReportFinding, check_clocks
 from eidproxy.commands.look import Proxy, Read, Response, Router, is_done, is_eidproxy, split_stream
 from eidproxy.commands.top import connect
 from eidproxy.config import ChatSettings, LogSettings, Settings
+from eidproxy.gate.choice import is_shared
 from eidproxy.vocabulary import Mode
 
 _COUNT = "Count from one to thirty in words."
@@ -151,7 +152,7 @@ class LiveCheck:
             return
         async with _own_proxy(settings) as (client, serving):
             router = None
-            if settings.gate.url is None:  # with a shared gate another replica may be at the router
+            if not is_shared(settings.gate.url):  # with a shared gate another replica may be at the router
                 from eidproxy.app import build_upstream
 
                 aliases = {mode: settings.alias(mode) for mode in Mode}

@@ -1,6 +1,7 @@
 """Which gate: one in the process, or one in a store that replicas share, by `gate.url`.
 
-A gate of another kind is a module of its own and some lines here: its URL, how it is built, how it is checked.
+A gate of another kind is a module of its own and some lines here: its URL, whether other processes share it, how it is
+built, how it is checked.
 """
 
 import importlib.util
@@ -23,13 +24,18 @@ def url_faults(url: str) -> Iterator[str]:
         yield "needs redis-py; install eidproxy[redis]"
 
 
+def is_shared(url: str | None) -> bool:
+    """Return whether other processes share the gate that `gate.url` names."""
+    return url is not None
+
+
 def build_gate(terms: GateTerms, metrics: Metrics, on_store_change: Callable[[Exception | None], None]) -> Gate:
     """Return the gate before `daily`.
 
     `on_store_change` is called with the reason when the store of a shared gate stops serving, and with None when it
     serves again.
     """
-    if terms.url is None:
+    if not is_shared(terms.url):
         queue = AdmissionQueue(terms.capacity, terms.max_waiting, terms.aging_seconds)
         return LocalGate(queue, metrics, terms.wait_timeout_seconds, terms.max_hold_seconds)
     # Imported here, so that only a shared gate needs the client of its store (redis-py).
@@ -40,7 +46,7 @@ def build_gate(terms: GateTerms, metrics: Metrics, on_store_change: Callable[[Ex
 
 async def check_gate(terms: GateTerms) -> tuple[list[str], str | None]:
     """Return what the gate is, and why it cannot serve now (None if it can)."""
-    if terms.url is None:
+    if not is_shared(terms.url):
         return ["in the process"], None
     from eidproxy.gate.shared_factory import check_store
 

@@ -28,8 +28,8 @@ from eidproxy.vocabulary import Outcome
 
 _encode = msgspec.json.Encoder().encode
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_MAX_LINE_BYTES = 4096
-"""PIPE_BUF: a write of at most this much to a writable pipe neither blocks nor is split."""
+_MAX_WRITE_BYTES = 4096
+"""PIPE_BUF: a write of at most this much to a writable pipe neither blocks nor is split. No line is longer."""
 
 
 _REFUSALS_SECONDS = 1.0
@@ -89,9 +89,17 @@ class LineWriter:
     """
 
     def __init__(
-        self, descriptor: int, on_drop: Callable[[], None], clock: Callable[[], float] = time.monotonic
+        self,
+        descriptor: int,
+        on_drop: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+        call_soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
+        """`call_soon` is the loop's, for `gather`; without it each line is written at once."""
         self._descriptor = descriptor
+        self._call_soon = call_soon
+        self._gathered: list[bytes] = []
+        """The lines of this turn that are not yet written."""
         self._on_drop = on_drop
         self._clock = clock
         self._rotation_checked_at = clock()
@@ -102,8 +110,38 @@ class LineWriter:
         self._poll.register(descriptor, select.POLLOUT)
 
     def msg(self, line: bytes | str) -> None:
-        """Write one line, cut to 4,096 bytes; drop it if it cannot be written at once."""
-        data = (line.encode() if isinstance(line, str) else line)[: _MAX_LINE_BYTES - 1] + b"\n"
+        """Write one line, cut to 4,096 bytes, behind those that are gathered; drop it if it cannot be written now."""
+        self.flush()
+        self._write(_cut(line.encode() if isinstance(line, str) else line), 1)
+
+    debug = info = warning = error = critical = msg
+
+    def gather(self, line: bytes) -> None:
+        """Write one line at the end of the loop's turn, in one write with the others of that turn."""
+        if self._call_soon is None:
+            self.msg(line)
+            return
+        if not self._gathered:
+            self._call_soon(self.flush)
+        self._gathered.append(_cut(line))
+
+    def flush(self) -> None:
+        """Write what is gathered, in writes of whole lines and at most 4,096 bytes."""
+        lines, self._gathered = self._gathered, []
+        at = 0
+        while at < len(lines):
+            begin, size = at, 0
+            while at < len(lines) and size + len(lines[at]) <= _MAX_WRITE_BYTES:
+                size += len(lines[at])
+                at += 1
+            self._write(b"".join(lines[begin:at]), at - begin)
+
+    def stop_gathering(self) -> None:
+        """Write what is gathered, and from now on each line at once: the loop makes no more turns."""
+        self._call_soon = None
+        self.flush()
+
+    def _write(self, data: bytes, lines: int) -> None:
         try:
             if self._may_block:
                 ready = self._poll.poll(0)
@@ -116,9 +154,8 @@ class LineWriter:
                 return
         except OSError:
             pass  # a full disk or a closed pipe: counted like a reader that stopped reading
-        self._on_drop()
-
-    debug = info = warning = error = critical = msg
+        for _ in range(lines):
+            self._on_drop()
 
     def _reopen_if_rotated(self) -> None:
         now = self._clock()
@@ -131,6 +168,10 @@ class LineWriter:
                 opened = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
                 os.dup2(opened, self._descriptor)
                 os.close(opened)
+
+
+def _cut(line: bytes) -> bytes:
+    return line[: _MAX_WRITE_BYTES - 1] + b"\n"
 
 
 def _path_of(descriptor: int) -> str | None:
@@ -146,14 +187,21 @@ def _path_of(descriptor: int) -> str | None:
 class Log:
     """The log: every line is written through it."""
 
-    def __init__(self, level: str, fmt: str, on_drop: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        level: str,
+        fmt: str,
+        on_drop: Callable[[], None] = lambda: None,
+        call_soon: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
+        """`call_soon` is the loop's: with it the lines of requests that end in one turn share a write."""
         console = fmt == "console" or (fmt == "auto" and sys.stderr.isatty())
         renderer: Any = (
             ConsoleRenderer(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ)
             if console
             else structlog.processors.JSONRenderer(serializer=_to_json)
         )
-        self._writer = LineWriter(sys.stderr.fileno(), on_drop)
+        self._writer = LineWriter(sys.stderr.fileno(), on_drop, call_soon=call_soon)
         self._lowest_level = logging.getLevelNamesMapping()[level.upper()]
         self._console = console
         self._logger = structlog.wrap_logger(
@@ -191,9 +239,13 @@ class Log:
             getattr(self._logger, level)(Event.REQUEST.value, **facts)
             return
         # The line that structlog would write. Its processors cost as much as everything else at a request's end.
-        self._writer.msg(
+        self._writer.gather(
             b'{"timestamp":"%b","level":"%b",%b' % (_timestamp().encode(), level.encode(), _encode(line)[1:])
         )
+
+    def stop_gathering(self) -> None:
+        """See `LineWriter.stop_gathering`."""
+        self._writer.stop_gathering()
 
     def state(self, event: Event, **facts: str | int | float) -> None:
         """Log a change of state, at level info."""

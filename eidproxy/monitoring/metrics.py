@@ -199,10 +199,10 @@ class Metrics(Collector):
             ("priority", "outcome"),
             product(Priority, WaitOutcome),
         )
-        self.gate_hold = self._by_label(
+        self.gate_hold = self._histogram_by_label(
             "gate_hold_seconds", "Time that slots were held.", _HOLD_BOUNDS, "priority", Priority
         )
-        self.gate_settle = self._by_label(
+        self.gate_settle = self._histogram_by_label(
             "gate_settle_seconds", "Time that slots were kept for callers that had left, by what ended it.",
             _HOLD_BOUNDS, "end", SettleEnd,
         )  # fmt: skip
@@ -215,21 +215,21 @@ class Metrics(Collector):
         self.deadline_exceeded = self._counter(
             "deadline_exceeded", "Deadlines that passed.", ("mode", "deadline"), product(Mode, Deadline)
         )
-        self.deadline_margin = self._by_label(
+        self.deadline_margin = self._histogram_by_label(
             "deadline_margin_seconds", "Time left to the deadline at a request's end.", _MARGIN_BOUNDS, "mode", Mode
         )
-        self.first_token = self._by_label(
+        self.first_token = self._histogram_by_label(
             "time_to_first_token_seconds", "Time from the request's first byte to the first event for its caller.",
             _FIRST_EVENT_BOUNDS, "mode", Mode,
         )  # fmt: skip
-        self.first_byte = self._by_label(
+        self.first_byte = self._histogram_by_label(
             "upstream_first_byte_seconds",
             "Time from the grant to the router's first byte.",
             _FIRST_EVENT_BOUNDS,
             "mode",
             Mode,
         )
-        self.allowance_used = self._by_label(
+        self.allowance_used = self._histogram_by_label(
             "first_event_allowance_used_ratio", "Wait for the first event as a fraction of the request's allowance.",
             _SHARE_BOUNDS, "mode", Mode,
         )  # fmt: skip
@@ -286,7 +286,7 @@ class Metrics(Collector):
         self._histograms.append(_Family(name, text, labels, series))
         return series
 
-    def _by_label(
+    def _histogram_by_label(
         self, name: str, text: str, bounds: tuple[float, ...], label: str, values: Iterable[str]
     ) -> dict[str, Distribution]:
         """Return the series of a new histogram with one label, by the label's value."""

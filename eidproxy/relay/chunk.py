@@ -73,6 +73,7 @@ class Message(Struct, omit_defaults=True):
 
 
 # The common event of a stream, as a type: one choice with text, no finish reason, no error, a model and no usage.
+# A field that may pass and takes the long way is named here as None: without it, the short way would lose the field.
 
 
 class _CommonDelta(Struct, gc=False):

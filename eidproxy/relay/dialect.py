@@ -276,7 +276,10 @@ class _LooseReader:
         reasoning = "".join(self._read_text(loose.reasoning_content)) or "".join(self._read_text(loose.reasoning))
         calls = [_read_call(call) for call in self._objects(loose.tool_calls)]
         return RouterDelta(
-            content, thought + reasoning, None, _as_string(loose.refusal), [call for call in calls if call]
+            content=content,
+            reasoning_content=thought + reasoning,
+            refusal=_as_string(loose.refusal),
+            tool_calls=[call for call in calls if call],
         )
 
     def _read_text(self, raw: Raw | UnsetType, depth: int = 1) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import httpx
 
-from eidproxy.errors import FINAL_STATUSES, Refusal, RouterReason, reason_of_status, router_retry_seconds
+from eidproxy.errors import Refusal, RouterReason, reason_of_status, refusal_by_status
 from eidproxy.monitoring.metrics import Metrics
 from eidproxy.relay.answer import Answer
 from eidproxy.relay.progress import Progress
@@ -297,12 +297,8 @@ class UpstreamRequest:
         head, body = self.head, self._answer.splice.body
         if head is None:
             return Refusal("upstream_protocol_error")
-        reason = reason_of_status(head.status, bytes(body.data) if isinstance(body, ErrorBody) else b"")
-        is_final = head.status in FINAL_STATUSES and reason != "context_too_long"
-        return Refusal(
-            reason or "upstream_protocol_error",
-            retry_seconds=router_retry_seconds(head.retry_after),
-            is_final=is_final,
+        return refusal_by_status(
+            head.status, bytes(body.data) if isinstance(body, ErrorBody) else b"", head.retry_after
         )
 
     def judge_silent_end(self, refusal: Refusal) -> bool:

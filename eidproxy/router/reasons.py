@@ -1,4 +1,4 @@
-"""The reason of the table `RULES` for each exception that `upstream` raises."""
+"""The reason of the table `RULES` for each exception that `upstream` raises; for a router's status see `errors`."""
 
 import httpx
 

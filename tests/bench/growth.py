@@ -1,17 +1,20 @@
 """What grows with how many: `python -m tests.bench.growth`.
 
-One event at 10 to 3,000 streams, at the same number of events a second; one step of the gate at 10 to 10,000 waiters.
-Both should stay where they are.
+One event at 10 to 3,000 streams, at the same number of events a second; one request beside 0 to 10,000 connections that
+are open and ask nothing; one step of the gate at 10 to 10,000 waiters. All should stay where they are.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
+import resource
+import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 
 import uvloop
 
@@ -19,32 +22,114 @@ from eidproxy.gate.admission import AdmissionQueue, Ticket
 from eidproxy.gate.local import LocalGate
 from eidproxy.monitoring.metrics import Metrics
 from eidproxy.vocabulary import Priority
-from tests.bench.__main__ import Scenario, measure, peers, started
+from tests.bench.__main__ import Peer, Scenario, measure, peers, started
 from tests.lab.tools import free_port
 
 EVENTS_PER_SECOND = 3000
 STREAMS = (10, 100, 1000, 3000)
+SHORT_SECONDS, LONG_SECONDS = 4, 12
+CONNECTIONS = (0, 1000, 10_000)
+DESCRIPTORS = 65_536
+"""The proxy takes as many connections as half its descriptors allow."""
 WAITERS = (10, 1000, 10_000)
 STEPS = 2000
 
 
 def streams(rounds: int) -> None:
-    """CPU and latency of an event by the number of streams it is one of."""
+    """CPU and latency of an event by the number of streams it is one of.
+
+    An event's cost is the difference of two runs, a long one and a short one, over the events that one has more: what a
+    request costs is in both.
+    """
     print(f"one event, {EVENTS_PER_SECOND:,} events a second in all\n")
     print("| streams | CPU µs/event | event p50 µs | p99 µs | RSS MiB | failed |\n|---|---|---|---|---|---|")
     with ExitStack() as stack:
-        router = free_port()
-        stack.enter_context(started([sys.executable, "-m", "tests.bench.router", str(router)], 1, router))
-        (peer,) = peers(stack, router, ["eidproxy"])
-        for number in STREAMS:
-            events = max(6 * EVENTS_PER_SECOND // number, 4)
-            scenario = Scenario("", number, number, events, number * 1_000_000 // EVENTS_PER_SECOND)
-            runs = [measure(peer, scenario) for _ in range(rounds)]
-            figures = [statistics.median(run.get(name, 0) for run in runs) for name in _FIGURES]
-            print(f"| {number:,} | " + " | ".join(f"{figure:,.0f}" for figure in figures) + " |", flush=True)
+        (peer,) = _proxy(stack)
+        runs: dict[int, list[dict[str, float]]] = {number: [] for number in STREAMS}
+        for _ in range(rounds):
+            for number in STREAMS:
+                runs[number].append(_event_cost(peer, number))
+        for number, results in runs.items():
+            figures = [statistics.median(result[name] for result in results) for name in _FIGURES]
+            print(f"| {number:,} | {figures[0]:.1f} | " + " | ".join(f"{figure:,.0f}" for figure in figures[1:]) + " |")
 
 
 _FIGURES = ("cpu_us_per_event", "event_p50", "event_p99", "rss_mib", "failed")
+
+
+def _proxy(stack: ExitStack) -> list[Peer]:
+    router = free_port()
+    stack.enter_context(started([sys.executable, "-m", "tests.bench.router", str(router)], 1, router))
+    return peers(stack, router, ["eidproxy"])
+
+
+def _event_cost(peer: Peer, number: int) -> dict[str, float]:
+    per_second = EVENTS_PER_SECOND / number
+    short, long = (
+        measure(peer, Scenario("", number, number, round(seconds * per_second), round(1e6 / per_second)))
+        for seconds in (SHORT_SECONDS, LONG_SECONDS)
+    )
+    more = long["cpu_us_per_stream"] - short["cpu_us_per_stream"]
+    failed = short["failed"] + long["failed"]
+    return {**long, "cpu_us_per_event": more / ((LONG_SECONDS - SHORT_SECONDS) * per_second), "failed": failed}
+
+
+def connections(rounds: int) -> None:
+    """CPU of a request by the number of connections that are open beside it."""
+    print("\none request of two events, eight at a time\n")
+    print("| open connections | CPU µs/request | first event p50 µs | failed | still open |\n|---|---|---|---|---|")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    except (OSError, ValueError):
+        print(f"fewer than {DESCRIPTORS:,} descriptors: the proxy may close what is open", file=sys.stderr)
+    with ExitStack() as stack:
+        (peer,) = _proxy(stack)
+        measure(peer, Scenario("warm up", 4, 20, 16, 0))
+        runs: dict[int, list[dict[str, float]]] = {number: [] for number in CONNECTIONS}
+        for _ in range(rounds):
+            for number in CONNECTIONS:
+                runs[number].append(uvloop.run(_request_cost(peer, number)))
+        for number, results in runs.items():
+            cpu, first, failed, still_open = (
+                statistics.median(result[name] for result in results)
+                for name in ("cpu_us_per_stream", "first_p50", "failed", "still_open")
+            )
+            print(f"| {number:,} | {cpu:.1f} | {first:,.0f} | {failed:,.0f} | {still_open:,.0f} |", flush=True)
+
+
+async def _request_cost(peer: Peer, number: int) -> dict[str, float]:
+    async with _idle(peer.port, number) as still_open:
+        result = await asyncio.to_thread(measure, peer, Scenario("", 8, 2000, 2, 0))
+        return {**result, "still_open": still_open()}
+
+
+@asynccontextmanager
+async def _idle(port: int, number: int) -> AsyncIterator[Callable[[], int]]:
+    """Open connections that asked once and wait; yields a count of those that are still open."""
+    loop = asyncio.get_running_loop()
+    socks = []
+    try:
+        for _ in range(number):
+            sock = socket.socket()
+            socks.append(sock)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", port))
+            await loop.sock_sendall(sock, b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        for sock in socks:
+            await loop.sock_recv(sock, 4096)
+        yield lambda: sum(not _is_closed(sock) for sock in socks)
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    try:
+        return not sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _microseconds(step: Callable[[], object]) -> float:
@@ -107,4 +192,5 @@ async def waiters() -> None:
 
 if __name__ == "__main__":
     streams(rounds=3)
+    connections(rounds=3)
     uvloop.run(waiters())

@@ -20,7 +20,7 @@ from eidproxy.relay.chunk import (
     _CommonDelta,
     chunk_head,
 )
-from eidproxy.relay.dialect import _KNOWN_FIELDS, RouterDelta, _LooseDelta
+from eidproxy.relay.dialect import _KNOWN_FIELDS, RouterDelta, _LooseDelta, decode_event
 from eidproxy.relay.sanitize import Sanitizer
 
 HEAD = chunk_head("id-1", 1700000000, "daily")
@@ -158,6 +158,16 @@ def test_a_text_of_the_delta_is_joined_and_is_read() -> None:
         came = RouterDelta()
         setattr(came, name, "said")
         assert came.texts() == {name: "said"}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_of_the_delta_is_read_loosely_too(name: str) -> None:
+    """An event with a field of another type is read a second time, by types of its own."""
+    (choice,) = (
+        decode_event(json.dumps({"choices": [{"index": "0", "delta": {name: "said"}}]}).encode())[0].choices or []
+    )
+    assert choice.delta is not None
+    assert choice.delta.texts() == {name: "said"}
 
 
 # The template

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
+import eidproxy
 from eidproxy.errors import (
     CLIENT_GONE,
     DEADLINES,
@@ -21,6 +23,7 @@ from eidproxy.errors import (
     metric_reason,
     reason_in_event,
     reason_of_status,
+    refusal_by_status,
     retry_after,
     router_retry_seconds,
     rule,
@@ -237,6 +240,43 @@ STATUSES = {
 @pytest.mark.parametrize(("status", "body", "reason"), STATUSES.values(), ids=STATUSES.keys())
 def test_a_status_and_a_body_give_a_reason(status: int, body: bytes, reason: str | None) -> None:
     assert reason_of_status(status, body) == reason
+
+
+CURES = {
+    "what waiting cures": (503, b"", b"7", "router_503", 7.0, False),
+    "what an operator must mend": (404, b"", b"7", "router_http_404", 7.0, True),
+    "a prompt that is too long": (
+        413,
+        b'{"error":{"code":"context_length_exceeded"}}',
+        b"",
+        "context_too_long",
+        None,
+        False,
+    ),
+    "a success that is none": (200, b"", b"", "upstream_protocol_error", None, False),
+}
+
+
+@pytest.mark.parametrize(("status", "body", "field", "reason", "seconds", "final"), CURES.values(), ids=CURES.keys())
+def test_a_status_gives_the_whole_error(
+    status: int, body: bytes, field: bytes, reason: str, seconds: float | None, final: bool
+) -> None:
+    found = refusal_by_status(status, body, field)
+    assert (found.reason, found.retry_seconds, found.is_final) == (reason, seconds, final)
+
+
+UNKNOWN_TO_THE_PAGE = {"internal_error", "invalid_priority", "method_not_allowed", "not_found"}
+"""What the page cannot mend and does not cause: it says that something went wrong."""
+
+
+def test_the_page_has_words_for_each_reason() -> None:
+    """A reason without a notice would read "unknown, try again", whatever is wrong."""
+    kinds = (
+        Path(eidproxy.__file__).with_name("pages").joinpath("chat/notices.js").read_text().split("const KINDS = {")[1]
+    )
+    named = set(re.findall(r"^  (\w+): ", kinds.split("};")[0], re.MULTILINE))
+    by_pattern = {reason for reason in RULES if reason.endswith("_unavailable")}
+    assert set(RULES) - named - by_pattern == UNKNOWN_TO_THE_PAGE
 
 
 @pytest.mark.parametrize(

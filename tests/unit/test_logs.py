@@ -1,5 +1,6 @@
 """logs: lines that hold nothing they should not, and that never wait."""
 
+import contextlib
 import json
 import logging
 import os
@@ -53,6 +54,80 @@ def test_a_closed_pipe_is_no_fault() -> None:
     finally:
         os.close(writer)
     assert len(dropped) == 1
+
+
+@pytest.fixture
+def packets() -> Iterator["Packets"]:
+    """A reader of what each write wrote (pipe(7), O_DIRECT), and the descriptor to write to."""
+    reader, writer = os.pipe2(os.O_DIRECT | os.O_NONBLOCK)
+
+    def read() -> list[bytes]:
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found.append(os.read(reader, 4096))
+        return found
+
+    yield read, writer
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+
+
+on_linux = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="pipes of packets are Linux's")
+Packets = tuple[Callable[[], list[bytes]], int]
+
+
+@on_linux
+def test_the_requests_of_one_turn_share_a_write(packets: Packets) -> None:
+    read, descriptor = packets
+    soon: list[Callable[[], None]] = []
+    writer = LineWriter(descriptor, lambda: None, call_soon=soon.append)
+    for word in (b"one", b"two"):
+        writer.gather(word)
+    assert read() == []
+    soon.pop()()
+    assert (read(), soon) == ([b"one\ntwo\n"], [])
+    writer.gather(b"three")
+    writer.msg("four")  # a change of state is written now, and in its place
+    assert read() == [b"three\n", b"four\n"]
+    soon.pop()()
+    assert read() == []
+
+
+@on_linux
+def test_a_shared_write_is_no_longer_than_a_pipe_takes_whole(packets: Packets) -> None:
+    read, descriptor = packets
+    soon: list[Callable[[], None]] = []
+    writer = LineWriter(descriptor, lambda: None, call_soon=soon.append)
+    for size in (2047, 2047, 1, 5000, 4094, 1):
+        writer.gather(b"x" * size)
+    soon.pop()()
+    assert [len(packet) for packet in read()] == [4096, 2, 4096, 4095, 2]
+
+
+def test_each_line_of_a_shared_write_that_is_dropped_is_counted() -> None:
+    reader, descriptor = os.pipe()
+    os.close(reader)
+    dropped: list[None] = []
+    soon: list[Callable[[], None]] = []
+    writer = LineWriter(descriptor, lambda: dropped.append(None), call_soon=soon.append)
+    try:
+        writer.gather(b"one")
+        writer.gather(b"two")
+        soon.pop()()
+    finally:
+        os.close(descriptor)
+    assert len(dropped) == 2
+
+
+@on_linux
+def test_when_the_loop_makes_no_more_turns_each_line_is_written_at_once(packets: Packets) -> None:
+    read, descriptor = packets
+    writer = LineWriter(descriptor, lambda: None, call_soon=lambda _: None)
+    writer.gather(b"one")
+    writer.stop_gathering()
+    writer.gather(b"two")
+    assert read() == [b"one\n", b"two\n"]
 
 
 def lines(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
