@@ -1,6 +1,7 @@
 """eidproxy: a local-only sidecar between an app and the router of self-hosted language models.
 
-The map, in the order in which a request meets the parts:
+A caller asks for `daily`, which waits for a slot at the gate, or for `deep`, which does not. The map, in the order in
+which a request meets the parts:
 
     cli                     the commands
     config/                 settings: the list of them; sources: where values come from; validation: what is wrong

@@ -239,7 +239,7 @@ class Refusal(Exception):
         return headers
 
     def body(self, request_id: str) -> bytes:
-        """Return the error as JSON: the body before the first byte, the data of the last event after it."""
+        """Return the error as JSON in OpenAI's form: the answer's body or, once a stream has begun, its last event."""
         error = {
             "message": self.message,
             "type": TYPES.get(self.status, "invalid_request_error"),

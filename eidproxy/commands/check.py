@@ -3,7 +3,6 @@
 import asyncio
 import json
 import platform
-import resource
 import ssl
 import sys
 import sysconfig
@@ -132,6 +131,7 @@ def is_optimized() -> bool:
 
 def _check_process(settings: Settings, report: ReportFinding) -> None:
     from eidproxy.app import why_not_accelerated
+    from eidproxy.inbound.server import raise_descriptor_limit
 
     python = f"Python {platform.python_version()}"
     # Both are `ok` in any case: without them eidproxy is slower, not wrong.
@@ -139,8 +139,7 @@ def _check_process(settings: Settings, report: ReportFinding) -> None:
     report(ok("interpreter", python + slow))
     why_not = why_not_accelerated(settings)
     report(ok("accelerator", "on" if why_not is None else f"off: {why_not}"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = hard if hard != resource.RLIM_INFINITY else max(soft, _FEW_DESCRIPTORS)
+    limit = raise_descriptor_limit()
     if limit < _FEW_DESCRIPTORS:
         report(note("descriptors", f"only {limit}", f"raise the limit (LimitNOFILE, ulimit -n) to {_FEW_DESCRIPTORS}"))
     else:
@@ -244,13 +243,14 @@ async def _is_port_open(address: str, port: int, patience_seconds: float) -> boo
 
 
 async def _check_gate(settings: Settings, report: ReportFinding) -> None:
+    """Report what the gate is, and why it cannot serve now. Only a shared gate can fail."""
     from eidproxy.app import gate_terms
 
-    told, fault = await check_gate(gate_terms(settings))
-    for line in told:
-        report(ok("gate", line))
+    facts, fault = await check_gate(gate_terms(settings))
+    for fact in facts:
+        report(ok("gate", fact))
     if fault is not None:
-        report(fail("gate", fault, "fix the store or gate.url; until then daily requests get 503 gate_unavailable"))
+        report(fail("gate", fault, "fix the store or gate.url; until then requests for daily get 503 gate_unavailable"))
 
 
 def _check_chat(chat: ChatSettings, report: ReportFinding) -> None:

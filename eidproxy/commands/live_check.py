@@ -474,9 +474,10 @@ def _is_from_eidproxy(response: httpx.Response) -> bool:
 
 @asynccontextmanager
 async def _own_proxy(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, asyncio.Task[None]]]:
-    """Run an eidproxy in this process, on a socket that only this user can open. Yield a client and the serving task.
+    """Run an eidproxy of the check's own, for where none runs. Yield a client and the serving task.
 
-    The task ends by itself after a signal.
+    It has the router, the models and the gate of the settings, but no keys and no chat, and only this user can open its
+    socket. A signal ends the task, so the caller must watch it.
     """
     from eidproxy.app import Application
 

@@ -311,7 +311,8 @@ def _queue_line(gate: GateStatus) -> Line:
     text = f"{len(gate.waiting)} (room for {gate.queue_limit})"
     if gate.waiting:
         counts = Counter(entry.priority for entry in gate.waiting)
-        classes = [f"{count} {priority}" for priority, count in sorted(counts.items(), reverse=True)]
+        foreground_first = sorted(counts.items(), reverse=True)
+        classes = [f"{count} {priority}" for priority, count in foreground_first]
         text += f": {', '.join(classes)}, oldest {format_age(max(entry.age_seconds for entry in gate.waiting))}"
     return _fact_line("Waiting", text)
 

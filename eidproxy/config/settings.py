@@ -169,7 +169,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     @property
     def allowed_hosts(self) -> frozenset[str]:
-        """The names accepted in `Host`, without port, in lower case."""
+        """The names accepted in `Host`: those of the setting alone, else those of this machine and of the listener."""
         given = self.server.allowed_hosts
         if given:
             return frozenset(host.lower() for host in given)

@@ -45,10 +45,10 @@ def build_gate(terms: GateTerms, metrics: Metrics, on_store_change: Callable[[Ex
 
 
 async def check_gate(terms: GateTerms) -> tuple[list[str], str | None]:
-    """Return what the gate is, and why it cannot serve now (None if it can)."""
+    """Return facts of the gate for the operator, and why it cannot serve now (None if it can)."""
     if not is_shared(terms.url):
         return ["in the process"], None
     from eidproxy.gate.shared_factory import check_store
 
-    told, fault = await check_store(terms)
-    return [f"shared, {line}" for line in told], fault
+    facts, fault = await check_store(terms)
+    return [f"shared, {fact}" for fact in facts], fault

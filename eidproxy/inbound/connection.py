@@ -113,6 +113,7 @@ class Connection(asyncio.Protocol):
         self._chunked_body: ChunkedBody | None = None
         self._head: RequestHead | None = None
         self._held_bytes = 0
+        """Bytes that the incomplete body has allocated, as counted in `Connections.unfinished_bytes`."""
         self._keep_alive = True
         self._is_head_request = False
         self._is_paused = False
@@ -323,7 +324,7 @@ class Connection(asyncio.Protocol):
         self._begin_lingering()
 
     def _forget_request(self) -> None:
-        """Release what an arriving request holds: head, decoder, buffer, and its share of the memory limit."""
+        """Drop what was collected of the request, which is passed on, refused or lost, and stop counting its memory."""
         self._head = self._chunked_body = self._buffer = None
         if self._held_bytes:
             self._connections.unfinished_bytes -= self._held_bytes

@@ -135,9 +135,10 @@ async def _no_application(scope: Any, receive: Any, send: Any) -> None:
 def connection_limit(spare: int = 0) -> int:
     """Return how many connections may be open: half of the descriptors, since a running request needs two.
 
-    `spare` descriptors are set aside for requests that use a third one (see `spare_descriptors`).
+    `spare` descriptors are set aside for requests that use a third one (see `spare_descriptors`). Raises the limit of
+    descriptors first, as that does.
     """
-    return max((_raise_descriptor_limit() - spare - _RESERVED_DESCRIPTORS) // 2, 16)
+    return max((raise_descriptor_limit() - spare - _RESERVED_DESCRIPTORS) // 2, 16)
 
 
 def spare_descriptors() -> int:
@@ -145,12 +146,15 @@ def spare_descriptors() -> int:
 
     0 below `_SPARE_FROM_DESCRIPTORS`.
     """
-    descriptors = _raise_descriptor_limit()
+    descriptors = raise_descriptor_limit()
     return descriptors // 8 if descriptors >= _SPARE_FROM_DESCRIPTORS else 0
 
 
-def _raise_descriptor_limit() -> int:
-    """Raise the limit of open descriptors as far as possible, and return it."""
+def raise_descriptor_limit() -> int:
+    """Return how many descriptors this process may open, after raising its soft limit to the hard one.
+
+    Where the hard limit is infinite, to at least 65,536. A second call changes nothing.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65536)
     try:

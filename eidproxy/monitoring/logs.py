@@ -28,8 +28,8 @@ from eidproxy.vocabulary import Outcome
 
 _encode = msgspec.json.Encoder().encode
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_MAX_WRITE_BYTES = 4096
-"""PIPE_BUF: a write of at most this much to a writable pipe neither blocks nor is split. No line is longer."""
+_MAX_LINE_BYTES = 4096
+"""Linux's PIPE_BUF: a write of at most this much to a writable pipe neither blocks nor is split."""
 
 
 _REFUSALS_SECONDS = 1.0
@@ -100,11 +100,15 @@ class LineWriter:
         self._call_soon = call_soon
         self._gathered: list[bytes] = []
         """The lines of this turn that are not yet written."""
+        self._gathered_bytes = 0
+        self._is_flush_scheduled = False
         self._on_drop = on_drop
         self._clock = clock
         self._rotation_checked_at = clock()
         # A regular file is always writable, so it is not polled.
         self._may_block = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+        # `poll` says that a pipe takes PIPE_BUF bytes: 4,096 on Linux, 512 on macOS.
+        self._max_shared_bytes = select.PIPE_BUF if self._may_block else _MAX_LINE_BYTES
         self._path = None if self._may_block else _path_of(descriptor)
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
@@ -117,24 +121,32 @@ class LineWriter:
     debug = info = warning = error = critical = msg
 
     def gather(self, line: bytes) -> None:
-        """Write one line at the end of the loop's turn, in one write with the others of that turn."""
+        """Write one line by the end of the loop's turn, in one write with others of that turn.
+
+        No more than one write is held: a pipe's reader gets its time while a turn ends many requests, and a process
+        that dies takes few lines with it.
+        """
         if self._call_soon is None:
             self.msg(line)
             return
-        if not self._gathered:
-            self._call_soon(self.flush)
-        self._gathered.append(_cut(line))
+        line = _cut(line)
+        if self._gathered_bytes + len(line) > self._max_shared_bytes:
+            self.flush()
+        if not self._is_flush_scheduled:
+            self._is_flush_scheduled = True
+            self._call_soon(self._flush_at_turn_end)
+        self._gathered.append(line)
+        self._gathered_bytes += len(line)
+
+    def _flush_at_turn_end(self) -> None:
+        self._is_flush_scheduled = False
+        self.flush()
 
     def flush(self) -> None:
-        """Write what is gathered, in writes of whole lines and at most 4,096 bytes."""
-        lines, self._gathered = self._gathered, []
-        at = 0
-        while at < len(lines):
-            begin, size = at, 0
-            while at < len(lines) and size + len(lines[at]) <= _MAX_WRITE_BYTES:
-                size += len(lines[at])
-                at += 1
-            self._write(b"".join(lines[begin:at]), at - begin)
+        """Write what is gathered."""
+        if self._gathered:
+            lines, self._gathered, self._gathered_bytes = self._gathered, [], 0
+            self._write(b"".join(lines), len(lines))
 
     def stop_gathering(self) -> None:
         """Write what is gathered, and from now on each line at once: the loop makes no more turns."""
@@ -150,8 +162,8 @@ class LineWriter:
                 writable = True
                 self._reopen_if_rotated()
             if writable:
-                os.write(self._descriptor, data)
-                return
+                written = os.write(self._descriptor, data)
+                lines = 0 if written == len(data) else lines - data.count(b"\n", 0, written)
         except OSError:
             pass  # a full disk or a closed pipe: counted like a reader that stopped reading
         for _ in range(lines):
@@ -171,7 +183,7 @@ class LineWriter:
 
 
 def _cut(line: bytes) -> bytes:
-    return line[: _MAX_WRITE_BYTES - 1] + b"\n"
+    return line[: _MAX_LINE_BYTES - 1] + b"\n"
 
 
 def _path_of(descriptor: int) -> str | None:

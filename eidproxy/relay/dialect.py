@@ -353,7 +353,7 @@ def _as_string(raw: Raw | UnsetType) -> str | None:
 
 
 def _as_index(raw: Raw | UnsetType) -> int | None:
-    """Return a whole number in any spelling, or None: `0.0` and `"0"` are 0."""
+    """Read the index of a choice or of a call in any spelling (`0.0` and `"0"` are 0); None for anything else."""
     try:
         return _decode_index(_raw_or_null(raw))
     except msgspec.ValidationError:

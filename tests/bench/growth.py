@@ -7,6 +7,7 @@ are open and ask nothing; one step of the gate at 10 to 10,000 waiters. All shou
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import resource
 import socket
@@ -50,11 +51,17 @@ def streams(rounds: int) -> None:
             for number in STREAMS:
                 runs[number].append(_event_cost(peer, number))
         for number, results in runs.items():
-            figures = [statistics.median(result[name] for result in results) for name in _FIGURES]
+            figures = [_median(results, name) for name in _FIGURES]
             print(f"| {number:,} | {figures[0]:.1f} | " + " | ".join(f"{figure:,.0f}" for figure in figures[1:]) + " |")
 
 
+_CPU = "cpu_us_per_stream"
 _FIGURES = ("cpu_us_per_event", "event_p50", "event_p99", "rss_mib", "failed")
+
+
+def _median(results: list[dict[str, float]], name: str) -> float:
+    """The median of the runs that have the figure: one that broke off has none, and counts as failed."""
+    return statistics.median([result[name] for result in results if name in result] or [math.nan])
 
 
 def _proxy(stack: ExitStack) -> list[Peer]:
@@ -69,7 +76,7 @@ def _event_cost(peer: Peer, number: int) -> dict[str, float]:
         measure(peer, Scenario("", number, number, round(seconds * per_second), round(1e6 / per_second)))
         for seconds in (SHORT_SECONDS, LONG_SECONDS)
     )
-    more = long["cpu_us_per_stream"] - short["cpu_us_per_stream"]
+    more = long.get(_CPU, math.nan) - short.get(_CPU, math.nan)
     failed = short["failed"] + long["failed"]
     return {**long, "cpu_us_per_event": more / ((LONG_SECONDS - SHORT_SECONDS) * per_second), "failed": failed}
 
@@ -78,23 +85,30 @@ def connections(rounds: int) -> None:
     """CPU of a request by the number of connections that are open beside it."""
     print("\none request of two events, eight at a time\n")
     print("| open connections | CPU µs/request | first event p50 µs | failed | still open |\n|---|---|---|---|---|")
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
-    except (OSError, ValueError):
-        print(f"fewer than {DESCRIPTORS:,} descriptors: the proxy may close what is open", file=sys.stderr)
+    possible = [number for number in CONNECTIONS if 2 * number <= _raise_descriptors()]
     with ExitStack() as stack:
         (peer,) = _proxy(stack)
         measure(peer, Scenario("warm up", 4, 20, 16, 0))
-        runs: dict[int, list[dict[str, float]]] = {number: [] for number in CONNECTIONS}
+        runs: dict[int, list[dict[str, float]]] = {number: [] for number in possible}
         for _ in range(rounds):
-            for number in CONNECTIONS:
+            for number in possible:
                 runs[number].append(uvloop.run(_request_cost(peer, number)))
         for number, results in runs.items():
             cpu, first, failed, still_open = (
-                statistics.median(result[name] for result in results)
-                for name in ("cpu_us_per_stream", "first_p50", "failed", "still_open")
+                _median(results, name) for name in (_CPU, "first_p50", "failed", "still_open")
             )
             print(f"| {number:,} | {cpu:.1f} | {first:,.0f} | {failed:,.0f} | {still_open:,.0f} |", flush=True)
+
+
+def _raise_descriptors() -> int:
+    """Raise the limit of descriptors, which the proxy inherits, as far as may be, and return it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    except (OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard
+    return DESCRIPTORS
 
 
 async def _request_cost(peer: Peer, number: int) -> dict[str, float]:

@@ -176,7 +176,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "schema": {"chat", "chunk", "completion"},
     "look": {"egress", "exchange", "response", "errors", "reasons", "upstream", "vocabulary"},
-    "check": {"egress", "app", "choice", "config", "reasons", "hints", "look", "surface", "tokens", "upstream"},
+    "check": {
+        *("app", "choice", "config", "egress", "hints", "look", "reasons", "server", "surface", "tokens", "upstream"),
+    },
     "live_check": {"app", "check", "choice", "config", "look", "top", "vocabulary"},
     "service": set(),
     "fake_router": set(),

@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import re
+import resource
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -95,14 +97,39 @@ def test_the_requests_of_one_turn_share_a_write(packets: Packets) -> None:
 
 
 @on_linux
-def test_a_shared_write_is_no_longer_than_a_pipe_takes_whole(packets: Packets) -> None:
+def test_no_more_than_one_write_is_held(packets: Packets) -> None:
+    """A turn that ends thousands of requests would fill the pipe before its reader had any time."""
     read, descriptor = packets
     soon: list[Callable[[], None]] = []
     writer = LineWriter(descriptor, lambda: None, call_soon=soon.append)
+    found = []
     for size in (2047, 2047, 1, 5000, 4094, 1):
         writer.gather(b"x" * size)
+        found.append([len(packet) for packet in read()])
+    assert found == [[], [], [4096], [2], [4096], [4095]]
+    assert len(soon) == 1
     soon.pop()()
-    assert [len(packet) for packet in read()] == [4096, 2, 4096, 4095, 2]
+    assert read() == [b"x\n"]
+
+
+def test_lines_that_a_full_disk_cuts_off_are_counted(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    dropped: list[None] = []
+    soon: list[Callable[[], None]] = []
+    file = tmp_path / "log"
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    writer = LineWriter(descriptor, lambda: dropped.append(None), call_soon=soon.append)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (250, hard))
+        for _ in range(4):
+            writer.gather(b"x" * 99)
+        soon.pop()()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+        os.close(descriptor)
+    assert (file.read_bytes().count(b"\n"), len(dropped)) == (2, 2)
 
 
 def test_each_line_of_a_shared_write_that_is_dropped_is_counted() -> None:
