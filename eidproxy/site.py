@@ -127,7 +127,7 @@ def chat_routes(title: str, folder: Path = _FOLDER / "chat", *, policy: str = CH
 
 
 def _digest(files: Mapping[str, StaticFile]) -> str:
-    """Return one digest for all files that a page loads, for their addresses: old and new files never mix (DESIGN, 46)."""
+    """Return one digest for all files that a page loads, for their addresses: old and new never mix (DESIGN, 46)."""
     digest = hashlib.sha256()
     for name, file in files.items():
         digest.update(f"{name} {len(file.body)}\n".encode() + file.body)
