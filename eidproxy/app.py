@@ -45,9 +45,10 @@ from eidproxy.monitoring.status import (
     UpstreamStatus,
     WaiterStatus,
 )
-from eidproxy.relay.relay import Relay, RelayLimits, RelayServices, RelayTimers
+from eidproxy.relay.relay import Relay, RelayServices, RelayTimers
 from eidproxy.relay.settle import Settlements
 from eidproxy.relay.silence import SilenceLimits
+from eidproxy.relay.upstream_request import RelayLimits
 from eidproxy.relay.wedge import GuardStatistics, WedgeGuard
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.resolver import Resolver

@@ -18,12 +18,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route, Router
 
-from eidproxy.errors import Refusal
+from eidproxy.errors import OPERATOR_REASONS, Refusal
 from eidproxy.inbound.chat import Model, parse_chat_request
 from eidproxy.inbound.connection import Connection
 from eidproxy.inbound.connections import State
 from eidproxy.inbound.http1 import RequestHead
-from eidproxy.monitoring.logs import ERRORS, Refusals
+from eidproxy.monitoring.logs import Refusals
 from eidproxy.monitoring.metrics import Metrics
 from eidproxy.monitoring.record import RequestRecord
 from eidproxy.monitoring.status import Status
@@ -295,7 +295,7 @@ class Endpoints:
             seconds=asyncio.get_running_loop().time() - connection.began_at,
         )
         self.services.metrics.count_request(record)
-        if reason is None or record.label in ERRORS:
+        if reason is None or record.label in OPERATOR_REASONS:
             self.services.log.request(record)
         else:
             self.refusals.add(record)

@@ -52,8 +52,7 @@ ROUTER_REASONS = {
 }
 """The five words of a router that have a row and a metric label of their own."""
 
-# A new reason may belong in other tables, too: DEADLINES and STREAM_ENDS below, the silent ones in `silence.py`, those
-# that an operator must mend in `logs.py`, and the words of the chat page in `pages/chat/notices.js`.
+# A new reason may belong in the tables below, too, and has words of its own on the chat page: `pages/chat/notices.js`.
 RULES: dict[str, Rule] = {
     "invalid_json": Rule(400, Retry.SILENT, "The request body must be one JSON object within the limits."),
     "invalid_request": Rule(400, Retry.SILENT, "The request is not valid."),
@@ -150,6 +149,12 @@ STREAM_ENDS = {
     CLIENT_GONE: StreamEnd.CLIENT_GONE,
 }
 """How a begun stream ended, by reason; every other reason is `upstream_error`."""
+
+SILENT_ENDS = frozenset({"upstream_silent", "router_ReadTimeout", "stream_deadline_exceeded"})
+"""Reasons that mean: the router was silent to the end, so its model server may hang."""
+
+OPERATOR_REASONS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rules_missing"})
+"""Reasons that an operator must mend: their requests are logged as errors."""
 
 _WORD = re.compile(r"[a-z0-9_]{1,64}")
 _GENERAL_WORDS = frozenset(

@@ -15,6 +15,7 @@ import httpx
 
 from eidproxy.egress import EgressBlocked
 from eidproxy.errors import reason_of_status
+from eidproxy.relay.chunk import TEXTS, THOUGHTS
 from eidproxy.router.exchange import Exchange
 from eidproxy.router.reasons import reason_of_fault
 from eidproxy.router.response import ResponseHead
@@ -145,8 +146,8 @@ def read_event(item: StreamItem) -> EventContent:
     finish_reason, calls = choice.get("finish_reason"), delta.get("tool_calls")
     return EventContent(
         item.seconds,
-        text=_text(delta.get("content")),
-        reasoning=_text(delta.get("reasoning_content")) or _text(delta.get("reasoning")),
+        text="".join(_text(delta.get(name)) for name in TEXTS if name not in THOUGHTS),
+        reasoning="".join(_text(delta.get(name)) for name in THOUGHTS) or _text(delta.get("reasoning")),
         finish_reason=finish_reason if isinstance(finish_reason, str) and finish_reason not in ("", "null") else None,
         calls=len(calls) if isinstance(calls, list) else 0,
         has_model_fields=any(event.get(name) for name in ("id", "object", "model", "created")),

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from eidproxy.errors import OPERATOR_REASONS
 from eidproxy.monitoring.record import RequestRecord
 from eidproxy.vocabulary import Outcome
 
@@ -55,10 +56,6 @@ class Event(StrEnum):
     EGRESS_BLOCKED = "egress_blocked"
     RULES_MISSING = "rules_missing"
     UPSTREAM_STATE = "upstream_state"
-
-
-ERRORS = frozenset({"router_rejected", "egress_blocked", "internal_error", "rules_missing"})
-"""Reasons that an operator must mend."""
 
 
 class RequestLine(msgspec.Struct, omit_defaults=True, tag_field="event", tag=Event.REQUEST.value):
@@ -227,7 +224,7 @@ class Log:
         label = record.label
         level = "info"
         if record.outcome is Outcome.ERROR:
-            level = "error" if record.must_be_mended or label in ERRORS else "warning"
+            level = "error" if record.must_be_mended or label in OPERATOR_REASONS else "warning"
         if self._lowest_level > _LEVELS[level]:
             return
         line = RequestLine(

@@ -28,12 +28,12 @@ from eidproxy.relay.answer import Answer, Times, is_departure
 from eidproxy.relay.completion import Completion
 from eidproxy.relay.progress import Progress
 from eidproxy.relay.settle import Settlements
-from eidproxy.relay.silence import SilenceClock, SilenceLimits
+from eidproxy.relay.silence import SilenceClock
 from eidproxy.relay.splice import Splice
 from eidproxy.relay.states import BY_STATUS, ENDS, GIVEN, PHASES, WHOLE, Cause, State
 from eidproxy.relay.stream import Stream
 from eidproxy.relay.tally import count_exchange
-from eidproxy.relay.upstream_request import UpstreamRequest, UpstreamTimers
+from eidproxy.relay.upstream_request import RelayLimits, UpstreamRequest, UpstreamTimers
 from eidproxy.relay.wedge import Passage, WedgeGuard
 from eidproxy.router.exchange import Exchange
 from eidproxy.router.reasons import reason_of_fault
@@ -42,19 +42,12 @@ from eidproxy.timeouts import TimeoutQueue
 from eidproxy.vocabulary import Mode, Phase, Priority, Surface
 
 
-class RelayLimits(NamedTuple):
-    """The limits of one request."""
-
-    silence: SilenceLimits
-    keepalive_seconds: float
-
-
 class RelayTimers:
     """The timers of all requests: one timer of the loop for each kind."""
 
     def __init__(self, limits: RelayLimits) -> None:
         self.deadline = TimeoutQueue(limits.silence.deadline_seconds, Relay.on_wall_clock)
-        self.upstream = UpstreamTimers(limits.silence, limits.keepalive_seconds)
+        self.upstream = UpstreamTimers(limits)
 
 
 class RelayServices(NamedTuple):

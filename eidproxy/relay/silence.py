@@ -9,14 +9,13 @@ All times are arguments, in seconds of the caller's clock; nothing here waits.
 import math
 from typing import NamedTuple
 
+from eidproxy.errors import CLIENT_GONE, SILENT_ENDS
+
 _MAX_COMMENT_BYTES = 256
 """How much of a comment is kept, to compare the next one with. It goes to no caller and no log."""
 
 _DEPARTURE_SECONDS = 60.0
 """A caller that leaves earlier than this is no evidence about the router: people have little patience."""
-
-_SILENT_REASONS = frozenset({"upstream_silent", "router_ReadTimeout", "stream_deadline_exceeded"})
-_CALLER_LEFT = "client_gone"
 
 
 class SilenceLimits(NamedTuple):
@@ -126,6 +125,6 @@ class SilenceClock:
         """
         if self.first_event_at is not None or self._was_paused_before_first_event:
             return False
-        if reason == _CALLER_LEFT:
+        if reason == CLIENT_GONE:
             return now - self._sent_at >= max(self.allowance / 2, _DEPARTURE_SECONDS)
-        return reason in _SILENT_REASONS
+        return reason in SILENT_ENDS

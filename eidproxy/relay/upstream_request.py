@@ -4,7 +4,7 @@ Until then the request waits in `Relay`, which also owns its end: here each thin
 `Cause`. Everything runs in the callbacks of the upstream connection and of the timers.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import httpx
 
@@ -37,12 +37,19 @@ Shorter requests never pay for it.
 """
 
 
+class RelayLimits(NamedTuple):
+    """The limits of one request that are settings."""
+
+    silence: SilenceLimits
+    keepalive_seconds: float
+
+
 class UpstreamTimers:
     """The timers of all requests at the router: one timer of the loop for each kind."""
 
-    def __init__(self, limits: SilenceLimits, keepalive_seconds: float) -> None:
+    def __init__(self, limits: RelayLimits) -> None:
         """To be built inside a running loop."""
-        self.silence = SilenceTimers(limits, keepalive_seconds)
+        self.silence = SilenceTimers(limits.silence, limits.keepalive_seconds)
         self.tcp_keepalive = TimeoutQueue(_TCP_KEEPALIVE_AFTER_SECONDS, UpstreamRequest.enable_tcp_keepalive)
         self.tail = TimeoutQueue(_TAIL_SECONDS, UpstreamRequest.on_tail_silence, patient=True)
         self.error_body = TimeoutQueue(_ERROR_BODY_SECONDS, UpstreamRequest.on_error_body_limit, patient=True)
