@@ -42,7 +42,7 @@ def streams(rounds: int) -> None:
     An event's cost is the difference of two runs, a long one and a short one, over the events that one has more: what a
     request costs is in both.
     """
-    print(f"one event, {EVENTS_PER_SECOND:,} events a second in all\n")
+    print(f"\none event, {EVENTS_PER_SECOND:,} events a second in all\n")
     print("| streams | CPU µs/event | event p50 µs | p99 µs | RSS MiB | failed |\n|---|---|---|---|---|---|")
     with ExitStack() as stack:
         (peer,) = _proxy(stack)
@@ -169,7 +169,7 @@ def _filled(waiters: int) -> tuple[AdmissionQueue, list[Ticket]]:
 
 async def waiters() -> None:
     """One step of the gate by the number of those who wait."""
-    print("\none step of the gate, µs\n")
+    print("one step of the gate, µs\n")
     print("| waiters | arrive and cancel | grant the next | position | statistics | scrape of /metrics |")
     print("|---|---|---|---|---|---|")
     for number in WAITERS:
@@ -192,7 +192,9 @@ async def waiters() -> None:
         figures = [_microseconds(cancel), _microseconds(position)]
         figures.insert(1, _microseconds(grant))
         metrics = Metrics("bench")
-        gate = LocalGate(_filled(number)[0], metrics, 300.0, 305.0)
+        gate = LocalGate(AdmissionQueue(1, number, 60), metrics, 300.0, 305.0)
+        for _ in range(number + 1):
+            gate.acquire(random.choice(list(Priority)))
         metrics.queue_states = gate.statistics
         figures.append(_microseconds(gate.statistics))
         scrapes = []
@@ -205,6 +207,6 @@ async def waiters() -> None:
 
 
 if __name__ == "__main__":
+    uvloop.run(waiters())
     streams(rounds=3)
     connections(rounds=3)
-    uvloop.run(waiters())
