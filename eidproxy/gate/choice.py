@@ -35,7 +35,7 @@ def build_gate(terms: GateTerms, metrics: Metrics, on_store_change: Callable[[Ex
     `on_store_change` is called with the reason when the store of a shared gate stops serving, and with None when it
     serves again.
     """
-    if not is_shared(terms.url):
+    if terms.url is None:
         queue = AdmissionQueue(terms.capacity, terms.max_waiting, terms.aging_seconds)
         return LocalGate(queue, metrics, terms.wait_timeout_seconds, terms.max_hold_seconds)
     # Imported here, so that only a shared gate needs the client of its store (redis-py).
@@ -46,7 +46,7 @@ def build_gate(terms: GateTerms, metrics: Metrics, on_store_change: Callable[[Ex
 
 async def check_gate(terms: GateTerms) -> tuple[list[str], str | None]:
     """Return facts of the gate for the operator, and why it cannot serve now (None if it can)."""
-    if not is_shared(terms.url):
+    if terms.url is None:
         return ["in the process"], None
     from eidproxy.gate.shared_factory import check_store
 
