@@ -372,7 +372,7 @@ def reason_of_status(status: int, body: bytes) -> str | None:
     return "router_503" if status == 503 else f"router_http_{status}"
 
 
-def refusal_by_status(status: int, body: bytes, retry_after_field: bytes = b"") -> Refusal:
+def refusal_by_status(status: int, body: bytes, retry_after_field: bytes) -> Refusal:
     """Return the error for a router's status, body and `Retry-After`: its reason, and whether waiting would cure it."""
     reason = reason_of_status(status, body)
     return Refusal(
