@@ -45,7 +45,7 @@ def streams(rounds: int) -> None:
     print(f"\none event, {EVENTS_PER_SECOND:,} events a second in all\n")
     print("| streams | CPU µs/event | event p50 µs | p99 µs | RSS MiB | failed |\n|---|---|---|---|---|---|")
     with ExitStack() as stack:
-        (peer,) = _proxy(stack)
+        peer = _proxy(stack)
         runs: dict[int, list[dict[str, float]]] = {number: [] for number in STREAMS}
         for _ in range(rounds):
             for number in STREAMS:
@@ -64,10 +64,11 @@ def _median(results: list[dict[str, float]], name: str) -> float:
     return statistics.median([result[name] for result in results if name in result] or [math.nan])
 
 
-def _proxy(stack: ExitStack) -> list[Peer]:
+def _proxy(stack: ExitStack) -> Peer:
     router = free_port()
     stack.enter_context(started([sys.executable, "-m", "tests.bench.router", str(router)], 1, router))
-    return peers(stack, router, ["eidproxy"])
+    (peer,) = peers(stack, router, ["eidproxy"])
+    return peer
 
 
 def _event_cost(peer: Peer, number: int) -> dict[str, float]:
@@ -85,9 +86,10 @@ def connections(rounds: int) -> None:
     """CPU of a request by the number of connections that are open beside it."""
     print("\none request of two events, eight at a time\n")
     print("| open connections | CPU µs/request | first event p50 µs | failed | still open |\n|---|---|---|---|---|")
-    possible = [number for number in CONNECTIONS if 2 * number <= _raise_descriptors()]
+    descriptors = _raise_descriptors()
+    possible = [number for number in CONNECTIONS if 2 * number <= descriptors]
     with ExitStack() as stack:
-        (peer,) = _proxy(stack)
+        peer = _proxy(stack)
         measure(peer, Scenario("warm up", 4, 20, 16, 0))
         runs: dict[int, list[dict[str, float]]] = {number: [] for number in possible}
         for _ in range(rounds):

@@ -58,8 +58,12 @@ def test_a_closed_pipe_is_no_fault() -> None:
     assert len(dropped) == 1
 
 
+on_linux = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="pipes of packets are Linux's")
+Packets = tuple[Callable[[], list[bytes]], int]
+
+
 @pytest.fixture
-def packets() -> Iterator["Packets"]:
+def packets() -> Iterator[Packets]:
     """A reader of what each write wrote (pipe(7), O_DIRECT), and the descriptor to write to."""
     reader, writer = os.pipe2(os.O_DIRECT | os.O_NONBLOCK)
 
@@ -73,10 +77,6 @@ def packets() -> Iterator["Packets"]:
     yield read, writer
     for descriptor in (reader, writer):
         os.close(descriptor)
-
-
-on_linux = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="pipes of packets are Linux's")
-Packets = tuple[Callable[[], list[bytes]], int]
 
 
 @on_linux

@@ -51,6 +51,7 @@ def chunk(delta: Any, **choice: Any) -> bytes:
         (chunk({"content": [{"text": "a"}, {"text": "b"}, 5]}), EventContent(1.0, text="ab")),
         (chunk({"reasoning": "r"}), EventContent(1.0, reasoning="r")),
         (chunk({"reasoning_content": "r", "reasoning": "other"}), EventContent(1.0, reasoning="r")),
+        (chunk({"refusal": "No."}), EventContent(1.0, text="No.")),  # a refusal is an answer
         (chunk(None, message={"content": "a"}), EventContent(1.0, text="a")),
         (chunk({"tool_calls": [{}, {}]}), EventContent(1.0, calls=2)),
         (chunk({}, finish_reason="stop"), EventContent(1.0, finish_reason="stop")),
